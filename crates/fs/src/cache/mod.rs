@@ -1,0 +1,1 @@
+//! Ranges of object versions kept on the local disk.

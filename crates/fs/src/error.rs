@@ -1,0 +1,113 @@
+//! What a file operation can fail with. [`crate::errno`] turns it into a number.
+
+use sandpail_store::StoreError;
+
+/// Result of a file operation.
+pub type FsResult<T> = Result<T, FsError>;
+
+/// A failed file operation.
+#[derive(Debug, thiserror::Error)]
+pub enum FsError {
+    /// No such file or directory.
+    #[error("{what} does not exist")]
+    NotFound {
+        /// The path or name.
+        what: String,
+    },
+    /// The name is taken.
+    #[error("{what} exists already")]
+    Exists {
+        /// The path or name.
+        what: String,
+    },
+    /// A directory was needed.
+    #[error("not a directory")]
+    NotADirectory,
+    /// A file was needed.
+    #[error("is a directory")]
+    IsADirectory,
+    /// The directory has entries.
+    #[error("directory is not empty")]
+    NotEmpty,
+    /// The mount or the handle takes no writes.
+    #[error("the mount is read-only")]
+    ReadOnly,
+    /// The handle was not opened for this.
+    #[error("the file is not open for this operation")]
+    BadHandle,
+    /// The caller may not do this.
+    #[error("operation not permitted: {what}")]
+    NotPermitted {
+        /// What was refused and why.
+        what: String,
+    },
+    /// No store has this operation.
+    #[error("not supported: {what}")]
+    Unsupported {
+        /// The operation.
+        what: String,
+    },
+    /// An argument makes no sense.
+    #[error("invalid argument: {what}")]
+    Invalid {
+        /// Which one.
+        what: String,
+    },
+    /// The name or the whole key is too long.
+    #[error("name too long: {what}")]
+    NameTooLong {
+        /// Which one.
+        what: String,
+    },
+    /// Larger than the store's limits allow.
+    #[error("file too large: {what}")]
+    TooLarge {
+        /// Which limit.
+        what: String,
+    },
+    /// No room on the local disk (staging) or in the store.
+    #[error("no space: {what}")]
+    NoSpace {
+        /// Where.
+        what: String,
+    },
+    /// The extended attribute is not there.
+    #[error("no such attribute")]
+    NoAttribute,
+    /// A result does not fit what the caller offers, or what S3 metadata can hold.
+    #[error("does not fit: {what}")]
+    Range {
+        /// What.
+        what: String,
+    },
+    /// In use.
+    #[error("busy: {what}")]
+    Busy {
+        /// What.
+        what: String,
+    },
+    /// The object was replaced while it was open.
+    #[error("{what} was replaced in the bucket while it was open")]
+    Changed {
+        /// The key.
+        what: String,
+    },
+    /// The store failed.
+    #[error("{what}: {source}")]
+    Store {
+        /// What was done.
+        what: String,
+        /// The cause.
+        #[source]
+        source: StoreError,
+    },
+    /// A local file failed (staging, cache).
+    #[error("{what}: {source}")]
+    Io {
+        /// What was done.
+        what: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,1 @@
+//! Writing one file: staging, extents, upload plans.

@@ -1,0 +1,19 @@
+//! Objects by key: one trait, [`Store`], and what stands behind it.
+//!
+//! Everything above this crate sees only [`Store`]: the engine does not know whether a bucket is
+//! reached over HTTP ([`http`]), is a directory on this machine ([`dir`]) or lives in memory
+//! ([`memory`]). Behaviour that every store must share is written once, in [`conformance`].
+#![forbid(unsafe_code)]
+
+mod error;
+mod keys;
+mod store;
+mod types;
+
+pub use error::{StoreError, StoreResult};
+pub use keys::{InvalidKey, ObjectKey};
+pub use store::{BodyStream, Download, Store, collect};
+pub use types::{
+    Capabilities, Condition, CopySource, ETag, ListPage, ListRequest, ListedObject, ObjectAttributes, ObjectInfo, Part,
+    PutBody, PutOutcome, UploadId, UploadInProgress,
+};
