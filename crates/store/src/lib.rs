@@ -5,15 +5,21 @@
 //! ([`memory`]). Behaviour that every store must share is written once, in [`conformance`].
 #![forbid(unsafe_code)]
 
+pub mod conformance;
+mod cursor;
+mod digest;
+pub mod dir;
 mod error;
 mod keys;
+pub mod memory;
 mod store;
 mod types;
 
+pub use cursor::token_after;
 pub use error::{StoreError, StoreResult};
-pub use keys::{InvalidKey, ObjectKey};
+pub use keys::{InvalidKey, KEY_LEN_MAX, ObjectKey};
 pub use store::{BodyStream, Download, Store, collect};
 pub use types::{
-    Capabilities, Condition, CopySource, ETag, ListPage, ListRequest, ListedObject, ObjectAttributes, ObjectInfo, Part,
+    Capabilities, Condition, CopySource, ETag, ListPage, ListRequest, ListedObject, ListedPart, METADATA_LEN_MAX, ObjectAttributes, ObjectInfo, Part,
     PutBody, PutOutcome, UploadId, UploadInProgress,
 };

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 
 use crate::{
-    Capabilities, Condition, CopySource, ETag, ListPage, ListRequest, ObjectAttributes, ObjectInfo, ObjectKey, Part,
+    Capabilities, Condition, CopySource, ETag, ListPage, ListRequest, ListedPart, ObjectAttributes, ObjectInfo, ObjectKey, Part,
     PutBody, PutOutcome, StoreError, StoreResult, UploadId, UploadInProgress,
 };
 
@@ -157,6 +157,14 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// When the store could not be asked.
     async fn list_multipart(&self, prefix: &str) -> StoreResult<Vec<UploadInProgress>>;
+
+    /// Lists the parts of an upload in progress, in ascending order of number, all of them.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] if there is no such upload; [`StoreError::Unsupported`] if the store cannot tell.
+    async fn list_parts(&self, _key: &ObjectKey, _id: &UploadId) -> StoreResult<Vec<ListedPart>> {
+        Err(StoreError::Unsupported { what: "list the parts of an upload".into() })
+    }
 }
 
 /// Gathers a whole download; for small objects.

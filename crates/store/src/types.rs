@@ -62,6 +62,25 @@ pub struct ObjectAttributes {
     pub tag_count: u32,
 }
 
+/// Most bytes of user metadata, names and values together (S3's limit).
+pub const METADATA_LEN_MAX: usize = 2048;
+
+impl ObjectAttributes {
+    /// Checks what every S3 store checks before it takes metadata.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`](crate::StoreError::Invalid) over [`METADATA_LEN_MAX`].
+    pub fn check(&self) -> crate::StoreResult<()> {
+        let metadata_len: usize = self.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if metadata_len > METADATA_LEN_MAX {
+            return Err(crate::StoreError::Invalid {
+                message: format!("{metadata_len} bytes of metadata are more than S3's {METADATA_LEN_MAX}"),
+            });
+        }
+        Ok(())
+    }
+}
+
 /// One version of an object, as HEAD or GET describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectInfo {
@@ -199,6 +218,19 @@ pub struct Part {
     pub etag: ETag,
     /// Base64 CRC64NVME of the part, if the upload carries checksums.
     pub checksum: Option<String>,
+}
+
+/// A part of an upload in progress, as the store lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedPart {
+    /// 1 to 10,000.
+    pub number: u32,
+    /// The part's tag.
+    pub etag: ETag,
+    /// Length in bytes.
+    pub size: u64,
+    /// When it was stored, by the server's clock.
+    pub last_modified: SystemTime,
 }
 
 /// A multipart upload that was begun and neither completed nor aborted.

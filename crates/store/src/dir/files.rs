@@ -1,0 +1,148 @@
+//! Files that appear whole: temporary files, locks, directories that come and go.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How often a race with another process that makes or removes the same directories is run again.
+const RACE_COUNT_MAX: usize = 1000;
+
+/// A file that is being written. It vanishes unless it is published.
+///
+/// Its lock is held as long as it is open, so that [`sweep`] can tell it from what a dead process left.
+#[derive(Debug)]
+pub(super) struct TempFile {
+    file: File,
+    path: PathBuf,
+    published: bool,
+}
+
+impl TempFile {
+    pub(super) fn create(directory: &Path) -> io::Result<Self> {
+        loop {
+            let path = directory.join(unique_name());
+            let file = match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(error),
+            };
+            // A sweep may have come between creation and lock; then this file is already unlinked.
+            match file.try_lock() {
+                Ok(()) if file.metadata()?.nlink() > 0 => return Ok(Self { file, path, published: false }),
+                Ok(()) | Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        }
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn file_mut(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    /// Moves the file to `target`, replacing what is there; makes directories below `root` as needed.
+    pub(super) fn publish(mut self, root: &Path, target: &Path, durable: bool) -> io::Result<()> {
+        let parent = target.parent().unwrap_or(root);
+        for _ in 0..RACE_COUNT_MAX {
+            match fs::rename(&self.path, target) {
+                Ok(()) => {
+                    self.published = true;
+                    return if durable { sync_directory(parent) } else { Ok(()) };
+                }
+                // No directory yet, or someone prunes it: an empty directory may go at any moment.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && self.path.exists() => {
+                    make_directories(root, parent, durable)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::Error::other("directories keep vanishing"))
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        if !self.published {
+            // Best effort: a sweep finds what stays.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Removes temporary files whose writers are dead.
+pub(super) fn sweep(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if let Ok(file) = File::open(&path)
+            && file.try_lock().is_ok()
+        {
+            let _ = fs::remove_file(&path);
+        }
+    }
+    Ok(())
+}
+
+/// A name that no other process on this machine uses.
+pub(super) fn unique_name() -> String {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    // `RandomState` is keyed by the system's random numbers.
+    let half = || RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}{count:x}", half(), half())
+}
+
+/// Makes `directory` and what is missing between it and `root`.
+fn make_directories(root: &Path, directory: &Path, durable: bool) -> io::Result<()> {
+    if directory == root || !directory.starts_with(root) {
+        // Only below the root: a bucket that was removed is not made again by accident.
+        return Ok(());
+    }
+    for _ in 0..RACE_COUNT_MAX {
+        match fs::create_dir(directory) {
+            Ok(()) => {
+                let parent = directory.parent().unwrap_or(root);
+                return if durable { sync_directory(parent) } else { Ok(()) };
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let parent = directory.parent().unwrap_or(root);
+                if parent == root {
+                    return Err(error);
+                }
+                make_directories(root, parent, durable)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other("directories keep vanishing"))
+}
+
+/// Removes the directories from `directory` up to `root` that are empty.
+pub(super) fn prune(root: &Path, directory: &Path) {
+    let mut directory = directory;
+    while directory != root && directory.starts_with(root) {
+        match fs::remove_dir(directory) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // Not empty, mostly. Empty directories are no objects, so nothing depends on this.
+            Err(_) => return,
+        }
+        let Some(parent) = directory.parent() else { return };
+        directory = parent;
+    }
+}
+
+/// Makes the names in a directory durable. A directory that was pruned meanwhile holds nothing to keep.
+pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
+    match File::open(directory) {
+        Ok(file) => file.sync_all(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
