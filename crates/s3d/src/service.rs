@@ -654,7 +654,7 @@ impl S3 for Service {
         });
         let (start_after, continuation) = match marker {
             Some(marker) if rolled => (None, Some(token_after(&marker, true))),
-            Some(marker) if input.delimiter.is_some() && !delimited => (None, Some(format!("rolled:{marker}"))),
+            Some(marker) if input.delimiter.as_ref().is_some_and(|delimiter| !delimiter.is_empty()) && !delimited => (None, Some(format!("rolled:{marker}"))),
             marker => (marker, None),
         };
         let page = list_page(
