@@ -88,7 +88,7 @@ pub(super) fn sweep(directory: &Path) -> io::Result<()> {
 }
 
 /// A name that no other process on this machine uses.
-pub(super) fn unique_name() -> String {
+pub(crate) fn unique_name() -> String {
     use std::hash::{BuildHasher, Hasher, RandomState};
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);

@@ -34,6 +34,7 @@ use futures_util::stream;
 use serde::{Deserialize, Serialize};
 
 use self::files::TempFile;
+pub(crate) use self::files::unique_name;
 use self::list::NameCache;
 use crate::cursor::Cursor;
 use crate::{
@@ -541,5 +542,20 @@ impl Store for DirStore {
     async fn list_parts(&self, key: &ObjectKey, id: &UploadId) -> StoreResult<Vec<ListedPart>> {
         let (key, id) = (key.clone(), id.clone());
         self.run(move |inner| inner.list_parts(&key, &id)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_apart() {
+        for errno in [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT] {
+            let error = io_error("cannot write \"k\"".into(), errno.into());
+            assert!(matches!(error, StoreError::NoSpace { .. }), "{error}");
+        }
+        let error = io_error("cannot write".into(), rustix::io::Errno::IO.into());
+        assert!(matches!(error, StoreError::Io { .. }), "{error}");
     }
 }
