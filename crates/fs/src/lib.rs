@@ -1,9 +1,19 @@
 //! A bucket prefix seen as a POSIX tree.
+//!
+//! [`engine`] holds the operations, free of any kernel's types; [`adapter`] is the kernel's side, by the
+//! `fuser` crate, so that another transport can replace it. [`tree`] is what is known of names, [`read`] and
+//! [`write`] move bytes, [`cache`] keeps them on disk, and [`errno`] alone chooses error numbers.
 #![forbid(unsafe_code)]
 
+pub mod adapter;
+pub mod attr;
 pub mod cache;
+pub mod content;
+pub mod engine;
+pub mod errno;
 mod error;
 pub mod read;
+pub mod tree;
 pub mod write;
 
 pub use error::{FsError, FsResult};

@@ -1,1 +1,164 @@
-//! Ranges of object versions kept on the local disk.
+//! Ranges of object versions kept on the local disk, shared by the mounts of a host.
+//!
+//! One version is two files: `<name>.data`, sparse, with the object's bytes at their own offsets, and
+//! `<name>.index`, with a word for each block of 1 MiB: zero if it is not there, else its CRC32C with the
+//! top bit of 64 set. A block is believed only if its bytes have that CRC. Names are a hash of the store,
+//! the key, the tag and the size, so a replaced object is another file, and old ones fall out by age.
+
+use std::fs::{File, OpenOptions};
+use std::hash::{DefaultHasher, Hasher};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::read::ObjectVersion;
+
+const BLOCK_LEN: u64 = 1 << 20;
+const PRESENT: u64 = 1 << 63;
+
+/// A bounded cache directory.
+#[derive(Debug)]
+pub struct DiskCache {
+    dir: PathBuf,
+    limit: u64,
+    /// Bytes written since old files were last removed.
+    written: AtomicU64,
+    was_reported: AtomicBool,
+}
+
+fn crc(bytes: &[u8]) -> u64 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) | PRESENT
+}
+
+impl DiskCache {
+    /// Opens or makes a cache of at most `limit` bytes. Several processes may use one directory.
+    ///
+    /// # Errors
+    /// If the directory cannot be made or read.
+    pub fn open(dir: &Path, limit: u64) -> io::Result<Arc<Self>> {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        std::fs::read_dir(dir)?;
+        let cache = Arc::new(Self {
+            dir: dir.to_owned(),
+            limit,
+            written: AtomicU64::new(0),
+            was_reported: AtomicBool::new(false),
+        });
+        cache.evict()?;
+        Ok(cache)
+    }
+
+    fn path(&self, version: &ObjectVersion, kind: &str) -> PathBuf {
+        // Two different seeds of SipHash make 128 bits; key and tag never share a name by chance.
+        let half = |seed: u64| {
+            let mut hasher = DefaultHasher::new();
+            hasher.write_u64(seed);
+            hasher.write(version.key.as_str().as_bytes());
+            hasher.write_u8(0xff);
+            hasher.write(version.etag.as_str().as_bytes());
+            hasher.write_u64(version.size);
+            hasher.finish()
+        };
+        self.dir.join(format!("{:016x}{:016x}.{kind}", half(1), half(2)))
+    }
+
+    fn block_range(version: &ObjectVersion, block: u64) -> Range<u64> {
+        block * BLOCK_LEN..((block + 1) * BLOCK_LEN).min(version.size)
+    }
+
+    /// Bytes from the start of `range`, to the end of the block that holds it at most. `None` if they are not here.
+    pub fn get(&self, version: &ObjectVersion, range: Range<u64>) -> Option<Vec<Bytes>> {
+        let block = range.start / BLOCK_LEN;
+        let index = File::open(self.path(version, "index")).ok()?;
+        let mut word = [0; 8];
+        index.read_exact_at(&mut word, block * 8).ok()?;
+        let expected = u64::from_le_bytes(word);
+        if expected == 0 {
+            return None;
+        }
+        let data = File::open(self.path(version, "data")).ok()?;
+        let held = Self::block_range(version, block);
+        let mut bytes = BytesMut::zeroed(usize::try_from(held.end - held.start).ok()?);
+        data.read_exact_at(&mut bytes, held.start).ok()?;
+        if crc(&bytes) != expected {
+            tracing::warn!(key = %version.key, block, "a cached block is damaged; it is fetched again");
+            let _ = OpenOptions::new()
+                .write(true)
+                .open(self.path(version, "index"))
+                .map(|f| f.write_all_at(&[0; 8], block * 8));
+            return None;
+        }
+        let from = usize::try_from(range.start - held.start).ok()?;
+        let to = usize::try_from(range.end.min(held.end) - held.start).ok()?;
+        Some(vec![bytes.freeze().slice(from..to)])
+    }
+
+    /// Keeps the whole blocks among `chunks`, which begin at `offset`. Failures only cost a later fetch.
+    pub fn insert(&self, version: &ObjectVersion, offset: u64, chunks: Vec<Bytes>) {
+        let len: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        let end = offset + len;
+        let first = offset.div_ceil(BLOCK_LEN);
+        let result = (|| {
+            let mut files = None;
+            for block in first.. {
+                let held = Self::block_range(version, block);
+                if held.start >= held.end || held.end > end {
+                    break;
+                }
+                let bytes = crate::read::slice_of(&chunks, held.start - offset..held.end - offset).concat();
+                let (data, index) = match &mut files {
+                    Some(files) => files,
+                    None => files.insert((self.writable(version, "data")?, self.writable(version, "index")?)),
+                };
+                data.write_all_at(&bytes, held.start)?;
+                index.write_all_at(&crc(&bytes).to_le_bytes(), block * 8)?;
+                self.written.fetch_add(held.end - held.start, Ordering::Relaxed);
+            }
+            if self.written.load(Ordering::Relaxed) > self.limit / 16 {
+                self.written.store(0, Ordering::Relaxed);
+                self.evict()?;
+            }
+            Ok::<_, io::Error>(())
+        })();
+        if let Err(error) = result
+            && !self.was_reported.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(dir = %self.dir.display(), %error, "the disk cache takes nothing; reads go on without it");
+        }
+    }
+
+    fn writable(&self, version: &ObjectVersion, kind: &str) -> io::Result<File> {
+        OpenOptions::new().write(true).create(true).truncate(false).open(self.path(version, kind))
+    }
+
+    /// Removes the files used longest ago until the limit holds, with room for what comes before the next look.
+    fn evict(&self) -> io::Result<()> {
+        use std::os::unix::fs::MetadataExt;
+        let mut files = Vec::new();
+        let mut total = 0;
+        for entry in std::fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let path = entry.path();
+            let Ok(meta) = entry.metadata() else { continue };
+            if meta.is_file() && matches!(path.extension().and_then(|e| e.to_str()), Some("data" | "index")) {
+                total += meta.blocks() * 512;
+                files.push((meta.mtime().max(meta.atime()), path, meta.blocks() * 512));
+            }
+        }
+        files.sort();
+        let goal = self.limit - self.limit / 8;
+        for (_, path, len) in files {
+            if total <= goal {
+                break;
+            }
+            std::fs::remove_file(path)?;
+            total -= len;
+        }
+        Ok(())
+    }
+}

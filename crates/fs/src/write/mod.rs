@@ -1,1 +1,90 @@
 //! Writing one file: staging, extents, upload plans.
+//!
+//! A [`DirtyFile`] is a sparse staging file on the local disk and three facts about its byte ranges:
+//! which are *local* (valid in staging), which are *dirty* (changed since the last upload), and which
+//! are still those of the *base* object. What is none of these is a hole and reads as zeros.
+//! [`plan`] decides, without I/O, how to turn that into an object; [`DirtyFile::commit`] does it.
+
+mod commit;
+mod dirty_file;
+mod extents;
+mod plan;
+mod staging;
+mod stream;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sandpail_store::{ObjectAttributes, PutOutcome, Store};
+
+pub use self::dirty_file::DirtyFile;
+pub use self::extents::RangeSet;
+pub use self::plan::{PartSource, UploadPlan, plan};
+pub use self::staging::StagingArea;
+use crate::FsResult;
+use crate::read::ObjectVersion;
+
+/// Uploads of parts that are under way in one mount, over all files.
+const PARTS_AT_ONCE: usize = 16;
+
+/// Reads what a staged file still has in the bucket.
+#[async_trait]
+pub trait BaseReader: Send + Sync {
+    /// Reads `range` of `version`, all of it.
+    ///
+    /// # Errors
+    /// [`crate::FsError::Changed`] if the object is another version now.
+    async fn read_base(&self, handle: u64, version: &ObjectVersion, range: Range<u64>) -> FsResult<Vec<Bytes>>;
+}
+
+/// The object under a staged file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// Which version.
+    pub version: ObjectVersion,
+    /// Only bytes below this offset are the file's; the rest was cut off.
+    pub limit: u64,
+}
+
+/// What an upload left in the bucket.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// The new version.
+    pub outcome: PutOutcome,
+    /// Its length in bytes.
+    pub size: u64,
+    /// What it carries; older than asked for if the upload began while the file was written.
+    pub attributes_stored: ObjectAttributes,
+}
+
+/// What all staged files of a mount share.
+#[derive(Debug)]
+pub struct WriteContext {
+    store: Arc<dyn Store>,
+    staging: Arc<StagingArea>,
+    part_len: u64,
+    max_parallel_parts: usize,
+    stream_threshold: u64,
+    runtime: tokio::runtime::Handle,
+    /// One permit for each part in memory.
+    parts: Arc<tokio::sync::Semaphore>,
+}
+
+impl WriteContext {
+    /// Uploads to `store` in parts of `part_len` bytes, `max_parallel_parts` of one file at a time; new files above
+    /// `stream_threshold` bytes while they are written.
+    pub fn new(
+        store: Arc<dyn Store>,
+        staging: Arc<StagingArea>,
+        part_len: u64,
+        max_parallel_parts: usize,
+        stream_threshold: u64,
+        runtime: tokio::runtime::Handle,
+    ) -> Self {
+        let part_len = part_len.clamp(store.capabilities().part_len_min, store.capabilities().part_len_max);
+        let parts = Arc::new(tokio::sync::Semaphore::new(PARTS_AT_ONCE));
+        Self { store, staging, part_len, max_parallel_parts, stream_threshold, runtime, parts }
+    }
+}

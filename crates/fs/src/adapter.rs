@@ -1,0 +1,711 @@
+//! Between the kernel and the engine, by the `fuser` crate.
+//!
+//! A request is polled once on the thread that read it, so that what is known already is answered
+//! without a hand-over; what must wait goes on as a task of the runtime.
+
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BackgroundSession, Config, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
+};
+
+use crate::FsError;
+use crate::attr::{Kind, S_IFMT, S_IFREG};
+use crate::engine::{Engine, OpenMode, SetAttr, SetTime, Stat, Whence};
+use crate::errno::{Errno, errno};
+
+/// Threads that read requests; two keep a stream busy on a small machine.
+const FUSE_THREADS: usize = 2;
+/// The most data of one request, in bytes.
+const REQUEST_LEN_MAX: u32 = 1 << 20;
+/// Requests that the kernel sends ahead of answers.
+const REQUESTS_AHEAD_MAX: u16 = 64;
+/// What the kernel reads ahead of a program, in KiB.
+const READ_AHEAD_KIB: u32 = 1024;
+/// Names of one `readdir`; the kernel's buffer is full much earlier.
+const NAMES_PER_READDIR: usize = 1024;
+/// An entry of `readdirplus` takes this much of the kernel's buffer besides its name, in bytes.
+const ENTRY_PLUS_LEN: usize = 152;
+
+/// How a mount is attached.
+#[derive(Clone, Debug, Default)]
+pub struct MountOptions {
+    /// What `mount` shows as the source.
+    pub source: String,
+    /// Other users may use the mount.
+    pub allow_other: bool,
+    /// The kernel refuses writes.
+    pub read_only: bool,
+    /// Further options for the kernel, such as `noexec`.
+    pub extra: Vec<String>,
+}
+
+/// A mount that answers.
+#[derive(Debug)]
+pub struct Mounted {
+    session: Option<BackgroundSession>,
+    mountpoint: PathBuf,
+}
+
+/// Mounts `engine` at `mountpoint` and returns when the kernel has been answered.
+///
+/// # Errors
+/// What the kernel or `fusermount3` says.
+pub fn mount(engine: Arc<Engine>, mountpoint: &Path, options: &MountOptions) -> io::Result<Mounted> {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(options.source.clone()),
+        MountOption::Subtype("sandpail".to_owned()),
+        MountOption::DefaultPermissions,
+        MountOption::NoDev,
+        MountOption::NoSuid,
+        MountOption::NoAtime,
+    ];
+    if options.read_only {
+        config.mount_options.push(MountOption::RO);
+    }
+    config.mount_options.extend(options.extra.iter().map(|option| match option.as_str() {
+        "noexec" => MountOption::NoExec,
+        "exec" => MountOption::Exec,
+        "sync" => MountOption::Sync,
+        "dirsync" => MountOption::DirSync,
+        other => MountOption::CUSTOM(other.to_owned()),
+    }));
+    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(FUSE_THREADS);
+    let runtime = engine.runtime().clone();
+    let ttl = engine.options().metadata_ttl;
+    let session = fuser::Session::new(Adapter { engine, runtime, ttl }, mountpoint, &config)?.spawn()?;
+    raise_read_ahead(mountpoint);
+    Ok(Mounted { session: Some(session), mountpoint: mountpoint.to_owned() })
+}
+
+/// A larger kernel read-ahead raises the rate of cold streams by half; only root may set it.
+fn raise_read_ahead(mountpoint: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(meta) = std::fs::metadata(mountpoint) else { return };
+    let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
+        tracing::debug!(path, %error, "read-ahead stays at the kernel's default");
+    }
+}
+
+impl Mounted {
+    /// Where it is mounted.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Waits until the mount is gone, whoever unmounts it.
+    ///
+    /// # Errors
+    /// What ended the session.
+    pub fn wait(mut self) -> io::Result<()> {
+        match self.session.take() {
+            Some(session) => session.join(),
+            None => Ok(()),
+        }
+    }
+
+    /// Unmounts and waits for the last request.
+    ///
+    /// # Errors
+    /// What the kernel says; `EBUSY` if the mount is in use.
+    pub fn unmount(mut self) -> io::Result<()> {
+        match self.session.take() {
+            Some(session) => session.umount_and_join(),
+            None => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Adapter {
+    engine: Arc<Engine>,
+    runtime: tokio::runtime::Handle,
+    ttl: Duration,
+}
+
+impl Adapter {
+    /// Polls once here; what is not ready goes on as a task.
+    fn run(&self, future: impl Future<Output = ()> + Send + 'static) {
+        let _entered = self.runtime.enter();
+        let mut future: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(future);
+        let mut context = Context::from_waker(Waker::noop());
+        if let Poll::Pending = future.as_mut().poll(&mut context) {
+            self.runtime.spawn(future);
+        }
+    }
+}
+
+fn number(error: Errno) -> fuser::Errno {
+    match error {
+        Errno::ENOENT => fuser::Errno::ENOENT,
+        Errno::EEXIST => fuser::Errno::EEXIST,
+        Errno::ENOTDIR => fuser::Errno::ENOTDIR,
+        Errno::EISDIR => fuser::Errno::EISDIR,
+        Errno::ENOTEMPTY => fuser::Errno::ENOTEMPTY,
+        Errno::EROFS => fuser::Errno::EROFS,
+        Errno::EBADF => fuser::Errno::EBADF,
+        Errno::EPERM => fuser::Errno::EPERM,
+        Errno::EACCES => fuser::Errno::EACCES,
+        Errno::EOPNOTSUPP => fuser::Errno::EOPNOTSUPP,
+        Errno::EINVAL => fuser::Errno::EINVAL,
+        Errno::ENAMETOOLONG => fuser::Errno::ENAMETOOLONG,
+        Errno::EFBIG => fuser::Errno::EFBIG,
+        Errno::ENOSPC => fuser::Errno::ENOSPC,
+        Errno::ENODATA => fuser::Errno::ENODATA,
+        Errno::ERANGE => fuser::Errno::ERANGE,
+        Errno::EBUSY => fuser::Errno::EBUSY,
+        Errno::ESTALE => fuser::Errno::ESTALE,
+        Errno::EIO => fuser::Errno::EIO,
+        Errno::ETIMEDOUT => fuser::Errno::ETIMEDOUT,
+    }
+}
+
+/// The errno of a failure; what the operator must hear of is logged.
+fn report(operation: &str, error: &FsError) -> fuser::Errno {
+    let chosen = errno(error);
+    match error {
+        FsError::Store { .. } | FsError::Io { .. } | FsError::NoSpace { .. } | FsError::Changed { .. } => {
+            tracing::warn!(operation, errno = ?chosen, %error, "failed");
+        }
+        _ => tracing::debug!(operation, errno = ?chosen, %error, "refused"),
+    }
+    number(chosen)
+}
+
+fn file_attr(stat: &Stat) -> FileAttr {
+    let attr = &stat.attr;
+    FileAttr {
+        ino: INodeNo(stat.ino),
+        size: attr.size,
+        blocks: attr.size.div_ceil(512),
+        atime: attr.atime.into(),
+        mtime: attr.mtime.into(),
+        ctime: attr.ctime.into(),
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: file_type(attr.kind),
+        perm: u16::try_from(attr.perm & 0o7777).unwrap_or_default(),
+        // As for many file systems: 1 means that the number of subdirectories is not counted.
+        nlink: 1,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::File => FileType::RegularFile,
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+    }
+}
+
+fn open_mode(flags: i32) -> OpenMode {
+    let flags_bits = rustix::fs::OFlags::from_bits_retain(u32::from_ne_bytes(flags.to_ne_bytes()));
+    let access = OpenFlags(flags).acc_mode();
+    OpenMode {
+        read: access != OpenAccMode::O_WRONLY,
+        write: access != OpenAccMode::O_RDONLY,
+        append: flags_bits.contains(rustix::fs::OFlags::APPEND),
+        truncate: flags_bits.contains(rustix::fs::OFlags::TRUNC),
+    }
+}
+
+fn fopen_flags(keep_cache: bool) -> FopenFlags {
+    if keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+}
+
+fn set_time(time: TimeOrNow) -> SetTime {
+    match time {
+        TimeOrNow::SpecificTime(time) => SetTime::At(time.into()),
+        TimeOrNow::Now => SetTime::Now,
+    }
+}
+
+/// Joins the chain for the reply; a chain of one is passed as it is.
+fn reply_chain(reply: ReplyData, chain: &[bytes::Bytes]) {
+    match chain {
+        [] => reply.data(&[]),
+        [one] => reply.data(one),
+        many => reply.data(&many.concat()),
+    }
+}
+
+const GENERATION: Generation = Generation(0);
+
+macro_rules! answer {
+    ($self:ident, $name:literal, $reply:ident, |$engine:ident| $work:expr, |$value:pat_param| $ok:expr) => {{
+        let $engine = Arc::clone(&$self.engine);
+        $self.run(async move {
+            match $work.await {
+                Ok($value) => $ok,
+                Err(error) => $reply.error(report($name, &error)),
+            }
+        });
+    }};
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Each is asked for alone: a kernel that lacks one must not lose the others.
+        for flag in [
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_AUTO_INVAL_DATA,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        ] {
+            if config.add_capabilities(flag).is_err() {
+                tracing::debug!(?flag, "the kernel lacks this");
+            }
+        }
+        // A refused value comes back as the largest that is allowed.
+        let _ = config.set_max_write(REQUEST_LEN_MAX).or_else(|most| config.set_max_write(most));
+        let _ = config.set_max_readahead(REQUEST_LEN_MAX).or_else(|most| config.set_max_readahead(most));
+        let _ = config.set_max_background(REQUESTS_AHEAD_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (name, ttl) = (name.as_bytes().to_vec(), self.ttl);
+        answer!(self, "lookup", reply, |engine| engine.lookup(parent.0, &name), |stat| {
+            reply.entry(&ttl, &file_attr(&stat), GENERATION);
+        });
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
+        self.engine.forget(ino.0, count);
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        let ttl = self.ttl;
+        answer!(self, "getattr", reply, |engine| engine.getattr(ino.0), |stat| reply.attr(&ttl, &file_attr(&stat)));
+    }
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let ttl = self.ttl;
+        let set = SetAttr {
+            perm: mode,
+            uid,
+            gid,
+            size,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+            handle: handle.map(|handle| handle.0),
+            // A change of owner takes the set-id bits away; the kernel leaves that to us.
+            kill_set_id: mode.is_none() && (uid.is_some() || gid.is_some()),
+        };
+        answer!(self, "setattr", reply, |engine| engine.setattr(ino.0, set), |stat| {
+            reply.attr(&ttl, &file_attr(&stat));
+        });
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        answer!(self, "readlink", reply, |engine| engine.readlink(ino.0), |target| reply.data(&target));
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        // Devices, pipes and sockets are nothing that a bucket can hold.
+        if mode & S_IFMT != S_IFREG && mode & S_IFMT != 0 {
+            return reply.error(fuser::Errno::EPERM);
+        }
+        let (name, ttl, uid, gid) = (name.as_bytes().to_vec(), self.ttl, request.uid(), request.gid());
+        let work = move |engine: Arc<Engine>| async move {
+            let mode_of_open = OpenMode { write: true, ..OpenMode::default() };
+            let opened = engine.create(parent.0, &name, mode & !umask, uid, gid, mode_of_open).await?;
+            let stored = engine.flush(opened.handle).await;
+            engine.release(opened.handle).await;
+            stored.map(|()| opened.stat)
+        };
+        answer!(self, "mknod", reply, |engine| work(engine), |stat| reply.entry(&ttl, &file_attr(&stat), GENERATION));
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let (name, ttl, uid, gid) = (name.as_bytes().to_vec(), self.ttl, request.uid(), request.gid());
+        answer!(self, "mkdir", reply, |engine| engine.mkdir(parent.0, &name, mode & !umask, uid, gid), |stat| {
+            reply.entry(&ttl, &file_attr(&stat), GENERATION);
+        });
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.as_bytes().to_vec();
+        answer!(self, "unlink", reply, |engine| engine.unlink(parent.0, &name), |()| reply.ok());
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.as_bytes().to_vec();
+        answer!(self, "rmdir", reply, |engine| engine.rmdir(parent.0, &name), |()| reply.ok());
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (name, target) = (name.as_bytes().to_vec(), target.as_os_str().as_bytes().to_vec());
+        let (ttl, uid, gid) = (self.ttl, request.uid(), request.gid());
+        answer!(self, "symlink", reply, |engine| engine.symlink(parent.0, &name, &target, uid, gid), |stat| {
+            reply.entry(&ttl, &file_attr(&stat), GENERATION);
+        });
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let no_replace = flags == RenameFlags::RENAME_NOREPLACE;
+        // Exchange and whiteout cannot be done in one step of any store: refused before anything happens.
+        if !flags.is_empty() && !no_replace {
+            return reply.error(fuser::Errno::EINVAL);
+        }
+        let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
+        let work = move |engine: Arc<Engine>| async move {
+            engine.rename(parent.0, &name, new_parent.0, &new_name, no_replace).await
+        };
+        answer!(self, "rename", reply, |engine| work(engine), |()| reply.ok());
+    }
+
+    fn link(&self, _request: &Request, _ino: INodeNo, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
+        // The errno of a file system without hard links; programs fall back to copies.
+        reply.error(fuser::Errno::EPERM);
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let mode = open_mode(flags.0);
+        answer!(self, "open", reply, |engine| engine.open(ino.0, mode), |opened| {
+            reply.opened(FileHandle(opened.handle), fopen_flags(opened.keep_cache));
+        });
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (name, ttl, uid, gid) = (name.as_bytes().to_vec(), self.ttl, request.uid(), request.gid());
+        let open = open_mode(flags);
+        answer!(
+            self,
+            "create",
+            reply,
+            |engine| engine.create(parent.0, &name, mode & !umask, uid, gid, open),
+            |opened| {
+                let flags = fopen_flags(opened.keep_cache);
+                reply.created(&ttl, &file_attr(&opened.stat), GENERATION, FileHandle(opened.handle), flags);
+            }
+        );
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        answer!(self, "read", reply, |engine| engine.read(handle.0, offset, size.into()), |chain| {
+            reply_chain(reply, &chain);
+        });
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let _entered = self.runtime.enter();
+        let kill_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        // The data is borrowed from the request's buffer, so it is taken before anything waits. Pages of a
+        // shared mapping come without the O_APPEND of the handle that they are written through.
+        match self.engine.write(handle.0, offset, data, kill_set_id) {
+            Ok(len) => {
+                let engine = Arc::clone(&self.engine);
+                self.run(async move {
+                    engine.backpressure(handle.0).await;
+                    reply.written(u32::try_from(len).unwrap_or(u32::MAX));
+                });
+            }
+            Err(error) => reply.error(report("write", &error)),
+        }
+    }
+
+    fn flush(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        answer!(self, "flush", reply, |engine| engine.flush(handle.0), |()| reply.ok());
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let engine = Arc::clone(&self.engine);
+        self.run(async move {
+            engine.release(handle.0).await;
+            reply.ok();
+        });
+    }
+
+    fn fsync(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        answer!(self, "fsync", reply, |engine| engine.fsync(handle.0), |()| reply.ok());
+    }
+
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.engine.opendir(ino.0) {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(error) => reply.error(report("opendir", &error)),
+        }
+    }
+
+    fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let work =
+            move |engine: Arc<Engine>| async move { engine.readdir(handle.0, offset, NAMES_PER_READDIR, false).await };
+        answer!(self, "readdir", reply, |engine| work(engine), |listed| {
+            for entry in listed {
+                let kind = file_type(entry.stat.attr.kind);
+                if reply.add(INodeNo(entry.stat.ino), entry.next, kind, OsStr::from_bytes(&entry.name)) {
+                    break;
+                }
+            }
+            reply.ok();
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let (engine, ttl) = (Arc::clone(&self.engine), self.ttl);
+        self.run(async move {
+            // As many as fit the smallest buffer that kernels use with names of ordinary length; a name that is
+            // looked up and does not fit would be asked for in vain.
+            let count = 4096 / (ENTRY_PLUS_LEN + 24) * PLUS_PAGES;
+            match engine.readdir(handle.0, offset, count, true).await {
+                Ok(listed) => {
+                    let mut is_full = false;
+                    for entry in listed {
+                        let attr = file_attr(&entry.stat);
+                        is_full = is_full
+                            || reply.add(
+                                INodeNo(entry.stat.ino),
+                                entry.next,
+                                OsStr::from_bytes(&entry.name),
+                                &ttl,
+                                &attr,
+                                GENERATION,
+                            );
+                        if is_full && entry.is_known {
+                            engine.forget(entry.stat.ino, 1);
+                        }
+                    }
+                    reply.ok();
+                }
+                Err(error) => reply.error(report("readdirplus", &error)),
+            }
+        });
+    }
+
+    fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.engine.releasedir(handle.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        // Names are in the bucket when the call that made them returns.
+        reply.ok();
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let stat = self.engine.statfs();
+        let (blocks, files) = (stat.blocks, stat.files);
+        reply.statfs(blocks, blocks, blocks, files, files, stat.block_len, stat.name_len_max, stat.block_len);
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (name, value) = (name.to_string_lossy().into_owned(), value.to_vec());
+        answer!(self, "setxattr", reply, |engine| engine.setxattr(ino.0, &name, &value, flags), |()| reply.ok());
+    }
+
+    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let name = name.to_string_lossy().into_owned();
+        answer!(self, "getxattr", reply, |engine| engine.getxattr(ino.0, &name), |value| {
+            reply_xattr(reply, size, &value);
+        });
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        answer!(self, "listxattr", reply, |engine| engine.listxattr(ino.0), |names| reply_xattr(reply, size, &names));
+    }
+
+    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_string_lossy().into_owned();
+        answer!(self, "removexattr", reply, |engine| engine.removexattr(ino.0, &name), |()| reply.ok());
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        const KEEP_SIZE: i32 = 0x01;
+        const PUNCH_HOLE: i32 = 0x02;
+        const ZERO_RANGE: i32 = 0x10;
+        if mode & !(KEEP_SIZE | PUNCH_HOLE | ZERO_RANGE) != 0 {
+            return reply.error(fuser::Errno::EOPNOTSUPP);
+        }
+        let _entered = self.runtime.enter();
+        let zero = mode & (PUNCH_HOLE | ZERO_RANGE) != 0;
+        let range = offset..offset.saturating_add(length);
+        match self.engine.fallocate(handle.0, range, mode & KEEP_SIZE != 0, zero) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(report("fallocate", &error)),
+        }
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        const SEEK_DATA: i32 = 3;
+        const SEEK_HOLE: i32 = 4;
+        let whence = match whence {
+            SEEK_DATA => Whence::Data,
+            SEEK_HOLE => Whence::Hole,
+            _ => return reply.error(fuser::Errno::EINVAL),
+        };
+        let Ok(from) = u64::try_from(offset) else { return reply.error(fuser::Errno::ENXIO) };
+        match self.engine.seek(handle.0, from, whence) {
+            Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
+            Err(FsError::Range { .. }) => reply.error(fuser::Errno::ENXIO),
+            Err(error) => reply.error(report("lseek", &error)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _ino_in: INodeNo,
+        from: FileHandle,
+        from_offset: u64,
+        _ino_out: INodeNo,
+        to: FileHandle,
+        to_offset: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        answer!(
+            self,
+            "copy_file_range",
+            reply,
+            |engine| engine.copy_file_range(from.0, from_offset, to.0, to_offset, len),
+            |copied| reply.written(u32::try_from(copied).unwrap_or(u32::MAX))
+        );
+    }
+}
+
+/// The kernel's buffer for `readdirplus` holds some pages of entries.
+const PLUS_PAGES: usize = 4;
+
+fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
+    let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
+    if size == 0 {
+        reply.size(len);
+    } else if len <= size {
+        reply.data(value);
+    } else {
+        reply.error(fuser::Errno::ERANGE);
+    }
+}

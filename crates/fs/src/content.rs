@@ -1,0 +1,95 @@
+//! The data of one file while it is open or not yet stored.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::read::{ObjectVersion, ReadContext, Reader};
+use crate::write::DirtyFile;
+
+/// Shared by all handles of an inode. The file is *clean* (read from one object version) or *dirty*
+/// (a staging file over an optional base version).
+#[derive(Debug, Default)]
+pub struct Content {
+    reader: Mutex<Option<Arc<Reader>>>,
+    dirty: Mutex<Option<Arc<DirtyFile>>>,
+    /// Held while the file is uploaded, renamed or removed. Taken before the tree's lock, never under it.
+    pub(crate) commit: tokio::sync::Mutex<()>,
+    attributes_pending: AtomicBool,
+    times_were_set: AtomicBool,
+    unlinked: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Content {
+    /// The reader of `version`, made if need be.
+    pub(crate) fn reader(&self, context: &Arc<ReadContext>, version: &ObjectVersion) -> Arc<Reader> {
+        let mut slot = lock(&self.reader);
+        match &*slot {
+            Some(reader) if reader.version() == version => Arc::clone(reader),
+            _ => {
+                let reader = Reader::new(Arc::clone(context), version.clone());
+                *slot = Some(Arc::clone(&reader));
+                reader
+            }
+        }
+    }
+
+    /// Ends the read-ahead of a handle.
+    pub(crate) fn forget_handle(&self, handle: u64) {
+        if let Some(reader) = &*lock(&self.reader) {
+            reader.forget_handle(handle);
+        }
+    }
+
+    /// The staged file, if there is one.
+    pub(crate) fn dirty(&self) -> Option<Arc<DirtyFile>> {
+        lock(&self.dirty).clone()
+    }
+
+    /// The staged file, made if need be.
+    pub(crate) fn dirty_or<E>(&self, make: impl FnOnce() -> Result<Arc<DirtyFile>, E>) -> Result<Arc<DirtyFile>, E> {
+        let mut slot = lock(&self.dirty);
+        match &*slot {
+            Some(dirty) => Ok(Arc::clone(dirty)),
+            None => {
+                let dirty = make()?;
+                *slot = Some(Arc::clone(&dirty));
+                Ok(dirty)
+            }
+        }
+    }
+
+    /// Lets go of the staged file.
+    pub(crate) fn drop_dirty(&self) {
+        lock(&self.dirty).take();
+    }
+
+    /// Whether something is not in the bucket yet.
+    pub(crate) fn has_unstored(&self) -> bool {
+        self.attributes_pending.load(Ordering::Acquire) || self.dirty().is_some_and(|dirty| dirty.is_dirty())
+    }
+
+    pub(crate) fn set_attributes_pending(&self, pending: bool) {
+        self.attributes_pending.store(pending, Ordering::Release);
+    }
+
+    /// Remembers that someone chose the times, so that a stored time may not differ from them.
+    pub(crate) fn set_times_were_set(&self, set: bool) {
+        self.times_were_set.store(set, Ordering::Release);
+    }
+
+    pub(crate) fn times_were_set(&self) -> bool {
+        self.times_were_set.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn mark_unlinked(&self) {
+        self.unlinked.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_unlinked(&self) -> bool {
+        self.unlinked.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,296 @@
+//! Attributes: stat, chmod and its kin, extended attributes.
+
+use std::sync::Arc;
+
+use super::file::clear_set_id;
+use super::{Engine, Stat, stale, stat_of};
+use crate::attr::{Kind, Time, set_xattrs, xattrs};
+use crate::content::Content;
+use crate::tree::ROOT;
+use crate::{FsError, FsResult};
+
+/// A time to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// The present.
+    Now,
+    /// This one.
+    At(Time),
+}
+
+impl SetTime {
+    fn time(self) -> Time {
+        match self {
+            Self::Now => Time::now(),
+            Self::At(time) => time,
+        }
+    }
+}
+
+/// What `setattr` shall change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub perm: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length in bytes.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<SetTime>,
+    /// Last change of the contents.
+    pub mtime: Option<SetTime>,
+    /// The open file that this goes through.
+    pub handle: Option<u64>,
+    /// Take away the set-id bits, as for a change by someone unprivileged.
+    pub kill_set_id: bool,
+}
+
+const XATTR_CREATE: i32 = 1;
+const XATTR_REPLACE: i32 = 2;
+
+impl Engine {
+    /// What `stat` shows of a node.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`] if it is gone from the bucket.
+    pub async fn getattr(&self, ino: u64) -> FsResult<Stat> {
+        self.revalidate(ino).await?;
+        stat_of(&self.tree(), ino)
+    }
+
+    /// Changes attributes; stored at once, or with the data of a file that is being written.
+    ///
+    /// # Errors
+    /// [`FsError::ReadOnly`], [`FsError::NoSpace`], [`FsError::Store`].
+    pub async fn setattr(&self, ino: u64, set: SetAttr) -> FsResult<Stat> {
+        self.check_writable()?;
+        if let Some(size) = set.size {
+            if self.tree().dir(ino).is_some() {
+                return Err(FsError::IsADirectory);
+            }
+            self.set_size(ino, set.handle, size, set.kill_set_id).await?;
+        }
+        let changes_more = set.perm.is_some()
+            || set.uid.is_some()
+            || set.gid.is_some()
+            || set.atime.is_some()
+            || set.mtime.is_some()
+            || (set.kill_set_id && set.size.is_none());
+        if changes_more {
+            self.revalidate(ino).await?;
+            self.change(ino, set).await?;
+        }
+        stat_of(&self.tree(), ino)
+    }
+
+    async fn change(&self, ino: u64, set: SetAttr) -> FsResult<()> {
+        let before = {
+            let mut tree = self.tree();
+            let node = tree.get_mut(ino).ok_or_else(|| stale(ino))?;
+            let before = node.attr.clone();
+            let attr = &mut node.attr;
+            if let Some(perm) = set.perm {
+                attr.perm = perm & 0o7777;
+            }
+            if set.kill_set_id && attr.kind == Kind::File {
+                clear_set_id(&mut attr.perm);
+            }
+            attr.uid = set.uid.unwrap_or(attr.uid);
+            attr.gid = set.gid.unwrap_or(attr.gid);
+            attr.atime = set.atime.map_or(attr.atime, SetTime::time);
+            attr.mtime = set.mtime.map_or(attr.mtime, SetTime::time);
+            attr.ctime = Time::now();
+            if set.mtime.is_some()
+                && let Some(content) = &node.content
+            {
+                content.set_times_were_set(true);
+            }
+            before
+        };
+        let result = self.store_changed_attributes(ino, set.handle).await;
+        if result.is_err()
+            && let Some(node) = self.tree().get_mut(ino)
+        {
+            node.attr = before;
+        }
+        result
+    }
+
+    /// Brings a node's attributes to the bucket: with the data where data is still to come, else at once.
+    async fn store_changed_attributes(&self, ino: u64, handle: Option<u64>) -> FsResult<()> {
+        if !self.has_posix_metadata() {
+            return Ok(());
+        }
+        let (is_linked, is_directory, content) = {
+            let tree = self.tree();
+            let node = tree.get(ino).ok_or_else(|| stale(ino))?;
+            (node.is_linked, node.dir.is_some(), node.content.clone())
+        };
+        if !is_linked {
+            return Ok(());
+        }
+        if is_directory {
+            return self.store_directory(ino).await;
+        }
+        if let Some(content) = &content
+            && content.dirty().is_some_and(|dirty| dirty.is_dirty())
+        {
+            // Goes up with the data.
+            return Ok(());
+        }
+        let content = content.unwrap_or_else(|| {
+            let mut tree = self.tree();
+            match tree.get_mut(ino) {
+                Some(node) => Arc::clone(node.content.get_or_insert_default()),
+                None => Arc::new(Content::default()),
+            }
+        });
+        content.set_attributes_pending(true);
+        // A writer that holds the file open will flush it; one copy then serves several changes.
+        let is_deferred = handle.is_some_and(|handle| self.is_writer(handle));
+        if is_deferred {
+            return Ok(());
+        }
+        let result = self.store_file(ino).await;
+        if result.is_err() {
+            content.set_attributes_pending(false);
+        }
+        let mut tree = self.tree();
+        if let Some(node) = tree.get_mut(ino)
+            && node.opens == 0
+            && node.content.as_ref().is_some_and(|content| !content.has_unstored())
+        {
+            node.content.as_ref().inspect(|content| content.drop_dirty());
+        }
+        result
+    }
+
+    async fn store_directory(&self, ino: u64) -> FsResult<()> {
+        use sandpail_store::{Condition, PutBody};
+        let (key, attributes) = {
+            let tree = self.tree();
+            let prefix = self.dir_prefix(&tree, ino);
+            if ino == ROOT && prefix.is_empty() {
+                // A bucket's root has no object; its attributes last as long as the mount.
+                return Ok(());
+            }
+            let node = tree.get(ino).ok_or_else(|| stale(ino))?;
+            (super::object_key(prefix)?, self.attributes_of(node))
+        };
+        let _shared = self.structure.read().await;
+        let outcome = self
+            .store
+            .put(&key, PutBody::empty(), &attributes, &Condition::Always)
+            .await
+            .map_err(super::failed(|| format!("cannot change directory {key}")))?;
+        let until = self.believed_until();
+        let mut tree = self.tree();
+        if let Some(node) = tree.get_mut(ino) {
+            let modified = outcome.last_modified.unwrap_or_else(std::time::SystemTime::now);
+            node.version = Some(crate::tree::Version { etag: Some(outcome.etag), size: 0, modified });
+            node.attributes = Arc::new(attributes);
+            node.fresh_until = until;
+            if let Some(dir) = &mut node.dir {
+                dir.has_marker = Some(true);
+            }
+        }
+        Ok(())
+    }
+
+    /// The value of an extended attribute.
+    ///
+    /// # Errors
+    /// [`FsError::NoAttribute`]; [`FsError::Unsupported`] outside of `user.`.
+    pub async fn getxattr(&self, ino: u64, name: &str) -> FsResult<Vec<u8>> {
+        check_xattr_name(name, false)?;
+        self.revalidate(ino).await?;
+        let tree = self.tree();
+        let node = tree.get(ino).ok_or_else(|| stale(ino))?;
+        xattrs(&node.attributes).remove(name).ok_or(FsError::NoAttribute)
+    }
+
+    /// The names of all extended attributes, each followed by a NUL byte.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`].
+    pub async fn listxattr(&self, ino: u64) -> FsResult<Vec<u8>> {
+        self.revalidate(ino).await?;
+        let tree = self.tree();
+        let node = tree.get(ino).ok_or_else(|| stale(ino))?;
+        Ok(xattrs(&node.attributes).into_keys().flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect())
+    }
+
+    /// Sets an extended attribute; `flags` as for `setxattr(2)`.
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`] over S3's 2 KB; [`FsError::Exists`] or [`FsError::NoAttribute`] as the flags ask.
+    pub async fn setxattr(&self, ino: u64, name: &str, value: &[u8], flags: i32) -> FsResult<()> {
+        check_xattr_name(name, true)?;
+        self.change_xattr(ino, |all| {
+            match (flags, all.contains_key(name)) {
+                (XATTR_CREATE, true) => return Err(FsError::Exists { what: name.to_owned() }),
+                (XATTR_REPLACE, false) => return Err(FsError::NoAttribute),
+                _ => {}
+            }
+            all.insert(name.to_owned(), value.to_vec());
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// [`FsError::NoAttribute`].
+    pub async fn removexattr(&self, ino: u64, name: &str) -> FsResult<()> {
+        check_xattr_name(name, true)?;
+        self.change_xattr(ino, |all| all.remove(name).map(drop).ok_or(FsError::NoAttribute)).await
+    }
+
+    async fn change_xattr(
+        &self,
+        ino: u64,
+        change: impl FnOnce(&mut std::collections::BTreeMap<String, Vec<u8>>) -> FsResult<()>,
+    ) -> FsResult<()> {
+        self.check_writable()?;
+        if !self.has_posix_metadata() {
+            return Err(FsError::Unsupported { what: "extended attributes need --metadata posix".to_owned() });
+        }
+        self.revalidate(ino).await?;
+        let before = {
+            let mut tree = self.tree();
+            let node = tree.get_mut(ino).ok_or_else(|| stale(ino))?;
+            let before = Arc::clone(&node.attributes);
+            let mut all = xattrs(&before);
+            change(&mut all)?;
+            let mut attributes = (*before).clone();
+            set_xattrs(&mut attributes, &all)?;
+            node.attributes = Arc::new(attributes);
+            node.attr.ctime = Time::now();
+            before
+        };
+        let result = self.store_changed_attributes(ino, None).await;
+        if result.is_err()
+            && let Some(node) = self.tree().get_mut(ino)
+        {
+            node.attributes = before;
+        }
+        result
+    }
+
+    fn is_writer(&self, handle: u64) -> bool {
+        super::guard(&self.files).get(&handle).is_some_and(|file| file.can_write)
+    }
+}
+
+fn check_xattr_name(name: &str, to_change: bool) -> FsResult<()> {
+    if name.strip_prefix("user.").is_some_and(|rest| !rest.is_empty()) {
+        return Ok(());
+    }
+    let what = format!("attribute {name:?}: only user.* can be kept");
+    // Programs ask for security.* and system.* all the time and go on without.
+    Err(if to_change { FsError::Unsupported { what } } else { FsError::NoAttribute })
+}

@@ -1,0 +1,557 @@
+//! Directories: listing them, making and removing what stands in them.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use sandpail_store::{Condition, ListRequest, ObjectAttributes, ObjectKey, PutBody};
+
+use super::lookup::version_of;
+use super::{DirHandle, Engine, Metadata, Stat, failed, guard, not_found, object_key, stale, stat_of};
+use crate::attr::{Attr, Kind, Time};
+use crate::content::Content;
+use crate::tree::names::{Asked, asked_for};
+use crate::tree::{Name, ROOT, Tree, Version};
+use crate::{FsError, FsResult};
+
+/// HEADs of one listing that are under way at the same time.
+const HEADS_AT_ONCE: usize = 64;
+/// Linux's longest link target in bytes; a larger object is no symbolic link.
+const TARGET_LEN_MAX: u64 = 4095;
+
+/// One name of an open directory.
+#[derive(Clone, Debug)]
+pub struct DirItem {
+    /// The name.
+    pub name: Name,
+    /// Whether it is a directory.
+    pub is_directory: bool,
+}
+
+/// A name of a directory with what a reply needs.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// The position behind this entry.
+    pub next: u64,
+    /// The name.
+    pub name: Name,
+    /// Inode number and attributes; [`Attr::kind`] is always right, the rest only with `is_known`.
+    pub stat: Stat,
+    /// Whether `stat` was looked up, and a reference of the kernel counted.
+    pub is_known: bool,
+}
+
+impl Engine {
+    /// Opens a directory for listing.
+    ///
+    /// # Errors
+    /// [`FsError::NotADirectory`].
+    pub fn opendir(&self, ino: u64) -> FsResult<u64> {
+        self.tree().dir(ino).ok_or(FsError::NotADirectory)?;
+        let handle = self.new_handle();
+        guard(&self.dirs).insert(handle, Arc::new(DirHandle { ino, snapshot: Mutex::default() }));
+        Ok(handle)
+    }
+
+    /// Closes a directory.
+    pub fn releasedir(&self, handle: u64) {
+        guard(&self.dirs).remove(&handle);
+    }
+
+    /// Lists up to `count_max` names from `position` on, which is 0 or a [`Listed::next`]; `.` and `..` come first.
+    /// With `plus`, each name (but those two) is looked up and counted as [`Engine::lookup`] does; entries that
+    /// the caller does not pass on must be given back with [`Engine::forget`].
+    ///
+    /// # Errors
+    /// [`FsError::BadHandle`]; [`FsError::Store`] if the store cannot be listed.
+    pub async fn readdir(&self, handle: u64, position: u64, count_max: usize, plus: bool) -> FsResult<Vec<Listed>> {
+        let dir = guard(&self.dirs).get(&handle).cloned().ok_or(FsError::BadHandle)?;
+        let known = if position == 0 { None } else { guard(&dir.snapshot).clone() };
+        let snapshot = match known {
+            Some(snapshot) => snapshot,
+            None => {
+                let snapshot = Arc::new(self.snapshot(dir.ino).await?);
+                *guard(&dir.snapshot) = Some(Arc::clone(&snapshot));
+                snapshot
+            }
+        };
+        let mut listed = Vec::new();
+        let first = usize::try_from(position).unwrap_or(usize::MAX);
+        if first < 2 {
+            let tree = self.tree();
+            let node = tree.get(dir.ino).ok_or_else(|| stale(dir.ino))?;
+            for (at, (name, ino)) in [(".", dir.ino), ("..", node.parent)].into_iter().enumerate().skip(first) {
+                let attr = node.attr.clone();
+                let name = Name::from(name.as_bytes());
+                listed.push(Listed { next: at as u64 + 1, name, stat: Stat { ino, attr }, is_known: false });
+            }
+        }
+        let from = first.saturating_sub(2);
+        let items = snapshot.get(from..).unwrap_or_default();
+        let items = &items[..items.len().min(count_max)];
+        self.head_unknown(dir.ino, items, plus).await?;
+        for (at, item) in items.iter().enumerate() {
+            let next = (from + at) as u64 + 3;
+            if plus {
+                match self.resolve(dir.ino, &item.name, true).await {
+                    Ok(stat) => listed.push(Listed { next, name: Arc::clone(&item.name), stat, is_known: true }),
+                    // Gone since the listing.
+                    Err(FsError::NotFound { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            } else {
+                listed.push(self.hint(dir.ino, item, next));
+            }
+        }
+        Ok(listed)
+    }
+
+    /// A listed name without asking for more: its number and kind.
+    fn hint(&self, parent: u64, item: &DirItem, next: u64) -> Listed {
+        let tree = self.tree();
+        let ino = tree.ino_hint(parent, &item.name);
+        let kind = match tree.child(parent, &item.name) {
+            Some(node) => node.attr.kind,
+            None if item.is_directory => Kind::Directory,
+            None => {
+                let entry = tree.dir(parent).and_then(|dir| dir.entries.get(&item.name));
+                match entry.and_then(|entry| Some((entry.attributes.as_ref()?, entry.version.as_ref()?))) {
+                    Some((attributes, version)) => {
+                        Attr::of_object(attributes, version.size, version.modified, false, &tree.defaults).kind
+                    }
+                    None => Kind::File,
+                }
+            }
+        };
+        let attr = Attr::plain(kind, 0, std::time::SystemTime::UNIX_EPOCH, &tree.defaults);
+        Listed { next, name: Arc::clone(&item.name), stat: Stat { ino, attr }, is_known: false }
+    }
+
+    /// All names of a directory, in order.
+    async fn snapshot(&self, ino: u64) -> FsResult<Vec<DirItem>> {
+        let (since, prefix, is_fresh) = {
+            let mut tree = self.tree();
+            let since = tree.tick();
+            let node = tree.get(ino).ok_or_else(|| stale(ino))?;
+            if !node.is_linked {
+                return Ok(Vec::new());
+            }
+            let dir = node.dir.as_deref().ok_or(FsError::NotADirectory)?;
+            let is_fresh = dir.complete_until.is_some_and(|until| until > Instant::now());
+            (since, self.dir_prefix(&tree, ino), is_fresh)
+        };
+        if !is_fresh && let Some((entries, has_marker)) = self.list_directory(&prefix, true).await? {
+            self.tree().install_listing(ino, since, entries, has_marker, self.believed_until());
+        }
+        let tree = self.tree();
+        let dir = tree.dir(ino).ok_or_else(|| stale(ino))?;
+        let item = |name: &Name, is_directory| DirItem { name: Arc::clone(name), is_directory };
+        let mut items: Vec<_> = dir.entries.iter().map(|(name, entry)| item(name, entry.is_directory())).collect();
+        // New files that are not stored yet.
+        for (name, child) in &dir.children {
+            if !dir.entries.contains_key(name)
+                && let Some(node) = tree.get(*child)
+                && (node.is_local() || node.opens > 0)
+            {
+                items.push(item(name, node.dir.is_some()));
+            }
+        }
+        Ok(items)
+    }
+
+    /// Asks for the metadata of listed files, many at a time: of all of them, or of those that could be links.
+    async fn head_unknown(&self, parent: u64, items: &[DirItem], all: bool) -> FsResult<()> {
+        if !self.has_posix_metadata() {
+            return Ok(());
+        }
+        let mut keys: Vec<(Name, ObjectKey, bool)> = Vec::new();
+        let since = {
+            let mut tree = self.tree();
+            let since = tree.tick();
+            let prefix = self.dir_prefix(&tree, parent);
+            let now = Instant::now();
+            for item in items {
+                if tree.child(parent, &item.name).is_some_and(|node| node.is_local() || node.fresh_until > now) {
+                    continue;
+                }
+                let Some(entry) = tree.dir(parent).and_then(|dir| dir.entries.get(&item.name)) else { continue };
+                if entry.attributes.is_some() {
+                    continue;
+                }
+                let segment = match &entry.segment {
+                    Some(segment) => Arc::clone(segment),
+                    None => Arc::from(String::from_utf8_lossy(&item.name)),
+                };
+                let slash = if entry.is_directory() { "/" } else { "" };
+                let may_be_link = entry.version.as_ref().is_some_and(|v| v.size > 0 && v.size <= TARGET_LEN_MAX);
+                if (all || may_be_link)
+                    && let Ok(key) = object_key(format!("{prefix}{segment}{slash}"))
+                {
+                    keys.push((Arc::clone(&item.name), key, entry.is_directory()));
+                }
+            }
+            since
+        };
+        let mut keys = keys.into_iter();
+        let mut asked = FuturesUnordered::new();
+        loop {
+            while asked.len() < HEADS_AT_ONCE
+                && let Some((name, key, is_directory)) = keys.next()
+            {
+                asked.push(async move { (name, is_directory, self.head(&key).await) });
+            }
+            let Some((name, is_directory, info)) = asked.next().await else { return Ok(()) };
+            // What fails here is asked again, and reported, by the lookup of that name alone.
+            let Ok(info) = info else { continue };
+            let mut tree = self.tree();
+            if tree.is_outdated(parent, &name, since) {
+                continue;
+            }
+            if is_directory {
+                let segment = tree.dir(parent).and_then(|dir| dir.entries.get(&name)?.segment.clone());
+                let segment = segment.unwrap_or_else(|| Arc::from(String::from_utf8_lossy(&name)));
+                self.apply_directory(&mut tree, parent, &name, segment, info);
+            } else if let (Some(info), Some(entry)) =
+                (info, tree.dir_mut(parent).and_then(|dir| dir.entries.get_mut(&name)))
+            {
+                entry.version = Some(version_of(&info));
+                entry.attributes = Some(Arc::new(info.attributes));
+            }
+        }
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`], [`FsError::ReadOnly`], [`FsError::Store`].
+    pub async fn mkdir(&self, parent: u64, name: &[u8], perm: u32, uid: u32, gid: u32) -> FsResult<Stat> {
+        self.check_writable()?;
+        let segment = self.new_segment(parent, name).await?;
+        let _shared = self.structure.read().await;
+        let mut attr = self.new_attr(parent, Kind::Directory, perm, uid, gid);
+        attr.size = 0;
+        let key = {
+            let tree = self.tree();
+            object_key(format!("{}/", self.key_in(&tree, parent, &segment)?))?
+        };
+        let mut attributes = ObjectAttributes::default();
+        if self.has_posix_metadata() {
+            attr.store_in(&mut attributes);
+        }
+        let change = self.begin(parent, name);
+        let outcome = self
+            .store
+            .put(&key, PutBody::empty(), &attributes, &Condition::Always)
+            .await
+            .map_err(failed(|| format!("cannot make directory {key}")))?;
+        let mut tree = self.tree();
+        let ino = tree.insert(parent, name.into(), segment, attr);
+        let until = self.believed_until();
+        if let Some(node) = tree.get_mut(ino) {
+            let modified = outcome.last_modified.unwrap_or_else(std::time::SystemTime::now);
+            node.version = Some(Version { etag: Some(outcome.etag), size: 0, modified });
+            node.attributes = Arc::new(attributes);
+            node.fresh_until = until;
+            node.lookups = 1;
+            if let Some(dir) = &mut node.dir {
+                // Made here and now: it is empty.
+                dir.complete_until = Some(until);
+                dir.has_marker = Some(true);
+            }
+        }
+        tree.note_stored(ino);
+        touch(&mut tree, parent);
+        change.done(&mut tree);
+        stat_of(&tree, ino)
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// [`FsError::NotEmpty`], [`FsError::NotADirectory`], [`FsError::ReadOnly`], [`FsError::Store`].
+    pub async fn rmdir(&self, parent: u64, name: &[u8]) -> FsResult<()> {
+        self.check_writable()?;
+        let stat = self.resolve(parent, name, false).await?;
+        let _shared = self.structure.read().await;
+        let prefix = {
+            let tree = self.tree();
+            let node = tree.get(stat.ino).ok_or_else(|| stale(stat.ino))?;
+            let dir = node.dir.as_deref().ok_or(FsError::NotADirectory)?;
+            if dir.children.values().any(|child| tree.get(*child).is_some_and(|node| node.is_local())) {
+                return Err(FsError::NotEmpty);
+            }
+            self.dir_prefix(&tree, stat.ino)
+        };
+        if !self.is_empty_in_bucket(&prefix).await? {
+            return Err(FsError::NotEmpty);
+        }
+        let change = self.begin(parent, name);
+        let marker = object_key(prefix)?;
+        self.store.delete(&marker, None).await.map_err(failed(|| format!("cannot remove directory {marker}")))?;
+        self.removed(parent, name);
+        change.done(&mut self.tree());
+        self.keep_parent(parent).await
+    }
+
+    /// Whether no key stands below `prefix` but its own marker.
+    pub(super) async fn is_empty_in_bucket(&self, prefix: &str) -> FsResult<bool> {
+        let request = ListRequest { prefix: prefix.to_owned(), max_keys: 2, ..ListRequest::default() };
+        let page = self.store.list(&request).await.map_err(failed(|| format!("cannot list {prefix:?}")))?;
+        Ok(page.objects.iter().all(|object| object.key == prefix && object.size == 0))
+    }
+
+    /// Removes a file or a symbolic link. Open handles keep its contents.
+    ///
+    /// # Errors
+    /// [`FsError::IsADirectory`], [`FsError::ReadOnly`], [`FsError::Store`].
+    pub async fn unlink(&self, parent: u64, name: &[u8]) -> FsResult<()> {
+        self.check_writable()?;
+        let stat = self.resolve(parent, name, false).await?;
+        if stat.attr.kind == Kind::Directory {
+            return Err(FsError::IsADirectory);
+        }
+        let _shared = self.structure.read().await;
+        let content = self.tree().get(stat.ino).and_then(|node| node.content.clone());
+        let _one = match &content {
+            Some(content) => Some(content.commit.lock().await),
+            None => None,
+        };
+        self.save_for_handles(stat.ino).await?;
+        let (key, version) = {
+            let tree = self.tree();
+            let node = tree.get(stat.ino).ok_or_else(|| stale(stat.ino))?;
+            (self.file_key(&tree, stat.ino)?, node.version.clone())
+        };
+        let change = self.begin(parent, name);
+        if let Some(version) = version {
+            let etag = self.believed(&version);
+            self.store.delete(&key, etag.as_ref()).await.map_err(failed(|| format!("cannot remove {key}")))?;
+        }
+        self.removed(parent, name);
+        {
+            let mut tree = self.tree();
+            if let Some(node) = tree.get_mut(stat.ino) {
+                node.attr.ctime = Time::now();
+            }
+            change.done(&mut tree);
+        }
+        self.keep_parent(parent).await
+    }
+
+    /// Forgets a name that was removed from the bucket.
+    pub(super) fn removed(&self, parent: u64, name: &[u8]) {
+        let until = self.believed_until();
+        let mut tree = self.tree();
+        tree.detach(parent, name);
+        tree.note_removed(parent, &Name::from(name), until);
+        touch(&mut tree, parent);
+    }
+
+    /// Before an open file loses its object: fetches what its handles may still read.
+    pub(super) async fn save_for_handles(&self, ino: u64) -> FsResult<()> {
+        let (content, is_open) = {
+            let tree = self.tree();
+            let Some(node) = tree.get(ino) else { return Ok(()) };
+            (node.content.clone(), node.opens > 0)
+        };
+        let (Some(content), true) = (content, is_open) else { return Ok(()) };
+        let dirty = self.staged(ino, &content)?;
+        dirty.materialise(&self.base_of(&content)).await
+    }
+
+    /// An implicit directory would vanish with its last entry; a marker keeps it.
+    pub(super) async fn keep_parent(&self, parent: u64) -> FsResult<()> {
+        let (key, attr, attributes) = {
+            let tree = self.tree();
+            let Some(node) = tree.get(parent) else { return Ok(()) };
+            let Some(dir) = node.dir.as_deref() else { return Ok(()) };
+            if parent == ROOT || dir.has_marker == Some(true) || node.version.is_some() || !node.is_linked {
+                return Ok(());
+            }
+            (object_key(self.dir_prefix(&tree, parent))?, node.attr.clone(), node.attributes.clone())
+        };
+        let mut attributes = (*attributes).clone();
+        if self.has_posix_metadata() {
+            attr.store_in(&mut attributes);
+        }
+        self.store
+            .put(&key, PutBody::empty(), &attributes, &Condition::Always)
+            .await
+            .map_err(failed(|| format!("cannot keep directory {key}")))?;
+        if let Some(dir) = self.tree().dir_mut(parent) {
+            dir.has_marker = Some(true);
+        }
+        Ok(())
+    }
+
+    /// Makes a symbolic link.
+    ///
+    /// # Errors
+    /// [`FsError::NotPermitted`] without POSIX metadata; as [`Engine::mkdir`].
+    pub async fn symlink(&self, parent: u64, name: &[u8], target: &[u8], uid: u32, gid: u32) -> FsResult<Stat> {
+        self.check_writable()?;
+        if self.options.metadata == Metadata::None {
+            return Err(FsError::NotPermitted { what: "symbolic links need --metadata posix".to_owned() });
+        }
+        if target.len() as u64 > TARGET_LEN_MAX {
+            return Err(FsError::NameTooLong { what: "link target".to_owned() });
+        }
+        let segment = self.new_segment(parent, name).await?;
+        let _shared = self.structure.read().await;
+        let mut attr = self.new_attr(parent, Kind::Symlink, 0o777, uid, gid);
+        attr.size = target.len() as u64;
+        let key = self.key_in(&self.tree(), parent, &segment)?;
+        let mut attributes = ObjectAttributes::default();
+        attr.store_in(&mut attributes);
+        let change = self.begin(parent, name);
+        let body = PutBody::from(bytes::Bytes::copy_from_slice(target));
+        let outcome = self
+            .store
+            .put(&key, body, &attributes, &Condition::Always)
+            .await
+            .map_err(failed(|| format!("cannot make link {key}")))?;
+        let mut tree = self.tree();
+        let ino = tree.insert(parent, name.into(), segment, attr);
+        let until = self.believed_until();
+        if let Some(node) = tree.get_mut(ino) {
+            let modified = outcome.last_modified.unwrap_or_else(std::time::SystemTime::now);
+            node.version = Some(Version { etag: Some(outcome.etag), size: target.len() as u64, modified });
+            node.attributes = Arc::new(attributes);
+            node.target = Some(target.into());
+            node.fresh_until = until;
+            node.lookups = 1;
+        }
+        tree.note_stored(ino);
+        touch(&mut tree, parent);
+        change.done(&mut tree);
+        stat_of(&tree, ino)
+    }
+
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    /// [`FsError::Invalid`] if it is none.
+    pub async fn readlink(&self, ino: u64) -> FsResult<Arc<[u8]>> {
+        let (key, version) = {
+            let tree = self.tree();
+            let node = tree.get(ino).ok_or_else(|| stale(ino))?;
+            if node.attr.kind != Kind::Symlink {
+                return Err(FsError::Invalid { what: "not a symbolic link".to_owned() });
+            }
+            if let Some(target) = &node.target {
+                return Ok(Arc::clone(target));
+            }
+            (self.file_key(&tree, ino)?, node.version.clone().ok_or_else(|| stale(ino))?)
+        };
+        let download = self
+            .store
+            .get(&key, 0..version.size, version.etag.as_ref())
+            .await
+            .map_err(failed(|| format!("cannot read link {key}")))?;
+        let bytes = sandpail_store::collect(download, TARGET_LEN_MAX as usize)
+            .await
+            .map_err(failed(|| format!("cannot read link {key}")))?;
+        // s3fs ends the target with a newline in old versions.
+        let target: Arc<[u8]> = bytes.strip_suffix(b"\n").unwrap_or(&bytes).into();
+        if let Some(node) = self.tree().get_mut(ino) {
+            node.target = Some(Arc::clone(&target));
+        }
+        Ok(target)
+    }
+
+    /// Checks that a name is free and can be a key.
+    pub(super) async fn new_segment(&self, parent: u64, name: &[u8]) -> FsResult<Arc<str>> {
+        let segment: Arc<str> = match asked_for(name)? {
+            Asked::Segment(segment) => Arc::from(&*segment),
+            Asked::ShadowedFile(_) | Asked::Shortened => {
+                let what = format!("{:?} is the escape of another name", String::from_utf8_lossy(name));
+                return Err(FsError::Invalid { what });
+            }
+        };
+        match self.resolve(parent, name, false).await {
+            Ok(_) => Err(FsError::Exists { what: format!("{:?}", String::from_utf8_lossy(name)) }),
+            Err(FsError::NotFound { .. }) => {
+                let tree = self.tree();
+                let node = tree.get(parent).ok_or_else(|| stale(parent))?;
+                if !node.is_linked {
+                    return Err(not_found(name));
+                }
+                Ok(segment)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The attributes of something new; a set-group-id directory hands its group down.
+    pub(super) fn new_attr(&self, parent: u64, kind: Kind, perm: u32, uid: u32, gid: u32) -> Attr {
+        let now = Time::now();
+        let tree = self.tree();
+        let parent = tree.get(parent).map(|node| &node.attr);
+        let inherits = parent.filter(|attr| attr.perm & 0o2000 != 0);
+        let gid = inherits.map_or(gid, |attr| attr.gid);
+        let perm = if inherits.is_some() && kind == Kind::Directory { perm | 0o2000 } else { perm };
+        Attr { kind, perm: perm & 0o7777, uid, gid, size: 0, atime: now, mtime: now, ctime: now }
+    }
+
+    pub(super) fn begin(&self, parent: u64, name: &[u8]) -> Change<'_> {
+        self.tree().begin_mutation(parent, name);
+        Change { engine: self, parent, name: name.into(), is_open: true }
+    }
+
+    /// A file node for a new name, not stored yet.
+    pub(super) fn insert_new_file(
+        &self,
+        parent: u64,
+        name: &[u8],
+        segment: Arc<str>,
+        attr: Attr,
+    ) -> (u64, Arc<Content>) {
+        let content = Arc::new(Content::default());
+        let mut tree = self.tree();
+        let ino = tree.insert(parent, name.into(), segment, attr);
+        let until = self.believed_until();
+        if let Some(node) = tree.get_mut(ino) {
+            node.content = Some(Arc::clone(&content));
+            node.fresh_until = until;
+            node.lookups = 1;
+            node.opens = 1;
+        }
+        tree.note_stored(ino);
+        touch(&mut tree, parent);
+        (ino, content)
+    }
+}
+
+/// A change of a name that goes on; ends when dropped, so that an error never leaves it open.
+#[derive(Debug)]
+pub(super) struct Change<'a> {
+    engine: &'a Engine,
+    parent: u64,
+    name: Name,
+    is_open: bool,
+}
+
+impl Change<'_> {
+    pub(super) fn done(mut self, tree: &mut Tree) {
+        tree.end_mutation(self.parent, &self.name);
+        self.is_open = false;
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        if self.is_open {
+            self.engine.tree().end_mutation(self.parent, &self.name);
+        }
+    }
+}
+
+/// An entry came or went: the directory's times move.
+pub(super) fn touch(tree: &mut Tree, ino: u64) {
+    if let Some(node) = tree.get_mut(ino) {
+        let now = Time::now();
+        node.attr.mtime = now;
+        node.attr.ctime = now;
+    }
+}

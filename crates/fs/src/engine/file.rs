@@ -1,0 +1,444 @@
+//! Files: open, read, write, and when their data reaches the bucket.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sandpail_store::CopySource;
+
+use super::{Engine, FileHandle, Stat, failed, guard, stale, stat_of};
+use crate::attr::{Kind, Time};
+use crate::content::Content;
+use crate::read::{ObjectVersion, ReadContext};
+use crate::tree::Version;
+use crate::write::{Base, BaseReader, DirtyFile};
+use crate::{FsError, FsResult};
+
+/// Largest size of a file: what S3 takes.
+const FILE_LEN_MAX: u64 = 5 << 40;
+/// A copy of more than this could not be reported: FUSE counts copied bytes in 32 bits.
+const COPY_RANGE_LEN_MAX: u64 = 0xffff_f000;
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenMode {
+    /// For reading.
+    pub read: bool,
+    /// For writing.
+    pub write: bool,
+    /// Every write goes to the end.
+    pub append: bool,
+    /// Drop the contents.
+    pub truncate: bool,
+}
+
+/// An open file.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The handle.
+    pub handle: u64,
+    /// What the file is.
+    pub stat: Stat,
+    /// Whether pages that the kernel holds of it are still right.
+    pub keep_cache: bool,
+}
+
+/// What `lseek` looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whence {
+    /// `SEEK_DATA`
+    Data,
+    /// `SEEK_HOLE`
+    Hole,
+}
+
+/// Reads the base version of a staged file.
+#[derive(Debug)]
+pub(super) struct Bases {
+    context: Arc<ReadContext>,
+    content: Arc<Content>,
+}
+
+#[async_trait]
+impl BaseReader for Bases {
+    async fn read_base(&self, handle: u64, version: &ObjectVersion, range: Range<u64>) -> FsResult<Vec<Bytes>> {
+        self.content.reader(&self.context, version).read(handle, range).await
+    }
+}
+
+impl Engine {
+    /// Makes a file and opens it. It appears in the bucket when it is closed or synced.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`], [`FsError::ReadOnly`], [`FsError::NameTooLong`], [`FsError::Store`].
+    pub async fn create(
+        &self,
+        parent: u64,
+        name: &[u8],
+        perm: u32,
+        uid: u32,
+        gid: u32,
+        mode: OpenMode,
+    ) -> FsResult<Opened> {
+        self.check_writable()?;
+        let segment = self.new_segment(parent, name).await?;
+        let key = self.key_in(&self.tree(), parent, &segment)?;
+        let attr = self.new_attr(parent, Kind::File, perm, uid, gid);
+        let (ino, content) = self.insert_new_file(parent, name, segment, attr);
+        let made = content.dirty_or(|| DirtyFile::new(Arc::clone(&self.writing), key, None, 0)).and_then(|dirty| {
+            // An empty file is something to store, too.
+            dirty.truncate(0)
+        });
+        if let Err(error) = made {
+            let mut tree = self.tree();
+            if let Some(node) = tree.get_mut(ino) {
+                node.opens = 0;
+                node.lookups = 0;
+            }
+            tree.detach(parent, name);
+            return Err(error);
+        }
+        let stat = stat_of(&self.tree(), ino)?;
+        let handle = self.add_handle(ino, content, mode);
+        Ok(Opened { handle, stat, keep_cache: false })
+    }
+
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`FsError::IsADirectory`], [`FsError::ReadOnly`], [`FsError::NotFound`].
+    pub async fn open(&self, ino: u64, mode: OpenMode) -> FsResult<Opened> {
+        if mode.write || mode.truncate {
+            self.check_writable()?;
+        }
+        self.revalidate(ino).await?;
+        let (content, keep_cache) = {
+            let mut tree = self.tree();
+            let node = tree.get_mut(ino).ok_or_else(|| stale(ino))?;
+            if node.dir.is_some() {
+                return Err(FsError::IsADirectory);
+            }
+            // The content is dropped with the last handle or when another version is found, so pages are
+            // right as long as it is there.
+            let keep_cache = node.content.is_some() && !mode.truncate;
+            let content = Arc::clone(node.content.get_or_insert_default());
+            node.opens += 1;
+            (content, keep_cache)
+        };
+        if mode.truncate
+            && let Err(error) = self.staged_empty(ino, &content)
+        {
+            self.close_node(ino);
+            return Err(error);
+        }
+        let stat = stat_of(&self.tree(), ino)?;
+        let handle = self.add_handle(ino, content, mode);
+        Ok(Opened { handle, stat, keep_cache })
+    }
+
+    fn add_handle(&self, ino: u64, content: Arc<Content>, mode: OpenMode) -> u64 {
+        let handle = self.new_handle();
+        let file = FileHandle { ino, content, can_read: mode.read, can_write: mode.write, append: mode.append };
+        guard(&self.files).insert(handle, Arc::new(file));
+        handle
+    }
+
+    fn file(&self, handle: u64) -> FsResult<Arc<FileHandle>> {
+        guard(&self.files).get(&handle).cloned().ok_or(FsError::BadHandle)
+    }
+
+    pub(super) fn base_of(&self, content: &Arc<Content>) -> Bases {
+        Bases { context: Arc::clone(&self.reading), content: Arc::clone(content) }
+    }
+
+    /// The stored version of a node, as a reader wants it.
+    pub(super) fn object_version(&self, ino: u64) -> FsResult<Option<ObjectVersion>> {
+        let tree = self.tree();
+        let node = tree.get(ino).ok_or_else(|| stale(ino))?;
+        let Some(Version { etag: Some(etag), size, .. }) = node.version.clone() else { return Ok(None) };
+        Ok(Some(ObjectVersion { key: self.file_key(&tree, ino)?, etag, size }))
+    }
+
+    /// The staged file of a node, made if need be.
+    pub(super) fn staged(&self, ino: u64, content: &Content) -> FsResult<Arc<DirtyFile>> {
+        if let Some(dirty) = content.dirty() {
+            return Ok(dirty);
+        }
+        let version = self.object_version(ino)?;
+        let key = self.file_key(&self.tree(), ino)?;
+        content.dirty_or(|| {
+            let size = version.as_ref().map_or(0, |version| version.size);
+            let base = version.filter(|version| version.size > 0).map(|version| Base { limit: version.size, version });
+            DirtyFile::new(Arc::clone(&self.writing), key, base, size)
+        })
+    }
+
+    /// The staged file of a node, without its contents.
+    fn staged_empty(&self, ino: u64, content: &Content) -> FsResult<()> {
+        self.staged(ino, content)?.truncate(0)?;
+        self.modified(ino, true);
+        Ok(())
+    }
+
+    /// Contents changed: times move, and set-id bits go where asked.
+    fn modified(&self, ino: u64, keep_set_id: bool) {
+        let mut tree = self.tree();
+        if let Some(node) = tree.get_mut(ino) {
+            let now = Time::now();
+            node.attr.mtime = now;
+            node.attr.ctime = now;
+            if !keep_set_id {
+                clear_set_id(&mut node.attr.perm);
+            }
+            if let Some(content) = &node.content {
+                content.set_times_were_set(false);
+            }
+        }
+    }
+
+    /// Reads `len` bytes from `offset`; fewer at the end of the file.
+    ///
+    /// # Errors
+    /// [`FsError::Changed`] if the object was replaced while it is open; [`FsError::Store`].
+    pub async fn read(&self, handle: u64, offset: u64, len: u64) -> FsResult<Vec<Bytes>> {
+        let file = self.file(handle)?;
+        if !file.can_read {
+            return Err(FsError::BadHandle);
+        }
+        // A rename moves the object to another key: what fails under the old one is tried under the new one.
+        let mut tried: Option<ObjectVersion> = None;
+        loop {
+            if let Some(dirty) = file.content.dirty() {
+                let end = offset.saturating_add(len).min(dirty.size());
+                if end <= offset {
+                    return Ok(Vec::new());
+                }
+                return dirty.read(handle, offset..end, &self.base_of(&file.content)).await;
+            }
+            let Some(version) = self.object_version(file.ino)? else { return Ok(Vec::new()) };
+            let end = offset.saturating_add(len).min(version.size);
+            if end <= offset {
+                return Ok(Vec::new());
+            }
+            let reader = file.content.reader(&self.reading, &version);
+            match reader.read(handle, offset..end).await {
+                Err(FsError::Changed { .. })
+                    if tried.as_ref().is_some_and(|tried| *tried != version) || tried.is_none() =>
+                {
+                    let now = self.object_version(file.ino)?;
+                    if now.as_ref() == Some(&version) && file.content.dirty().is_none() {
+                        return Err(FsError::Changed { what: version.key.to_string() });
+                    }
+                    tried = Some(version);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Writes `data` at `offset` (at the end, for a handle in append mode). Returns how many bytes were taken.
+    /// Await [`Engine::backpressure`] before the caller is told.
+    ///
+    /// # Errors
+    /// [`FsError::BadHandle`], [`FsError::NoSpace`], [`FsError::TooLarge`].
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8], kill_set_id: bool) -> FsResult<usize> {
+        let file = self.file(handle)?;
+        if !file.can_write {
+            return Err(FsError::BadHandle);
+        }
+        self.check_writable()?;
+        let dirty = self.staged(file.ino, &file.content)?;
+        let offset = if file.append { dirty.size() } else { offset };
+        check_len(offset.saturating_add(data.len() as u64))?;
+        dirty.write(offset, data)?;
+        self.modified(file.ino, !kill_set_id);
+        Ok(data.len())
+    }
+
+    /// Waits while an upload that runs beside the writing lags behind.
+    pub async fn backpressure(&self, handle: u64) {
+        if let Ok(file) = self.file(handle)
+            && let Some(dirty) = file.content.dirty()
+        {
+            dirty.backpressure().await;
+        }
+    }
+
+    /// A descriptor is being closed: what was written through it is stored.
+    ///
+    /// # Errors
+    /// Why it could not be stored; it stays staged and is tried again.
+    pub async fn flush(&self, handle: u64) -> FsResult<()> {
+        let file = self.file(handle)?;
+        if file.can_write && file.content.has_unstored() { self.store_file(file.ino).await } else { Ok(()) }
+    }
+
+    /// Stores what was written to the file.
+    ///
+    /// # Errors
+    /// As [`Engine::flush`].
+    pub async fn fsync(&self, handle: u64) -> FsResult<()> {
+        let file = self.file(handle)?;
+        if file.content.has_unstored() { self.store_file(file.ino).await } else { Ok(()) }
+    }
+
+    /// The last descriptor is gone. Stores that come after the last flush (through `mmap`) are stored here.
+    pub async fn release(&self, handle: u64) {
+        let Some(file) = guard(&self.files).remove(&handle) else { return };
+        file.content.forget_handle(handle);
+        if file.can_write
+            && file.content.has_unstored()
+            && let Err(error) = self.store_file(file.ino).await
+        {
+            tracing::error!(path = self.tree().path_of(file.ino), %error, "not stored yet; it stays staged");
+        }
+        self.close_node(file.ino);
+    }
+
+    fn close_node(&self, ino: u64) {
+        let mut tree = self.tree();
+        if let Some(node) = tree.get_mut(ino) {
+            node.opens = node.opens.saturating_sub(1);
+            if node.opens == 0 {
+                let is_done = node.content.as_ref().is_none_or(|content| !content.has_unstored());
+                if let Some(content) = &node.content
+                    && (is_done || !node.is_linked)
+                {
+                    content.drop_dirty();
+                }
+                if !node.is_linked {
+                    node.content = None;
+                }
+            }
+        }
+        tree.drop_unused(ino);
+    }
+
+    /// Cuts or grows a file. Without a handle it is stored at once.
+    pub(super) async fn set_size(&self, ino: u64, handle: Option<u64>, size: u64, kill_set_id: bool) -> FsResult<()> {
+        self.check_writable()?;
+        check_len(size)?;
+        if let Some(handle) = handle {
+            let file = self.file(handle)?;
+            if !file.can_write {
+                return Err(FsError::Invalid { what: "the file is not open for writing".to_owned() });
+            }
+            let dirty = self.staged(ino, &file.content)?;
+            dirty.truncate(size)?;
+            self.modified(ino, !kill_set_id);
+            return Ok(());
+        }
+        let mode = OpenMode { read: true, write: true, ..OpenMode::default() };
+        let opened = self.open(ino, mode).await?;
+        let cut = async {
+            let file = self.file(opened.handle)?;
+            self.staged(ino, &file.content)?.truncate(size)?;
+            self.modified(ino, !kill_set_id);
+            self.flush(opened.handle).await
+        }
+        .await;
+        self.release(opened.handle).await;
+        cut
+    }
+
+    /// Reserves or clears a range, as `fallocate` with these flags.
+    ///
+    /// # Errors
+    /// [`FsError::BadHandle`], [`FsError::NoSpace`], [`FsError::TooLarge`].
+    pub fn fallocate(&self, handle: u64, range: Range<u64>, keep_size: bool, zero: bool) -> FsResult<()> {
+        let file = self.file(handle)?;
+        if !file.can_write {
+            return Err(FsError::BadHandle);
+        }
+        check_len(range.end)?;
+        let dirty = self.staged(file.ino, &file.content)?;
+        if zero {
+            let end = range.end.min(dirty.size());
+            if range.start < end {
+                dirty.punch(range.start..end)?;
+            }
+        }
+        if !keep_size && range.end > dirty.size() {
+            dirty.allocate_to(range.end)?;
+        }
+        self.modified(file.ino, true);
+        Ok(())
+    }
+
+    /// Finds data or a hole: to the outside a file is data all over, with a hole at its end.
+    ///
+    /// # Errors
+    /// [`FsError::Range`] behind the end, which callers report as `ENXIO`.
+    pub fn seek(&self, handle: u64, offset: u64, whence: Whence) -> FsResult<u64> {
+        let file = self.file(handle)?;
+        let size = stat_of(&self.tree(), file.ino)?.attr.size;
+        match whence {
+            _ if offset >= size => Err(FsError::Range { what: "offset behind the end".to_owned() }),
+            Whence::Data => Ok(offset),
+            Whence::Hole => Ok(size),
+        }
+    }
+
+    /// Copies a whole stored file into an empty one inside the store.
+    ///
+    /// # Errors
+    /// [`FsError::Unsupported`] for anything else: the caller copies the bytes itself.
+    pub async fn copy_file_range(
+        &self,
+        from: u64,
+        from_offset: u64,
+        to: u64,
+        to_offset: u64,
+        len: u64,
+    ) -> FsResult<u64> {
+        let unsupported = || FsError::Unsupported { what: "server-side copy of a part".to_owned() };
+        let (source, target) = (self.file(from)?, self.file(to)?);
+        if !source.can_read || !target.can_write {
+            return Err(FsError::BadHandle);
+        }
+        let version = self.object_version(source.ino)?.ok_or_else(unsupported)?;
+        let is_whole = from_offset == 0 && to_offset == 0 && len >= version.size && version.size > 0;
+        let target_is_empty = self.staged(target.ino, &target.content)?.size() == 0;
+        let fits = version.size <= COPY_RANGE_LEN_MAX && version.size <= self.store.capabilities().copy_len_max;
+        let is_clean = source.ino != target.ino && !source.content.has_unstored() && !target.content.is_unlinked();
+        // A small file costs no less this way, and its bytes may be here already.
+        if !is_whole || !target_is_empty || !fits || !is_clean || version.size < self.options.part_len {
+            return Err(unsupported());
+        }
+        let _shared = self.structure.read().await;
+        let _one = target.content.commit.lock().await;
+        let (key, attributes, parent, name) = {
+            let tree = self.tree();
+            let node = tree.get(target.ino).ok_or_else(|| stale(target.ino))?;
+            (self.file_key(&tree, target.ino)?, self.attributes_of(node), node.parent, Arc::clone(&node.name))
+        };
+        let origin = CopySource { key: version.key.clone(), etag: Some(version.etag.clone()) };
+        let change = self.begin(parent, &name);
+        let outcome = self
+            .store
+            .copy(&origin, &key, Some(&attributes), &sandpail_store::Condition::Always)
+            .await
+            .map_err(failed(|| format!("cannot copy {} to {key}", version.key)))?;
+        target.content.drop_dirty();
+        let mut tree = self.tree();
+        self.stored(&mut tree, target.ino, &outcome, version.size, attributes);
+        change.done(&mut tree);
+        Ok(version.size)
+    }
+}
+
+fn check_len(len: u64) -> FsResult<()> {
+    if len > FILE_LEN_MAX {
+        return Err(FsError::TooLarge { what: format!("{len} bytes; S3 takes at most {FILE_LEN_MAX}") });
+    }
+    Ok(())
+}
+
+/// As the kernel does when someone else writes to a file that runs with its owner's rights.
+pub(super) fn clear_set_id(perm: &mut u32) {
+    *perm &= !0o4000;
+    if *perm & 0o010 != 0 {
+        *perm &= !0o2000;
+    }
+}

@@ -1,0 +1,466 @@
+//! From a name to a node: from what is known, or by asking the store.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use sandpail_store::{ListRequest, ObjectAttributes, ObjectInfo, ObjectKey, StoreError};
+
+use super::{Engine, Stat, failed, not_found, object_key, stale, stat_of};
+use crate::attr::{Attr, Kind};
+use crate::tree::names::{Asked, asked_for, name_of, shadowed_name_of};
+use crate::tree::{Entry, Name, ROOT, Tree, Version};
+use crate::{FsError, FsResult};
+
+/// After so many questions for single names of a directory it is listed instead.
+const PROBES_BEFORE_LISTING: u32 = 1;
+/// A local change in the middle of every question would have to happen this often.
+const TRIES: usize = 16;
+
+enum Step {
+    Known(u64),
+    Absent,
+    Ask(Question),
+}
+
+struct Question {
+    since: u64,
+    what: What,
+}
+
+enum What {
+    /// List the directory: one page, or all of it.
+    List { prefix: String, whole: bool },
+    /// HEAD a file whose version the listing told.
+    File { key: ObjectKey },
+    /// HEAD a directory's marker.
+    Marker { key: ObjectKey },
+    /// Nothing is known: HEAD the file and look for keys below it.
+    Probe { segment: Arc<str>, file: Option<ObjectKey>, below: Option<ObjectKey>, file_only: bool },
+}
+
+enum Found {
+    Nothing,
+    File { segment: Arc<str>, info: ObjectInfo },
+    Directory { segment: Arc<str>, marker: Option<ObjectInfo>, marker_known: bool },
+}
+
+pub(super) fn version_of(info: &ObjectInfo) -> Version {
+    Version { etag: Some(info.etag.clone()), size: info.size, modified: info.last_modified }
+}
+
+impl Engine {
+    /// Finds `name` in `parent` and counts one more reference of the kernel.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`]; [`FsError::Store`] if the store cannot say.
+    pub async fn lookup(&self, parent: u64, name: &[u8]) -> FsResult<Stat> {
+        self.resolve(parent, name, true).await
+    }
+
+    /// As [`Engine::lookup`], counting only if `pin`.
+    pub(super) async fn resolve(&self, parent: u64, name: &[u8], pin: bool) -> FsResult<Stat> {
+        for _ in 0..TRIES {
+            let step = {
+                let mut tree = self.tree();
+                let step = self.lookup_step(&mut tree, parent, name)?;
+                if let Step::Known(ino) = step {
+                    if pin && let Some(node) = tree.get_mut(ino) {
+                        node.lookups += 1;
+                    }
+                    return stat_of(&tree, ino);
+                }
+                step
+            };
+            match step {
+                Step::Absent => return Err(not_found(name)),
+                Step::Ask(question) => self.answer(parent, name, question).await?,
+                Step::Known(_) => {}
+            }
+        }
+        Err(FsError::Busy { what: format!("{:?} changes all the time", String::from_utf8_lossy(name)) })
+    }
+
+    fn lookup_step(&self, tree: &mut Tree, parent: u64, name: &[u8]) -> FsResult<Step> {
+        let now = Instant::now();
+        let asked = match asked_for(name) {
+            Ok(asked) => asked,
+            Err(FsError::Invalid { .. }) => return Ok(Step::Absent),
+            Err(error) => return Err(error),
+        };
+        let node = tree.get(parent).ok_or_else(|| stale(parent))?;
+        let Some(dir) = node.dir.as_deref() else { return Err(FsError::NotADirectory) };
+        if !node.is_linked {
+            return Ok(Step::Absent);
+        }
+        if let Some(child) = dir.children.get(name).and_then(|ino| tree.get(*ino))
+            && (child.is_local() || child.fresh_until > now || (child.version.is_none() && child.opens > 0))
+        {
+            return Ok(Step::Known(child.ino));
+        }
+        let is_listed = dir.complete_until.is_some_and(|until| until > now);
+        if is_listed {
+            let Some(entry) = dir.entries.get(name) else { return Ok(Step::Absent) };
+            let is_known = entry.attributes.is_some() || !self.has_posix_metadata();
+            if is_known && !entry.is_directory() || !self.has_posix_metadata() {
+                return Ok(Step::Known(self.node_of_entry(tree, parent, name)?));
+            }
+            let segment = match &entry.segment {
+                Some(segment) => Arc::clone(segment),
+                None => Arc::from(String::from_utf8_lossy(name)),
+            };
+            let is_directory = entry.is_directory();
+            let since = tree.tick();
+            let key = format!("{}{segment}", self.dir_prefix(tree, parent));
+            let what = if is_directory {
+                match object_key(format!("{key}/")) {
+                    Ok(key) => What::Marker { key },
+                    // No room for a marker: the directory is implicit.
+                    Err(_) => return Ok(Step::Known(self.node_of_entry(tree, parent, name)?)),
+                }
+            } else {
+                What::File { key: object_key(key)? }
+            };
+            return Ok(Step::Ask(Question { since, what }));
+        }
+        if dir.absent.get(name).is_some_and(|until| *until > now) {
+            return Ok(Step::Absent);
+        }
+        let was_listed = dir.complete_until.is_some();
+        let shall_list = !dir.is_huge && (was_listed || dir.probes >= PROBES_BEFORE_LISTING);
+        let since = tree.tick();
+        let prefix = self.dir_prefix(tree, parent);
+        if matches!(asked, Asked::Shortened) || shall_list {
+            let whole = matches!(asked, Asked::Shortened);
+            return Ok(Step::Ask(Question { since, what: What::List { prefix, whole } }));
+        }
+        if let Some(dir) = tree.dir_mut(parent) {
+            dir.probes += 1;
+        }
+        let (segment, file_only) = match asked {
+            Asked::Segment(segment) => (segment, false),
+            Asked::ShadowedFile(segment) => (segment, true),
+            Asked::Shortened => return Ok(Step::Absent),
+        };
+        let key = format!("{prefix}{segment}");
+        // The segment of `a//b` in `a/` is empty: its file would be the marker of `a/` itself.
+        let file = if segment.is_empty() && prefix.is_empty() { None } else { object_key(key.clone()).ok() };
+        let below = if file_only { None } else { object_key(format!("{key}/")).ok() };
+        if file.is_none() && below.is_none() {
+            return Err(FsError::NameTooLong { what: format!("{:.60}…", key) });
+        }
+        let segment = Arc::from(&*segment);
+        Ok(Step::Ask(Question { since, what: What::Probe { segment, file, below, file_only } }))
+    }
+
+    async fn answer(&self, parent: u64, name: &[u8], question: Question) -> FsResult<()> {
+        let since = question.since;
+        match question.what {
+            What::List { prefix, whole } => {
+                let listed = self.list_directory(&prefix, whole).await?;
+                let mut tree = self.tree();
+                match listed {
+                    Some((entries, has_marker)) => {
+                        tree.install_listing(parent, since, entries, has_marker, self.believed_until());
+                    }
+                    None => {
+                        if let Some(dir) = tree.dir_mut(parent) {
+                            dir.is_huge = true;
+                            dir.complete_until = None;
+                            dir.entries.clear();
+                        }
+                    }
+                }
+            }
+            What::File { key } => match self.head(&key).await? {
+                Some(info) => {
+                    let mut tree = self.tree();
+                    if !tree.is_outdated(parent, name, since)
+                        && let Some(entry) = tree.dir_mut(parent).and_then(|dir| dir.entries.get_mut(name))
+                    {
+                        entry.version = Some(version_of(&info));
+                        entry.attributes = Some(Arc::new(info.attributes));
+                    }
+                }
+                None => {
+                    let mut tree = self.tree();
+                    if !tree.is_outdated(parent, name, since) {
+                        let until = self.believed_until();
+                        tree.detach(parent, name);
+                        tree.note_removed(parent, &Name::from(name), until);
+                    }
+                }
+            },
+            What::Marker { key } => {
+                let marker = self.head(&key).await?;
+                let mut tree = self.tree();
+                if !tree.is_outdated(parent, name, since) {
+                    let segment = tree.dir(parent).and_then(|dir| dir.entries.get(name)?.segment.clone());
+                    let segment = segment.unwrap_or_else(|| Arc::from(String::from_utf8_lossy(name)));
+                    self.apply(&mut tree, parent, name, Found::Directory { segment, marker, marker_known: true });
+                }
+            }
+            What::Probe { segment, file, below, file_only } => {
+                let found = self.ask_for(segment, file, below, file_only).await?;
+                let mut tree = self.tree();
+                if !tree.is_outdated(parent, name, since) {
+                    self.apply(&mut tree, parent, name, found);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// HEAD of the file and LIST of what is below it, side by side.
+    async fn ask_for(
+        &self,
+        segment: Arc<str>,
+        file: Option<ObjectKey>,
+        below: Option<ObjectKey>,
+        file_only: bool,
+    ) -> FsResult<Found> {
+        let head = async {
+            match &file {
+                Some(key) => self.head(key).await,
+                None => Ok(None),
+            }
+        };
+        let first_below = async {
+            let Some(key) = &below else { return Ok(None) };
+            let request = ListRequest { prefix: key.to_string(), max_keys: 1, ..ListRequest::default() };
+            let page = self.store.list(&request).await.map_err(failed(|| format!("cannot list {key}")))?;
+            Ok(page.objects.into_iter().next())
+        };
+        let (head, first_below) = futures_util::future::join(head, first_below).await;
+        if let (Some(first), Some(key)) = (first_below?, &below) {
+            let is_marker = first.key == key.as_str();
+            let marker = if is_marker && self.has_posix_metadata() { self.head(key).await? } else { None };
+            return Ok(Found::Directory { segment, marker, marker_known: is_marker });
+        }
+        Ok(match head? {
+            // A key that ends in `/` is a marker, unless it holds data.
+            Some(info) if !segment.is_empty() || info.size > 0 => Found::File { segment, info },
+            _ if file_only => Found::Nothing,
+            _ => Found::Nothing,
+        })
+    }
+
+    /// Describes an object; `None` if there is none.
+    pub(super) async fn head(&self, key: &ObjectKey) -> FsResult<Option<ObjectInfo>> {
+        match self.store.head(key).await {
+            Ok(info) => Ok(Some(info)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(source) => Err(FsError::Store { what: format!("cannot look up {key}"), source }),
+        }
+    }
+
+    fn apply(&self, tree: &mut Tree, parent: u64, name: &[u8], found: Found) {
+        let until = self.believed_until();
+        match found {
+            Found::Nothing => {
+                tree.detach(parent, name);
+                tree.note_removed(parent, &Name::from(name), until);
+            }
+            Found::File { segment, info } => {
+                let version = version_of(&info);
+                self.place_file(tree, parent, name, segment, version, Some(Arc::new(info.attributes)));
+            }
+            Found::Directory { segment, marker, marker_known } => {
+                let ino = self.apply_directory(tree, parent, name, segment, marker);
+                if let Some(dir) = tree.dir_mut(ino) {
+                    // A marker that was asked for and is not there: the directory is implicit.
+                    let has_marker = dir.has_marker == Some(true);
+                    dir.has_marker = marker_known.then_some(has_marker || !self.has_posix_metadata());
+                }
+            }
+        }
+    }
+
+    /// Takes in what HEAD said of a directory's marker.
+    pub(super) fn apply_directory(
+        &self,
+        tree: &mut Tree,
+        parent: u64,
+        name: &[u8],
+        segment: Arc<str>,
+        marker: Option<ObjectInfo>,
+    ) -> u64 {
+        let until = self.believed_until();
+        let ino = self.place_directory(tree, parent, name, segment);
+        let Some(node) = tree.get_mut(ino) else { return ino };
+        node.fresh_until = until;
+        if let Some(info) = marker {
+            let stored = Attr::of_object(&info.attributes, 0, info.last_modified, true, &self.options.defaults);
+            // Entries that came and went here have moved the times forward; that is not stored.
+            let is_first = node.version.is_none();
+            let (mtime, ctime) = (node.attr.mtime.max(stored.mtime), node.attr.ctime.max(stored.ctime));
+            node.attr = stored;
+            if !is_first {
+                node.attr.mtime = mtime;
+                node.attr.ctime = ctime;
+            }
+            node.version = Some(version_of(&info));
+            node.attributes = Arc::new(info.attributes);
+            if let Some(dir) = &mut node.dir {
+                dir.has_marker = Some(true);
+            }
+        }
+        ino
+    }
+
+    /// The node of a listed name.
+    pub(super) fn node_of_entry(&self, tree: &mut Tree, parent: u64, name: &[u8]) -> FsResult<u64> {
+        let entry = tree.dir(parent).and_then(|dir| dir.entries.get(name)).cloned().ok_or_else(|| not_found(name))?;
+        let segment = entry.segment.unwrap_or_else(|| Arc::from(String::from_utf8_lossy(name)));
+        Ok(match entry.version {
+            Some(version) => self.place_file(tree, parent, name, segment, version, entry.attributes),
+            None => {
+                let ino = self.place_directory(tree, parent, name, segment);
+                if let Some(node) = tree.get_mut(ino) {
+                    node.fresh_until = self.believed_until();
+                }
+                ino
+            }
+        })
+    }
+
+    fn place_directory(&self, tree: &mut Tree, parent: u64, name: &[u8], segment: Arc<str>) -> u64 {
+        match tree.child(parent, name) {
+            Some(node) if node.dir.is_some() => node.ino,
+            _ => {
+                let attr = Attr::plain(Kind::Directory, 0, SystemTime::now(), &self.options.defaults);
+                tree.insert(parent, name.into(), segment, attr)
+            }
+        }
+    }
+
+    fn place_file(
+        &self,
+        tree: &mut Tree,
+        parent: u64,
+        name: &[u8],
+        segment: Arc<str>,
+        version: Version,
+        attributes: Option<Arc<ObjectAttributes>>,
+    ) -> u64 {
+        let attributes = attributes.unwrap_or_default();
+        let until = self.believed_until();
+        let defaults = &self.options.defaults;
+        let attr = if self.has_posix_metadata() {
+            Attr::of_object(&attributes, version.size, version.modified, false, defaults)
+        } else {
+            Attr::plain(Kind::File, version.size, version.modified, defaults)
+        };
+        let reusable = tree.child(parent, name).and_then(|node| {
+            let is_same = node.version.as_ref().is_some_and(|known| known.is_same(&version));
+            // An open file keeps the version that it was opened with: the new one is another inode.
+            (node.dir.is_none() && (is_same || node.opens == 0)).then_some((node.ino, is_same))
+        });
+        let ino = match reusable {
+            Some((ino, is_same)) => {
+                if let Some(node) = tree.get_mut(ino) {
+                    node.fresh_until = until;
+                    if is_same && !self.has_posix_metadata() {
+                        return ino;
+                    }
+                }
+                ino
+            }
+            None => tree.insert(parent, name.into(), segment, attr.clone()),
+        };
+        if let Some(node) = tree.get_mut(ino) {
+            if node.version.as_ref().is_none_or(|known| !known.is_same(&version)) {
+                node.content = None;
+                node.target = None;
+            }
+            node.attr = attr;
+            node.version = Some(version);
+            node.attributes = attributes;
+            node.fresh_until = until;
+        }
+        ino
+    }
+
+    /// Lists a directory. `None` if it does not fit one page and `whole` was not asked for.
+    pub(super) async fn list_directory(
+        &self,
+        prefix: &str,
+        whole: bool,
+    ) -> FsResult<Option<(BTreeMap<Name, Entry>, bool)>> {
+        let mut entries = BTreeMap::new();
+        let mut has_marker = false;
+        let mut request = ListRequest { prefix: prefix.to_owned(), delimited: true, ..ListRequest::default() };
+        loop {
+            let page = self.store.list(&request).await.map_err(failed(|| format!("cannot list {prefix:?}")))?;
+            if page.next.is_some() && !whole {
+                return Ok(None);
+            }
+            for object in page.objects {
+                let Some(segment) = object.key.strip_prefix(prefix) else { continue };
+                if segment.is_empty() {
+                    has_marker = true;
+                    if object.size == 0 || prefix.is_empty() {
+                        continue;
+                    }
+                }
+                let version = Version { etag: object.etag, size: object.size, modified: object.last_modified };
+                add_entry(&mut entries, segment, Some(version));
+            }
+            for below in page.prefixes {
+                let Some(segment) = below.strip_prefix(prefix).and_then(|rest| rest.strip_suffix('/')) else {
+                    continue;
+                };
+                add_entry(&mut entries, segment, None);
+            }
+            match page.next {
+                Some(next) => request.continuation = Some(next),
+                None => return Ok(Some((entries, has_marker))),
+            }
+        }
+    }
+
+    /// Finds out again whether a path still stands for this node, when what is known of it is too old.
+    pub(super) async fn revalidate(&self, ino: u64) -> FsResult<()> {
+        let (parent, name) = {
+            let tree = self.tree();
+            let node = tree.get(ino).ok_or_else(|| stale(ino))?;
+            let is_settled = node.fresh_until > Instant::now() || node.is_local() || !node.is_linked || node.opens > 0;
+            if ino == ROOT || is_settled {
+                return Ok(());
+            }
+            (node.parent, Arc::clone(&node.name))
+        };
+        match self.resolve(parent, &name, false).await {
+            Ok(found) if found.ino == ino => Ok(()),
+            Ok(_) | Err(FsError::NotFound { .. }) => Err(stale(ino)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Adds a name; of a file and a directory of one name the directory wins, the file gets an escaped name.
+fn add_entry(entries: &mut BTreeMap<Name, Entry>, segment: &str, version: Option<Version>) {
+    let name = name_of(segment);
+    let is_file = version.is_some();
+    let entry = |name: &[u8], version| Entry {
+        segment: (name != segment.as_bytes()).then(|| Arc::from(segment)),
+        version,
+        attributes: None,
+    };
+    match entries.get(&*name) {
+        None => {
+            entries.insert(Name::from(&*name), entry(&name, version));
+        }
+        Some(other) if is_file && other.is_directory() => {
+            let shadowed = shadowed_name_of(segment);
+            entries.insert(Name::from(&*shadowed), entry(&shadowed, version));
+        }
+        Some(other) if !is_file && !other.is_directory() => {
+            let shadowed = shadowed_name_of(segment);
+            let file = entry(&shadowed, other.version.clone());
+            entries.insert(Name::from(&*shadowed), file);
+            entries.insert(Name::from(&*name), entry(&name, None));
+        }
+        Some(_) => {}
+    }
+}

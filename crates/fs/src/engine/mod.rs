@@ -1,0 +1,361 @@
+//! The operations of the file system, free of any kernel's types.
+//!
+//! Every operation follows one pattern: look at the [`Tree`] under its lock and decide; ask the store
+//! without the lock; take the lock again and write the answer in, unless a local change has made it void.
+//!
+//! Lock order: `structure` (shared by all that change the bucket, exclusive for moving a directory),
+//! then one file's `Content::commit`, then `tree`. The tree's lock is never held across an await.
+
+mod attributes;
+mod directory;
+mod file;
+mod lookup;
+mod rename;
+mod upload;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sandpail_store::{ObjectKey, Store, StoreError};
+
+pub use self::attributes::{SetAttr, SetTime};
+pub use self::directory::{DirItem, Listed};
+pub use self::file::{OpenMode, Opened, Whence};
+use crate::attr::{Attr, Defaults};
+use crate::cache::DiskCache;
+use crate::content::Content;
+use crate::read::{MemoryBudget, ReadContext};
+use crate::tree::Tree;
+use crate::write::{StagingArea, WriteContext};
+use crate::{FsError, FsResult};
+
+/// Whether POSIX attributes are kept in the objects' metadata.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Metadata {
+    /// Mode, owner, times, links and `user.*` attributes are read from and written to user metadata.
+    #[default]
+    Posix,
+    /// Objects carry nothing of ours; attributes come from listings, links are refused.
+    None,
+}
+
+/// What to do when an object is not the version that this mount last saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnConflict {
+    /// The last writer wins.
+    #[default]
+    Overwrite,
+    /// The write fails with `ESTALE`; the bytes stay in staging.
+    Fail,
+    /// Ours is stored as `name (conflict <host> <seconds>)`.
+    KeepBoth,
+}
+
+/// How an engine behaves.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// The part of the bucket that is shown: empty, or a key prefix that ends in `/`.
+    pub prefix: String,
+    /// No writes.
+    pub read_only: bool,
+    /// Where attributes live.
+    pub metadata: Metadata,
+    /// How long names and attributes are believed without asking.
+    pub metadata_ttl: Duration,
+    /// What objects without metadata get.
+    pub defaults: Defaults,
+    /// Conflict policy.
+    pub on_conflict: OnConflict,
+    /// Length of a part of a multipart upload, in bytes; grows for very large files.
+    pub part_len: u64,
+    /// Parts of one file that are uploaded at the same time.
+    pub max_parallel_parts: usize,
+    /// A new file larger than this is uploaded while it is written, in bytes.
+    pub stream_threshold: u64,
+    /// Memory for data under way, in bytes.
+    pub memory_limit: u64,
+    /// Where written data stays until it is stored.
+    pub staging_dir: PathBuf,
+    /// The most bytes that may be staged; `None`: what the disk holds.
+    pub staging_limit: Option<u64>,
+    /// Disk cache for reads: directory and size in bytes.
+    pub cache: Option<(PathBuf, u64)>,
+}
+
+const MIB: u64 = 1 << 20;
+/// An answer counts for the operation that asked for it, whatever the configured time.
+const BELIEVED_MIN: Duration = Duration::from_millis(100);
+
+impl EngineOptions {
+    /// The defaults, with staging in `staging_dir`.
+    pub fn new(staging_dir: PathBuf) -> Self {
+        Self {
+            prefix: String::new(),
+            read_only: false,
+            metadata: Metadata::default(),
+            metadata_ttl: Duration::from_secs(1),
+            defaults: Defaults { uid: 0, gid: 0, file_perm: 0o644, dir_perm: 0o755 },
+            on_conflict: OnConflict::default(),
+            part_len: 8 * MIB,
+            max_parallel_parts: 4,
+            stream_threshold: 64 * MIB,
+            memory_limit: 512 * MIB,
+            staging_dir,
+            staging_limit: None,
+            cache: None,
+        }
+    }
+}
+
+/// What `statfs` shows: an object store has no end, so these are large round figures.
+#[derive(Clone, Copy, Debug)]
+pub struct StatFs {
+    /// Bytes of a block.
+    pub block_len: u32,
+    /// All blocks, and free ones.
+    pub blocks: u64,
+    /// All inodes, and free ones.
+    pub files: u64,
+    /// Longest name in bytes.
+    pub name_len_max: u32,
+}
+
+/// An inode's number and attributes.
+#[derive(Clone, Debug)]
+pub struct Stat {
+    /// Inode number.
+    pub ino: u64,
+    /// Attributes.
+    pub attr: Attr,
+}
+
+/// A file that is not in the bucket yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unstored {
+    /// Its path below the mount.
+    pub path: String,
+    /// Why the last try failed.
+    pub reason: String,
+}
+
+#[derive(Debug)]
+struct FileHandle {
+    ino: u64,
+    content: Arc<Content>,
+    can_read: bool,
+    can_write: bool,
+    append: bool,
+}
+
+#[derive(Debug)]
+struct DirHandle {
+    ino: u64,
+    snapshot: Mutex<Option<Arc<Vec<DirItem>>>>,
+}
+
+/// A bucket prefix as a tree of files.
+#[derive(Debug)]
+pub struct Engine {
+    store: Arc<dyn Store>,
+    options: EngineOptions,
+    tree: Mutex<Tree>,
+    files: Mutex<HashMap<u64, Arc<FileHandle>>>,
+    dirs: Mutex<HashMap<u64, Arc<DirHandle>>>,
+    next_handle: AtomicU64,
+    structure: tokio::sync::RwLock<()>,
+    failures: Mutex<HashMap<u64, String>>,
+    reading: Arc<ReadContext>,
+    writing: Arc<WriteContext>,
+    runtime: tokio::runtime::Handle,
+}
+
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Adds to a store's error what was being done, and finds out what it means for a file.
+fn failed(what: impl FnOnce() -> String) -> impl FnOnce(StoreError) -> FsError {
+    move |source| FsError::Store { what: what(), source }
+}
+
+impl Engine {
+    /// An engine over `store`; its background work runs on `runtime`.
+    ///
+    /// # Errors
+    /// [`FsError::Io`] if the staging or the cache directory cannot be used.
+    pub fn new(store: Arc<dyn Store>, options: EngineOptions, runtime: tokio::runtime::Handle) -> FsResult<Arc<Self>> {
+        let io = |what: &str| {
+            let what = what.to_owned();
+            move |source| FsError::Io { what, source }
+        };
+        let cache = match &options.cache {
+            Some((dir, size)) => Some(
+                DiskCache::open(dir, *size).map_err(io(&format!("cannot use cache directory {}", dir.display())))?,
+            ),
+            None => None,
+        };
+        let staging = StagingArea::open(&options.staging_dir, options.staging_limit)?;
+        let memory = MemoryBudget::new(options.memory_limit);
+        let reading = Arc::new(ReadContext::new(Arc::clone(&store), memory, cache, runtime.clone()));
+        let writing = Arc::new(WriteContext::new(
+            Arc::clone(&store),
+            staging,
+            options.part_len,
+            options.max_parallel_parts,
+            options.stream_threshold,
+            runtime.clone(),
+        ));
+        Ok(Arc::new(Self {
+            tree: Mutex::new(Tree::new(options.defaults.clone())),
+            store,
+            options,
+            files: Mutex::default(),
+            dirs: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+            structure: tokio::sync::RwLock::default(),
+            failures: Mutex::default(),
+            reading,
+            writing,
+            runtime,
+        }))
+    }
+
+    /// How this engine behaves.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// The store behind it.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Where its background work runs.
+    pub fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.runtime
+    }
+
+    /// What `statfs` shows.
+    pub fn statfs(&self) -> StatFs {
+        StatFs { block_len: 4096, blocks: 1 << 38, files: 1 << 40, name_len_max: 255 }
+    }
+
+    /// Asks whether the bucket answers and the prefix can be listed.
+    ///
+    /// # Errors
+    /// [`FsError::Store`] with the cause.
+    pub async fn probe(&self) -> FsResult<()> {
+        self.store.check_bucket().await.map_err(failed(|| self.store.describe()))
+    }
+
+    /// The kernel lets go of a node.
+    pub fn forget(&self, ino: u64, count: u64) {
+        self.tree().forget(ino, count);
+    }
+
+    /// Stores everything that is not stored; returns what could not be.
+    pub async fn drain(&self) -> Vec<Unstored> {
+        let inos = self.tree().unstored();
+        let mut left = Vec::new();
+        for ino in inos {
+            if let Err(error) = self.store_file(ino).await {
+                left.push(Unstored { path: self.tree().path_of(ino), reason: error.to_string() });
+            }
+        }
+        left
+    }
+
+    /// How many files are not stored yet.
+    pub fn unstored_count(&self) -> usize {
+        self.tree().unstored().len()
+    }
+
+    /// At the end of a mount: moves what could not be stored to where the operator finds it.
+    pub async fn keep_unstored(&self) -> Vec<Unstored> {
+        let mut kept = Vec::new();
+        for left in self.drain().await {
+            tracing::error!(path = left.path, reason = left.reason, "not stored; its bytes are kept in staging");
+            kept.push(left);
+        }
+        for ino in self.tree().unstored() {
+            let (dirty, path, key) = {
+                let tree = self.tree();
+                let Some(node) = tree.get(ino) else { continue };
+                let Some(dirty) = node.content.as_ref().and_then(|content| content.dirty()) else { continue };
+                (dirty, tree.path_of(ino), self.file_key(&tree, ino))
+            };
+            let reason = guard(&self.failures).get(&ino).cloned().unwrap_or_default();
+            let key = key.map_or_else(|_| path.clone(), |key| key.to_string());
+            if let Err(error) = dirty.keep(&key, &reason) {
+                tracing::error!(path, %error, "its bytes could not be kept");
+            }
+        }
+        kept
+    }
+
+    fn tree(&self) -> MutexGuard<'_, Tree> {
+        guard(&self.tree)
+    }
+
+    /// Until when an answer may be believed that came just now. Never at once over: what was asked for
+    /// must still count when it is looked at.
+    fn believed_until(&self) -> Instant {
+        Instant::now() + self.options.metadata_ttl.max(BELIEVED_MIN)
+    }
+
+    fn new_handle(&self) -> u64 {
+        self.next_handle.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn check_writable(&self) -> FsResult<()> {
+        if self.options.read_only { Err(FsError::ReadOnly) } else { Ok(()) }
+    }
+
+    fn has_posix_metadata(&self) -> bool {
+        self.options.metadata == Metadata::Posix
+    }
+
+    /// The full key prefix of a directory.
+    fn dir_prefix(&self, tree: &Tree, ino: u64) -> String {
+        format!("{}{}", self.options.prefix, tree.prefix_of(ino))
+    }
+
+    /// The full key of a file.
+    fn file_key(&self, tree: &Tree, ino: u64) -> FsResult<ObjectKey> {
+        let node = tree.get(ino).ok_or_else(|| stale(ino))?;
+        self.key_in(tree, node.parent, &node.segment)
+    }
+
+    /// The full key of a segment in a directory.
+    fn key_in(&self, tree: &Tree, parent: u64, segment: &str) -> FsResult<ObjectKey> {
+        object_key(format!("{}{segment}", self.dir_prefix(tree, parent)))
+    }
+}
+
+fn object_key(key: String) -> FsResult<ObjectKey> {
+    ObjectKey::new(&key).map_err(|error| match error {
+        sandpail_store::InvalidKey::TooLong { .. } => FsError::NameTooLong { what: error.to_string() },
+        _ => FsError::Invalid { what: error.to_string() },
+    })
+}
+
+fn stale(ino: u64) -> FsError {
+    FsError::NotFound { what: format!("inode {ino}") }
+}
+
+fn not_found(name: &[u8]) -> FsError {
+    FsError::NotFound { what: format!("{:?}", String::from_utf8_lossy(name)) }
+}
+
+/// The stat of a node, for a reply.
+fn stat_of(tree: &Tree, ino: u64) -> FsResult<Stat> {
+    let node = tree.get(ino).ok_or_else(|| stale(ino))?;
+    let mut attr = node.attr.clone();
+    if let Some(dirty) = node.content.as_ref().and_then(|content| content.dirty()) {
+        attr.size = dirty.size();
+    }
+    Ok(Stat { ino, attr })
+}

@@ -1,0 +1,269 @@
+//! Rename: a server-side copy and a delete; of a directory, of everything below it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use sandpail_store::{CopySource, ListRequest, ListedObject, ObjectKey, PutOutcome};
+
+use super::directory::touch;
+use super::{Engine, failed, object_key, stale};
+use crate::attr::{Kind, Time};
+use crate::read::ObjectVersion;
+use crate::tree::names::{Asked, asked_for};
+use crate::tree::{Name, Version};
+use crate::{FsError, FsResult};
+
+/// Copies of one directory's move that are under way at the same time.
+const COPIES_AT_ONCE: usize = 32;
+
+impl Engine {
+    /// Moves a file or directory, replacing a file (or an empty directory) that stands at the target unless
+    /// `no_replace`.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`] with `no_replace`; [`FsError::NotEmpty`], [`FsError::IsADirectory`],
+    /// [`FsError::NotADirectory`] for a target of another kind; [`FsError::Invalid`] into itself;
+    /// [`FsError::Store`]. After an error the source is whole.
+    pub async fn rename(
+        &self,
+        parent: u64,
+        name: &[u8],
+        new_parent: u64,
+        new_name: &[u8],
+        no_replace: bool,
+    ) -> FsResult<()> {
+        self.check_writable()?;
+        let source = self.resolve(parent, name, false).await?;
+        let target = match self.resolve(new_parent, new_name, false).await {
+            Ok(target) => Some(target),
+            Err(FsError::NotFound { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(target) = &target {
+            if no_replace {
+                return Err(FsError::Exists { what: format!("{:?}", String::from_utf8_lossy(new_name)) });
+            }
+            if target.ino == source.ino {
+                return Ok(());
+            }
+            match (source.attr.kind == Kind::Directory, target.attr.kind == Kind::Directory) {
+                (true, false) => return Err(FsError::NotADirectory),
+                (false, true) => return Err(FsError::IsADirectory),
+                _ => {}
+            }
+        }
+        let segment: Arc<str> = match asked_for(new_name)? {
+            Asked::Segment(segment) => Arc::from(&*segment),
+            // Over the same file, a shadowed name may be the target.
+            Asked::ShadowedFile(segment) if target.is_some() => Arc::from(&*segment),
+            _ => {
+                let what = format!("{:?} is the escape of another name", String::from_utf8_lossy(new_name));
+                return Err(FsError::Invalid { what });
+            }
+        };
+        if source.attr.kind == Kind::Directory {
+            self.rename_directory(source.ino, new_parent, new_name, segment, target.map(|target| target.ino)).await?;
+        } else {
+            self.rename_file(source.ino, new_parent, new_name, segment, target.map(|target| target.ino)).await?;
+        }
+        self.keep_parent(parent).await
+    }
+
+    async fn rename_file(
+        &self,
+        ino: u64,
+        new_parent: u64,
+        new_name: &[u8],
+        segment: Arc<str>,
+        target: Option<u64>,
+    ) -> FsResult<()> {
+        // What is not stored yet is stored under its old name first, so that one path does all the work.
+        self.store_file(ino).await?;
+        let _shared = self.structure.read().await;
+        let contents = {
+            let tree = self.tree();
+            // Always in the order of inode numbers, so that two renames never wait for each other.
+            let mut both: Vec<_> = [Some(ino), target].into_iter().flatten().collect();
+            both.sort_unstable();
+            both.into_iter().filter_map(|ino| tree.get(ino)?.content.clone()).collect::<Vec<_>>()
+        };
+        let mut locks = Vec::new();
+        for content in &contents {
+            locks.push(content.commit.lock().await);
+        }
+        if let Some(target) = target {
+            self.save_for_handles(target).await?;
+        }
+        let (parent, name, old_key, new_key, version) = {
+            let tree = self.tree();
+            let node = tree.get(ino).ok_or_else(|| stale(ino))?;
+            let old_key = self.file_key(&tree, ino)?;
+            let new_key = self.key_in(&tree, new_parent, &segment)?;
+            (node.parent, Arc::clone(&node.name), old_key, new_key, node.version.clone().ok_or_else(|| stale(ino))?)
+        };
+        let (from, to) = (self.begin(parent, &name), self.begin(new_parent, new_name));
+        let origin = CopySource { key: old_key.clone(), etag: version.etag.clone() };
+        let outcome = self.copy_object(&origin, &new_key, version.size, None).await?;
+        let removed = self.store.delete(&old_key, self.believed(&version).as_ref()).await;
+        if let Err(source) = removed {
+            // Both names exist now: take the new one back, so that the rename has not happened.
+            if let Err(error) = self.store.delete(&new_key, None).await {
+                tracing::warn!(%new_key, %error, "a copy was left behind by a rename that failed");
+            }
+            if let Some(dir) = self.tree().dir_mut(new_parent) {
+                dir.complete_until = None;
+                dir.absent.clear();
+            }
+            return Err(FsError::Store {
+                what: format!("cannot move {old_key}: its old name cannot be removed"),
+                source,
+            });
+        }
+        let mut tree = self.tree();
+        tree.detach(new_parent, new_name);
+        tree.relink(ino, new_parent, Name::from(new_name), segment);
+        self.moved(&mut tree, ino, &new_key, &outcome, version.size);
+        tree.note_removed(parent, &name, self.believed_until());
+        tree.note_stored(ino);
+        touch(&mut tree, parent);
+        touch(&mut tree, new_parent);
+        from.done(&mut tree);
+        to.done(&mut tree);
+        Ok(())
+    }
+
+    /// A node's object has another key now, and perhaps another tag.
+    fn moved(&self, tree: &mut crate::tree::Tree, ino: u64, key: &ObjectKey, outcome: &PutOutcome, size: u64) {
+        let until = self.believed_until();
+        let Some(node) = tree.get_mut(ino) else { return };
+        let modified = outcome.last_modified.unwrap_or_else(std::time::SystemTime::now);
+        node.version = Some(Version { etag: Some(outcome.etag.clone()), size, modified });
+        node.fresh_until = until;
+        node.attr.ctime = Time::now();
+        if let Some(dirty) = node.content.as_ref().and_then(|content| content.dirty()) {
+            dirty.retarget(key.clone());
+            dirty.set_base_version(ObjectVersion { key: key.clone(), etag: outcome.etag.clone(), size });
+        }
+    }
+
+    async fn rename_directory(
+        &self,
+        ino: u64,
+        new_parent: u64,
+        new_name: &[u8],
+        segment: Arc<str>,
+        target: Option<u64>,
+    ) -> FsResult<()> {
+        if self.tree().is_within(new_parent, ino) {
+            return Err(FsError::Invalid { what: "a directory cannot be moved into itself".to_owned() });
+        }
+        // From here on nothing else changes the bucket.
+        let _alone = self.structure.write().await;
+        let below = self.tree().descendants(ino);
+        for file in &below {
+            let is_linked = self.tree().get(*file).is_some_and(|node| node.is_linked && node.dir.is_none());
+            if is_linked {
+                self.store_file_locked(*file).await?;
+            }
+        }
+        let (parent, name, old_prefix, new_prefix) = {
+            let tree = self.tree();
+            let node = tree.get(ino).ok_or_else(|| stale(ino))?;
+            let new_prefix = format!("{}/", self.key_in(&tree, new_parent, &segment)?);
+            (node.parent, Arc::clone(&node.name), self.dir_prefix(&tree, ino), new_prefix)
+        };
+        if let Some(target) = target {
+            let prefix = self.dir_prefix(&self.tree(), target);
+            if !self.is_empty_in_bucket(&prefix).await? {
+                return Err(FsError::NotEmpty);
+            }
+        }
+        let moves = self.moves(&old_prefix, &new_prefix).await?;
+        let (from, to) = (self.begin(parent, &name), self.begin(new_parent, new_name));
+        let copied = self.copy_all(&moves).await?;
+        let old_keys: Vec<ObjectKey> = moves.iter().map(|(old, _, _)| old.clone()).collect();
+        let left = self.store.delete_many(&old_keys).await.map_err(failed(|| {
+            format!("{old_prefix:?} was copied to {new_prefix:?}, but could not be removed; both are there")
+        }))?;
+        if let Some((key, source)) = left.into_iter().next() {
+            let what = format!("{old_prefix:?} was copied to {new_prefix:?}, but {key} could not be removed");
+            return Err(FsError::Store { what, source });
+        }
+        let mut tree = self.tree();
+        tree.detach(new_parent, new_name);
+        tree.relink(ino, new_parent, Name::from(new_name), segment);
+        for child in &below {
+            if let Some(dir) = tree.dir_mut(*child) {
+                dir.complete_until = None;
+                dir.entries.clear();
+                dir.absent.clear();
+            }
+            let Ok(key) = self.file_key(&tree, *child) else { continue };
+            if let Some((outcome, size)) = copied.get(&key) {
+                self.moved(&mut tree, *child, &key, outcome, *size);
+            }
+        }
+        let until = self.believed_until();
+        if let Some(node) = tree.get_mut(ino) {
+            node.fresh_until = until;
+            node.attr.ctime = Time::now();
+            if let Some(dir) = &mut node.dir {
+                dir.complete_until = None;
+                dir.entries.clear();
+                dir.absent.clear();
+            }
+        }
+        tree.note_removed(parent, &name, until);
+        tree.note_stored(ino);
+        touch(&mut tree, parent);
+        touch(&mut tree, new_parent);
+        from.done(&mut tree);
+        to.done(&mut tree);
+        Ok(())
+    }
+
+    /// Every key below a prefix, and where it goes.
+    async fn moves(&self, old: &str, new: &str) -> FsResult<Vec<(ObjectKey, ObjectKey, ListedObject)>> {
+        let mut moves = Vec::new();
+        let mut request = ListRequest { prefix: old.to_owned(), ..ListRequest::default() };
+        loop {
+            let page = self.store.list(&request).await.map_err(failed(|| format!("cannot list {old:?}")))?;
+            for object in page.objects {
+                let rest = object.key.strip_prefix(old).unwrap_or_default();
+                let target = object_key(format!("{new}{rest}"))?;
+                moves.push((object_key(object.key.clone())?, target, object));
+            }
+            match page.next {
+                Some(next) => request.continuation = Some(next),
+                None => return Ok(moves),
+            }
+        }
+    }
+
+    /// Copies all; if one fails, takes the copies back.
+    async fn copy_all(
+        &self,
+        moves: &[(ObjectKey, ObjectKey, ListedObject)],
+    ) -> FsResult<HashMap<ObjectKey, (PutOutcome, u64)>> {
+        let mut copies = Vec::new();
+        for (old, new, object) in moves {
+            let copy = async move {
+                let source = CopySource { key: old.clone(), etag: object.etag.clone() };
+                let outcome = self.copy_object(&source, new, object.size, None).await?;
+                Ok::<_, FsError>((new.clone(), (outcome, object.size)))
+            };
+            copies.push(copy.boxed());
+        }
+        let result = futures_util::stream::iter(copies).buffer_unordered(COPIES_AT_ONCE).try_collect().await;
+        if result.is_err() {
+            let targets: Vec<ObjectKey> = moves.iter().map(|(_, new, _)| new.clone()).collect();
+            match self.store.delete_many(&targets).await {
+                Ok(left) if left.is_empty() => {}
+                Ok(left) => tracing::warn!(count = left.len(), "copies were left behind by a rename that failed"),
+                Err(error) => tracing::warn!(%error, "copies were left behind by a rename that failed"),
+            }
+        }
+        result
+    }
+}

@@ -1,0 +1,255 @@
+//! From staging to the bucket.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use sandpail_store::{Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, PutOutcome, StoreError};
+
+use super::{Engine, FsError, FsResult, OnConflict, failed, guard, object_key, stale};
+use crate::tree::{Node, Tree, Version};
+
+/// Server-side copies of one large object that are under way at the same time.
+const COPIES_AT_ONCE: usize = 8;
+
+impl Engine {
+    /// What the object of a node shall carry.
+    pub(super) fn attributes_of(&self, node: &Node) -> ObjectAttributes {
+        let mut attributes = (*node.attributes).clone();
+        if self.has_posix_metadata() {
+            node.attr.store_in(&mut attributes);
+        }
+        attributes
+    }
+
+    /// The version that a write relies on, if the mount's policy is to check it.
+    pub(super) fn believed(&self, version: &Version) -> Option<ETag> {
+        (self.options.on_conflict != OnConflict::Overwrite).then(|| version.etag.clone()).flatten()
+    }
+
+    fn condition(&self, version: Option<&Version>) -> Condition {
+        if self.options.on_conflict == OnConflict::Overwrite || !self.store.capabilities().conditional_put {
+            return Condition::Always;
+        }
+        match version {
+            None => Condition::Absent,
+            Some(Version { etag: Some(etag), .. }) => Condition::Matches(etag.clone()),
+            Some(_) => Condition::Always,
+        }
+    }
+
+    /// Stores a file's data and attributes.
+    pub(super) async fn store_file(&self, ino: u64) -> FsResult<()> {
+        let _shared = self.structure.read().await;
+        let result = self.store_file_locked(ino).await;
+        match &result {
+            Ok(()) => guard(&self.failures).remove(&ino),
+            Err(error) => guard(&self.failures).insert(ino, error.to_string()),
+        };
+        result
+    }
+
+    /// The same, for callers that hold `structure`.
+    pub(super) async fn store_file_locked(&self, ino: u64) -> FsResult<()> {
+        let Some(content) = self.tree().get(ino).ok_or_else(|| stale(ino))?.content.clone() else { return Ok(()) };
+        let _one = content.commit.lock().await;
+        if content.is_unlinked() || !content.has_unstored() {
+            return Ok(());
+        }
+        let (key, attributes, version, parent, name) = {
+            let tree = self.tree();
+            let node = tree.get(ino).ok_or_else(|| stale(ino))?;
+            let (parent, name) = (node.parent, Arc::clone(&node.name));
+            (self.file_key(&tree, ino)?, self.attributes_of(node), node.version.clone(), parent, name)
+        };
+        let change = self.begin(parent, &name);
+        content.set_attributes_pending(false);
+        let Some(dirty) = content.dirty().filter(|dirty| dirty.is_dirty()) else {
+            let stored = self.store_attributes(ino, &key, attributes).await;
+            content.set_attributes_pending(stored.is_err());
+            change.done(&mut self.tree());
+            return stored;
+        };
+        dirty.set_attributes(attributes.clone());
+        let base = self.base_of(&content);
+        let committed = match dirty.commit(&attributes, &self.condition(version.as_ref()), &base).await {
+            Err(FsError::Store { source: StoreError::Precondition { .. }, .. })
+                if self.options.on_conflict == OnConflict::KeepBoth =>
+            {
+                return self.store_beside(ino, &key, &attributes, &dirty, &base).await;
+            }
+            other => other?,
+        };
+        let mut stored = committed.attributes_stored;
+        let mut outcome = committed.outcome;
+        if stored != attributes {
+            // The upload began before the attributes were final. Times that nobody chose may stay as they were then.
+            let mut with_times = stored.clone();
+            for name in ["mtime", "ctime", "atime"] {
+                if let Some(value) = attributes.metadata.get(name) {
+                    with_times.metadata.insert(name.to_owned(), value.clone());
+                }
+            }
+            if with_times != attributes || content.times_were_set() {
+                let source = CopySource { key: key.clone(), etag: Some(outcome.etag.clone()) };
+                outcome = self.copy_object(&source, &key, committed.size, Some(&attributes)).await?;
+                dirty.set_base_version(crate::read::ObjectVersion {
+                    key: key.clone(),
+                    etag: outcome.etag.clone(),
+                    size: committed.size,
+                });
+                stored = attributes;
+            }
+        }
+        let mut tree = self.tree();
+        self.stored(&mut tree, ino, &outcome, committed.size, stored);
+        change.done(&mut tree);
+        Ok(())
+    }
+
+    /// Someone else changed the object: ours goes beside it.
+    async fn store_beside(
+        &self,
+        ino: u64,
+        key: &ObjectKey,
+        attributes: &ObjectAttributes,
+        dirty: &Arc<crate::write::DirtyFile>,
+        base: &super::file::Bases,
+    ) -> FsResult<()> {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let beside = object_key(format!("{key} (conflict {host} {seconds})"))?;
+        dirty.materialise(base).await?;
+        dirty.retarget(beside.clone());
+        dirty.commit(attributes, &Condition::Always, base).await?;
+        tracing::warn!(%key, kept = %beside, "the object was changed by someone else; both versions are kept");
+        let mut tree = self.tree();
+        if let Some(node) = tree.get(ino) {
+            let (parent, name) = (node.parent, Arc::clone(&node.name));
+            tree.detach(parent, &name);
+            if let Some(dir) = tree.dir_mut(parent) {
+                dir.complete_until = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes into the tree what the bucket now holds for a node.
+    pub(super) fn stored(
+        &self,
+        tree: &mut Tree,
+        ino: u64,
+        outcome: &PutOutcome,
+        size: u64,
+        attributes: ObjectAttributes,
+    ) {
+        let until = self.believed_until();
+        let has_posix_metadata = self.has_posix_metadata();
+        let Some(node) = tree.get_mut(ino) else { return };
+        let modified = outcome.last_modified.unwrap_or_else(SystemTime::now);
+        node.version = Some(Version { etag: Some(outcome.etag.clone()), size, modified });
+        let is_unchanged = node.content.as_ref().is_none_or(|content| !content.has_unstored());
+        if is_unchanged {
+            node.attr.size = size;
+            if has_posix_metadata {
+                let time = |name: &str| attributes.metadata.get(name).and_then(|text| crate::attr::Time::parse(text));
+                node.attr.mtime = time("mtime").unwrap_or(node.attr.mtime);
+            }
+        }
+        node.attributes = Arc::new(attributes);
+        node.fresh_until = until;
+        tree.note_stored(ino);
+    }
+
+    /// Replaces only what the object carries.
+    pub(super) async fn store_attributes(
+        &self,
+        ino: u64,
+        key: &ObjectKey,
+        attributes: ObjectAttributes,
+    ) -> FsResult<()> {
+        if !self.has_posix_metadata() {
+            return Ok(());
+        }
+        let Some(Version { etag, size, .. }) = self.tree().get(ino).and_then(|node| node.version.clone()) else {
+            return Ok(());
+        };
+        let source = CopySource { key: key.clone(), etag };
+        let outcome = self.copy_object(&source, key, size, Some(&attributes)).await?;
+        let mut tree = self.tree();
+        if let Some(content) = tree.get(ino).and_then(|node| node.content.clone())
+            && let Some(dirty) = content.dirty()
+        {
+            let etag = outcome.etag.clone();
+            dirty.set_base_version(crate::read::ObjectVersion { key: key.clone(), etag, size });
+        }
+        self.stored(&mut tree, ino, &outcome, size, attributes);
+        Ok(())
+    }
+
+    /// Copies an object of any size inside the store.
+    pub(super) async fn copy_object(
+        &self,
+        source: &CopySource,
+        target: &ObjectKey,
+        size: u64,
+        attributes: Option<&ObjectAttributes>,
+    ) -> FsResult<PutOutcome> {
+        let what = || format!("cannot copy {} to {target}", source.key);
+        let limits = self.store.capabilities();
+        if size <= limits.copy_len_max {
+            return self
+                .store
+                .copy(source, target, attributes, &Condition::Always)
+                .await
+                .map_err(|error| changed_or(error, &source.key, what));
+        }
+        if !limits.part_copy {
+            return Err(FsError::TooLarge { what: format!("{size} bytes cannot be copied by this provider") });
+        }
+        let owned;
+        let attributes = match attributes {
+            Some(attributes) => attributes,
+            None => {
+                owned = self.store.head(&source.key).await.map_err(failed(what))?.attributes;
+                &owned
+            }
+        };
+        let id = self.store.create_multipart(target, attributes).await.map_err(failed(what))?;
+        let part_len = limits.part_len_max.min(1 << 30).max(size.div_ceil(u64::from(limits.part_count_max)));
+        let parts = self.copy_parts(source, target, &id, size, part_len).await;
+        let result = match parts {
+            Ok(parts) => self.store.complete_multipart(target, &id, &parts, &Condition::Always).await,
+            Err(error) => Err(error),
+        };
+        if result.is_err()
+            && let Err(error) = self.store.abort_multipart(target, &id).await
+        {
+            tracing::warn!(%target, %error, "a multipart upload was left behind");
+        }
+        result.map_err(|error| changed_or(error, &source.key, what))
+    }
+
+    async fn copy_parts(
+        &self,
+        source: &CopySource,
+        target: &ObjectKey,
+        id: &sandpail_store::UploadId,
+        size: u64,
+        part_len: u64,
+    ) -> Result<Vec<Part>, StoreError> {
+        use futures_util::{StreamExt, TryStreamExt};
+        let mut copies = Vec::new();
+        for (number, at) in (1u32..).zip(0..size.div_ceil(part_len)) {
+            let range = at * part_len..((at + 1) * part_len).min(size);
+            copies.push(self.store.upload_part_copy(target, id, number, source, range));
+        }
+        futures_util::stream::iter(copies).buffered(COPIES_AT_ONCE).try_collect().await
+    }
+}
+
+fn changed_or(error: StoreError, key: &ObjectKey, what: impl FnOnce() -> String) -> FsError {
+    match error {
+        StoreError::Precondition { .. } => FsError::Changed { what: key.to_string() },
+        source => FsError::Store { what: what(), source },
+    }
+}

@@ -1,0 +1,171 @@
+//! One ranged GET, under way or done.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use sandpail_store::{StoreError, StoreResult};
+use tokio::sync::Notify;
+
+use super::{ObjectVersion, Permit, ReadContext};
+use crate::{FsError, FsResult};
+
+/// A range of an object whose bytes have come or are coming.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) range: Range<u64>,
+    state: Mutex<State>,
+    arrived: Notify,
+    task: Mutex<Option<tokio::task::AbortHandle>>,
+    _memory: Permit,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// In order, from the start of the range.
+    chunks: Vec<Bytes>,
+    filled: u64,
+    failure: Option<Failure>,
+}
+
+#[derive(Debug)]
+enum Failure {
+    Changed,
+    /// The cause, for the first who asks; later ones fetch anew.
+    Store(Option<StoreError>),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Part {
+    /// Begins to fetch `range` of `version`.
+    pub(super) fn fetch(
+        context: &Arc<ReadContext>,
+        version: &ObjectVersion,
+        range: Range<u64>,
+        memory: Permit,
+    ) -> Arc<Self> {
+        let part = Arc::new(Self {
+            range,
+            state: Mutex::default(),
+            arrived: Notify::new(),
+            task: Mutex::default(),
+            _memory: memory,
+        });
+        // The task does not keep the part alive: when the last reader lets go of it, the fetch ends.
+        let own = Arc::downgrade(&part);
+        let (shared, version, range) = (Arc::clone(context), version.clone(), part.range.clone());
+        let task = context.runtime.spawn(async move {
+            let result = Self::run(&own, &shared, &version, range.clone()).await;
+            let Some(part) = own.upgrade() else { return };
+            if let Err(error) = result {
+                lock(&part.state).failure = Some(match error {
+                    StoreError::Precondition { .. } | StoreError::NotFound { .. } => Failure::Changed,
+                    other => Failure::Store(Some(other)),
+                });
+            } else if let Some(cache) = &shared.cache {
+                let chunks = lock(&part.state).chunks.clone();
+                cache.insert(&version, range.start, chunks);
+            }
+            part.arrived.notify_waiters();
+        });
+        *lock(&part.task) = Some(task.abort_handle());
+        part
+    }
+
+    async fn run(
+        own: &Weak<Self>,
+        context: &ReadContext,
+        version: &ObjectVersion,
+        range: Range<u64>,
+    ) -> StoreResult<()> {
+        let mut download = context.store.get(&version.key, range.clone(), Some(&version.etag)).await?;
+        if download.info.etag != version.etag || download.info.size != version.size {
+            return Err(StoreError::changed(&version.key));
+        }
+        let want = range.end - range.start;
+        let mut filled = 0;
+        while let Some(chunk) = download.body.next().await {
+            let chunk = chunk?;
+            filled += chunk.len() as u64;
+            if filled > want {
+                return Err(StoreError::Integrity { message: format!("more bytes than asked for of {}", version.key) });
+            }
+            let Some(part) = own.upgrade() else { return Ok(()) };
+            let mut state = lock(&part.state);
+            state.filled = filled;
+            state.chunks.push(chunk);
+            drop(state);
+            part.arrived.notify_waiters();
+        }
+        if filled != want {
+            let message = format!("{filled} bytes instead of {want} of {}", version.key);
+            return Err(StoreError::Integrity { message });
+        }
+        Ok(())
+    }
+
+    /// Waits until the bytes of `wanted` (inside the part's range) are here, and hands them out without copying.
+    pub(super) async fn read(&self, wanted: Range<u64>, version: &ObjectVersion) -> FsResult<Vec<Bytes>> {
+        let until = wanted.end - self.range.start;
+        loop {
+            let arrived = self.arrived.notified();
+            tokio::pin!(arrived);
+            // Registered before the look, so that no arrival is missed.
+            arrived.as_mut().enable();
+            {
+                let mut state = lock(&self.state);
+                if state.filled >= until {
+                    return Ok(slice(&state.chunks, wanted.start - self.range.start..until));
+                }
+                match &mut state.failure {
+                    Some(Failure::Changed) => return Err(FsError::Changed { what: version.key.to_string() }),
+                    Some(Failure::Store(cause)) => {
+                        let source = cause.take().unwrap_or_else(|| StoreError::Server {
+                            message: "the same read failed a moment ago".to_owned(),
+                        });
+                        return Err(FsError::Store { what: format!("cannot read {}", version.key), source });
+                    }
+                    None => {}
+                }
+            }
+            arrived.await;
+        }
+    }
+
+    /// Whether the fetch failed.
+    pub(super) fn has_failed(&self) -> bool {
+        lock(&self.state).failure.is_some()
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // Nobody will read what is still to come.
+        if let Some(task) = lock(&self.task).take() {
+            task.abort();
+        }
+    }
+}
+
+/// The bytes of `range` (relative to the first chunk's start) as a chain.
+pub(crate) fn slice(chunks: &[Bytes], range: Range<u64>) -> Vec<Bytes> {
+    let mut found = Vec::new();
+    let mut start = 0u64;
+    for chunk in chunks {
+        let end = start + chunk.len() as u64;
+        let (from, to) = (range.start.max(start), range.end.min(end));
+        if from < to {
+            let at = |offset: u64| usize::try_from(offset - start).unwrap_or(chunk.len());
+            found.push(chunk.slice(at(from)..at(to)));
+        }
+        if end >= range.end {
+            break;
+        }
+        start = end;
+    }
+    found
+}

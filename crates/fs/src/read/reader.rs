@@ -1,0 +1,167 @@
+//! The reads of one object version, by all handles of an inode.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::part::Part;
+use super::{ObjectVersion, ReadAhead, ReadContext};
+use crate::FsResult;
+
+const MIB: u64 = 1 << 20;
+/// One GET of a long stream.
+const PART_LEN: u64 = 8 * MIB;
+/// The first GETs of a stream are smaller: they are waited for.
+const FIRST_PART_LEN: u64 = MIB;
+/// What was read stays this long behind a stream: the kernel asks for some of it again.
+const TAIL_LEN: u64 = 2 * MIB;
+/// Parts that no stream needs are kept up to this number, for random readers that come back.
+const IDLE_PART_COUNT: usize = 8;
+
+/// Reads one version of one object.
+#[derive(Debug)]
+pub struct Reader {
+    context: Arc<ReadContext>,
+    version: ObjectVersion,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ahead: ReadAhead,
+    /// By start; they may touch but do not overlap.
+    parts: BTreeMap<u64, Arc<Part>>,
+}
+
+impl Reader {
+    /// A reader of `version`.
+    pub fn new(context: Arc<ReadContext>, version: ObjectVersion) -> Arc<Self> {
+        Arc::new(Self { context, version, state: Mutex::default() })
+    }
+
+    /// What it reads.
+    pub fn version(&self) -> &ObjectVersion {
+        &self.version
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads `range` (byte offsets, half-open), cut at the object's end, as a chain of buffers.
+    ///
+    /// # Errors
+    /// [`crate::FsError::Changed`] if the object is another version now; [`crate::FsError::Store`].
+    pub async fn read(&self, handle: u64, range: Range<u64>) -> FsResult<Vec<Bytes>> {
+        let range = range.start..range.end.min(self.version.size);
+        let mut chain = Vec::new();
+        let mut at = range.start;
+        let mut retried = false;
+        while at < range.end {
+            if let Some(cached) = self.from_cache(at..range.end) {
+                at += cached.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+                chain.extend(cached);
+                continue;
+            }
+            let part = self.part_at(handle, at, range.clone());
+            let end = part.range.end.min(range.end);
+            match part.read(at..end, &self.version).await {
+                Ok(chunks) => {
+                    chain.extend(chunks);
+                    at = end;
+                }
+                Err(error) => {
+                    self.drop_failed();
+                    // What failed while it was read ahead is asked for once more, now that it is wanted.
+                    if retried || matches!(error, crate::FsError::Changed { .. }) {
+                        return Err(error);
+                    }
+                    retried = true;
+                }
+            }
+        }
+        Ok(chain)
+    }
+
+    fn from_cache(&self, range: Range<u64>) -> Option<Vec<Bytes>> {
+        let has_part =
+            self.state().parts.range(..=range.start).next_back().is_some_and(|(_, p)| p.range.end > range.start);
+        if has_part { None } else { self.context.cache.as_ref()?.get(&self.version, range) }
+    }
+
+    /// The part that holds offset `at`; begins it, and what should be read ahead, if need be.
+    fn part_at(&self, handle: u64, at: u64, wanted: Range<u64>) -> Arc<Part> {
+        let mut state = self.state();
+        let window = state.ahead.on_read(handle, wanted.clone(), self.version.size);
+        self.begin(&mut state, window.start.min(at)..window.end.max(wanted.end), &wanted);
+        self.drop_idle(&mut state, &wanted);
+        let found = state.parts.range(..=at).next_back().map(|(_, part)| Arc::clone(part));
+        match found {
+            Some(part) if part.range.end > at => part,
+            // Only if `begin` left a gap, which it does for lack of memory behind `wanted` alone.
+            _ => self.begin_demand(&mut state, at..wanted.end),
+        }
+    }
+
+    /// Begins parts so that `window` is covered, as far as memory allows; `wanted` in any case.
+    fn begin(&self, state: &mut State, window: Range<u64>, wanted: &Range<u64>) {
+        let mut at = window.start;
+        while at < window.end {
+            if let Some((_, part)) = state.parts.range(..=at).next_back()
+                && part.range.end > at
+            {
+                at = part.range.end;
+                continue;
+            }
+            let next = state.parts.range(at..).next().map_or(u64::MAX, |(start, _)| *start);
+            let is_wanted = at < wanted.end;
+            let len = if is_wanted { FIRST_PART_LEN.max(wanted.end - at) } else { PART_LEN };
+            let end = at.saturating_add(len).min(next).min(window.end);
+            // A short end of the window grows into a full part later; it is not worth a GET of its own.
+            if !is_wanted && end < next && end < self.version.size && end - at < PART_LEN / 2 {
+                return;
+            }
+            match self.context.memory.try_acquire(end - at) {
+                Some(memory) => {
+                    state.parts.insert(at, Part::fetch(&self.context, &self.version, at..end, memory));
+                    at = end;
+                }
+                None if is_wanted => at = self.begin_demand(state, at..wanted.end.min(next)).range.end,
+                None => return,
+            }
+        }
+    }
+
+    fn begin_demand(&self, state: &mut State, range: Range<u64>) -> Arc<Part> {
+        let memory = self.context.memory.acquire_for_demand(range.end - range.start);
+        let part = Part::fetch(&self.context, &self.version, range.clone(), memory);
+        state.parts.insert(range.start, Arc::clone(&part));
+        part
+    }
+
+    fn drop_idle(&self, state: &mut State, wanted: &Range<u64>) {
+        let is_needed = |part: &Part, ahead: &ReadAhead| {
+            (part.range.start < wanted.end && part.range.end > wanted.start) || ahead.needs(&part.range, TAIL_LEN)
+        };
+        let idle: Vec<u64> =
+            state.parts.iter().filter(|(_, part)| !is_needed(part, &state.ahead)).map(|(start, _)| *start).collect();
+        let excess = idle.len().saturating_sub(IDLE_PART_COUNT);
+        for start in idle.into_iter().take(excess) {
+            state.parts.remove(&start);
+        }
+    }
+
+    fn drop_failed(&self) {
+        self.state().parts.retain(|_, part| !part.has_failed());
+    }
+
+    /// A handle was closed: what was read ahead for it alone is dropped.
+    pub fn forget_handle(&self, handle: u64) {
+        let mut state = self.state();
+        state.ahead.forget(handle);
+        let State { ahead, parts } = &mut *state;
+        parts.retain(|_, part| ahead.needs(&part.range, TAIL_LEN));
+    }
+}

@@ -1,0 +1,505 @@
+//! What is known of the tree: nodes that the kernel or an open file holds, and listings of directories.
+//!
+//! Pure state, no I/O: [`crate::engine`] asks it what to do, asks the store, and tells it the answer.
+//! An answer that began before a local change of the same name is never believed: each directory
+//! remembers which names were changed here, and when ([`Directory::mutations`]).
+
+pub mod names;
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hasher};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use sandpail_store::{ETag, ObjectAttributes};
+
+use crate::attr::{Attr, Defaults, Kind};
+use crate::content::Content;
+
+/// The root's inode number, as FUSE wants it.
+pub const ROOT: u64 = 1;
+
+/// A file name.
+pub type Name = Arc<[u8]>;
+
+/// Which version of an object something was learnt from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Its tag; absent where a listing leaves it out.
+    pub etag: Option<ETag>,
+    /// Its length in bytes.
+    pub size: u64,
+    /// When it was stored.
+    pub modified: SystemTime,
+}
+
+impl Version {
+    /// Whether both are one version. HEAD knows whole seconds only, so finer time is not compared.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let secs = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let same_tag = match (&self.etag, &other.etag) {
+            (Some(a), Some(b)) => a == b,
+            _ => true,
+        };
+        same_tag && self.size == other.size && secs(self.modified) == secs(other.modified)
+    }
+}
+
+/// What a directory's listing says of one name.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The key's part, where it differs from the name.
+    pub segment: Option<Arc<str>>,
+    /// The object's version; `None` for a directory.
+    pub version: Option<Version>,
+    /// What HEAD said of this version, once it was asked. For a directory: of its marker.
+    pub attributes: Option<Arc<ObjectAttributes>>,
+}
+
+impl Entry {
+    /// Whether this is a directory.
+    pub fn is_directory(&self) -> bool {
+        self.version.is_none()
+    }
+}
+
+/// What only directories have.
+#[derive(Debug, Default)]
+pub struct Directory {
+    /// Nodes that are alive.
+    pub children: HashMap<Name, u64>,
+    /// All names, if the directory was listed whole.
+    pub entries: BTreeMap<Name, Entry>,
+    /// Until when `entries` may be believed. `None`: never listed, or found not to fit one page.
+    pub complete_until: Option<Instant>,
+    /// Names that were found absent, and until when that may be believed.
+    pub absent: HashMap<Name, Instant>,
+    /// Names that were changed here: when the change ended, or `u64::MAX` while it goes on.
+    pub mutations: HashMap<Name, u64>,
+    /// Lookups that had to ask for one name since the last listing.
+    pub probes: u32,
+    /// More than one page: asking for single names is cheaper than listing.
+    pub is_huge: bool,
+    /// Whether the `dir/` object is known to exist.
+    pub has_marker: Option<bool>,
+}
+
+/// One file, directory or symbolic link.
+#[derive(Debug)]
+pub struct Node {
+    /// Inode number.
+    pub ino: u64,
+    /// The directory it stands in.
+    pub parent: u64,
+    /// Its name there.
+    pub name: Name,
+    /// Its part of the key.
+    pub segment: Arc<str>,
+    /// Whether it still has a name: not unlinked, and not replaced by another object.
+    pub is_linked: bool,
+    /// What `stat` shows.
+    pub attr: Attr,
+    /// The object's version; `None` while there is none (a new file, an implicit directory).
+    pub version: Option<Version>,
+    /// What the object carries; edits keep it.
+    pub attributes: Arc<ObjectAttributes>,
+    /// Until when all this may be believed without asking.
+    pub fresh_until: Instant,
+    /// How often the kernel knows it.
+    pub lookups: u64,
+    /// Open handles.
+    pub opens: u32,
+    /// Directories only.
+    pub dir: Option<Box<Directory>>,
+    /// Data, while open or not yet stored.
+    pub content: Option<Arc<Content>>,
+    /// The target of a symbolic link, once read.
+    pub target: Option<Arc<[u8]>>,
+}
+
+impl Node {
+    /// Whether this host knows better than the bucket: bytes or attributes that are not stored yet.
+    pub fn is_local(&self) -> bool {
+        self.content.as_ref().is_some_and(|content| content.has_unstored())
+    }
+}
+
+/// All nodes of a mount.
+#[derive(Debug)]
+pub struct Tree {
+    nodes: HashMap<u64, Node>,
+    next_spare: u64,
+    clock: u64,
+    /// What objects without metadata get.
+    pub defaults: Defaults,
+}
+
+impl Tree {
+    /// A tree with its root only.
+    pub fn new(defaults: Defaults) -> Self {
+        let now = SystemTime::now();
+        let root = Node {
+            ino: ROOT,
+            parent: ROOT,
+            name: Arc::from(&b""[..]),
+            segment: Arc::from(""),
+            is_linked: true,
+            attr: Attr::plain(Kind::Directory, 0, now, &defaults),
+            version: None,
+            attributes: Arc::default(),
+            fresh_until: Instant::now(),
+            lookups: 1,
+            opens: 0,
+            dir: Some(Box::default()),
+            content: None,
+            target: None,
+        };
+        Self { nodes: HashMap::from([(ROOT, root)]), next_spare: 1 << 62, clock: 1, defaults }
+    }
+
+    /// A node that must be there.
+    pub fn get(&self, ino: u64) -> Option<&Node> {
+        self.nodes.get(&ino)
+    }
+
+    /// The same, to change it.
+    pub fn get_mut(&mut self, ino: u64) -> Option<&mut Node> {
+        self.nodes.get_mut(&ino)
+    }
+
+    /// A directory's own part.
+    pub fn dir_mut(&mut self, ino: u64) -> Option<&mut Directory> {
+        self.nodes.get_mut(&ino)?.dir.as_deref_mut()
+    }
+
+    /// A directory's own part.
+    pub fn dir(&self, ino: u64) -> Option<&Directory> {
+        self.nodes.get(&ino)?.dir.as_deref()
+    }
+
+    /// The node of a name, if it is alive.
+    pub fn child(&self, parent: u64, name: &[u8]) -> Option<&Node> {
+        let ino = *self.dir(parent)?.children.get(name)?;
+        self.nodes.get(&ino)
+    }
+
+    /// A moment: later calls give larger numbers.
+    pub fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// The key prefix of a directory below the mount's prefix: empty, or ending in `/`.
+    pub fn prefix_of(&self, ino: u64) -> String {
+        let mut segments = Vec::new();
+        let mut at = ino;
+        while at != ROOT {
+            let Some(node) = self.nodes.get(&at) else { break };
+            segments.push(Arc::clone(&node.segment));
+            at = node.parent;
+        }
+        let mut prefix = String::new();
+        for segment in segments.iter().rev() {
+            prefix.push_str(segment);
+            prefix.push('/');
+        }
+        prefix
+    }
+
+    /// A path for people.
+    pub fn path_of(&self, ino: u64) -> String {
+        let mut names = Vec::new();
+        let mut at = ino;
+        while at != ROOT {
+            let Some(node) = self.nodes.get(&at) else { break };
+            names.push(String::from_utf8_lossy(&node.name).into_owned());
+            at = node.parent;
+        }
+        names.reverse();
+        format!("/{}", names.join("/"))
+    }
+
+    /// Adds a node under a name, replacing what the name stood for.
+    pub fn insert(&mut self, parent: u64, name: Name, segment: Arc<str>, attr: Attr) -> u64 {
+        let ino = self.free_ino(parent, &name);
+        self.detach(parent, &name);
+        let dir = (attr.kind == Kind::Directory).then(Box::default);
+        let node = Node {
+            ino,
+            parent,
+            name: Arc::clone(&name),
+            segment,
+            is_linked: true,
+            attr,
+            version: None,
+            attributes: Arc::default(),
+            fresh_until: Instant::now(),
+            lookups: 0,
+            opens: 0,
+            dir,
+            content: None,
+            target: None,
+        };
+        self.nodes.insert(ino, node);
+        if let Some(dir) = self.dir_mut(parent) {
+            dir.children.insert(name, ino);
+        }
+        ino
+    }
+
+    /// Takes a name's node out of the tree; it lives on while it is open or the kernel knows it.
+    pub fn detach(&mut self, parent: u64, name: &[u8]) -> Option<u64> {
+        let ino = self.dir_mut(parent)?.children.remove(name)?;
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.is_linked = false;
+            if let Some(content) = &node.content {
+                content.mark_unlinked();
+            }
+        }
+        self.drop_unused(ino);
+        Some(ino)
+    }
+
+    /// Moves a node to another name. What stood there must have been detached.
+    pub fn relink(&mut self, ino: u64, parent: u64, name: Name, segment: Arc<str>) {
+        let Some((old_parent, old_name)) = self.nodes.get(&ino).map(|node| (node.parent, Arc::clone(&node.name)))
+        else {
+            return;
+        };
+        if let Some(dir) = self.dir_mut(old_parent) {
+            dir.children.remove(&old_name);
+        }
+        if let Some(dir) = self.dir_mut(parent) {
+            dir.children.insert(Arc::clone(&name), ino);
+        }
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.parent = parent;
+            node.name = name;
+            node.segment = segment;
+        }
+        self.drop_unused(old_parent);
+    }
+
+    /// The kernel forgets a node `count` times.
+    pub fn forget(&mut self, ino: u64, count: u64) {
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.lookups = node.lookups.saturating_sub(count);
+        }
+        self.drop_unused(ino);
+    }
+
+    /// Drops a node that nothing holds, and then its parents likewise.
+    pub fn drop_unused(&mut self, ino: u64) {
+        let mut at = ino;
+        while at != ROOT {
+            let Some(node) = self.nodes.get(&at) else { return };
+            let has_children = node.dir.as_ref().is_some_and(|dir| !dir.children.is_empty());
+            if node.lookups > 0 || node.opens > 0 || has_children || (node.is_linked && node.is_local()) {
+                return;
+            }
+            let (parent, name, is_linked) = (node.parent, Arc::clone(&node.name), node.is_linked);
+            self.nodes.remove(&at);
+            if is_linked
+                && let Some(dir) = self.dir_mut(parent)
+                && dir.children.get(&name) == Some(&at)
+            {
+                dir.children.remove(&name);
+            }
+            at = parent;
+        }
+    }
+
+    /// All nodes below a directory, itself not included.
+    pub fn descendants(&self, ino: u64) -> Vec<u64> {
+        let mut found = Vec::new();
+        let mut open = vec![ino];
+        while let Some(at) = open.pop() {
+            if let Some(dir) = self.dir(at) {
+                for child in dir.children.values() {
+                    found.push(*child);
+                    open.push(*child);
+                }
+            }
+        }
+        found
+    }
+
+    /// Whether `ino` is `ancestor` or stands below it.
+    pub fn is_within(&self, ino: u64, ancestor: u64) -> bool {
+        let mut at = ino;
+        loop {
+            if at == ancestor {
+                return true;
+            }
+            if at == ROOT {
+                return false;
+            }
+            let Some(node) = self.nodes.get(&at) else { return false };
+            at = node.parent;
+        }
+    }
+
+    /// All nodes whose data or attributes are not stored.
+    pub fn unstored(&self) -> Vec<u64> {
+        self.nodes.values().filter(|node| node.is_linked && node.is_local()).map(|node| node.ino).collect()
+    }
+
+    /// The inode number that a listing shows for a name: that of its node, or the one it would get.
+    pub fn ino_hint(&self, parent: u64, name: &[u8]) -> u64 {
+        match self.child(parent, name) {
+            Some(node) => node.ino,
+            None => hashed_ino(parent, name),
+        }
+    }
+
+    /// Equal for one path as long as the mount lives, and never that of another living node.
+    fn free_ino(&mut self, parent: u64, name: &[u8]) -> u64 {
+        let ino = hashed_ino(parent, name);
+        if !self.nodes.contains_key(&ino) {
+            return ino;
+        }
+        loop {
+            self.next_spare += 1;
+            if !self.nodes.contains_key(&self.next_spare) {
+                return self.next_spare;
+            }
+        }
+    }
+
+    /// Says that a name is being changed here; answers about it that are under way are void.
+    pub fn begin_mutation(&mut self, parent: u64, name: &[u8]) {
+        if let Some(dir) = self.dir_mut(parent) {
+            dir.mutations.insert(name.into(), u64::MAX);
+            dir.absent.remove(name);
+        }
+    }
+
+    /// Says that the change has ended, well or not.
+    pub fn end_mutation(&mut self, parent: u64, name: &[u8]) {
+        let now = self.tick();
+        if let Some(dir) = self.dir_mut(parent) {
+            dir.mutations.insert(name.into(), now);
+        }
+    }
+
+    /// Whether an answer that was asked for at `since` is too old for this name.
+    pub fn is_outdated(&self, parent: u64, name: &[u8], since: u64) -> bool {
+        self.dir(parent).is_none_or(|dir| dir.mutations.get(name).is_some_and(|at| *at > since))
+    }
+
+    /// Writes into the listing what this host has just stored under a name.
+    pub fn note_stored(&mut self, ino: u64) {
+        let Some(node) = self.nodes.get(&ino) else { return };
+        if !node.is_linked || ino == ROOT {
+            return;
+        }
+        let entry = entry_of(node);
+        let (parent, name) = (node.parent, Arc::clone(&node.name));
+        if let Some(dir) = self.dir_mut(parent) {
+            dir.absent.remove(&name);
+            if dir.complete_until.is_some() {
+                dir.entries.insert(name, entry);
+            }
+        }
+    }
+
+    /// Writes into the listing that this host has just removed a name.
+    pub fn note_removed(&mut self, parent: u64, name: &Name, believed_until: Instant) {
+        if let Some(dir) = self.dir_mut(parent) {
+            dir.entries.remove(name);
+            dir.absent.insert(Arc::clone(name), believed_until);
+        }
+    }
+
+    /// Takes a whole listing that was asked for at `since`. Names changed here since then stay as they are.
+    pub fn install_listing(
+        &mut self,
+        ino: u64,
+        since: u64,
+        mut listed: BTreeMap<Name, Entry>,
+        has_marker: bool,
+        believed_until: Instant,
+    ) {
+        let Some(dir) = self.nodes.get_mut(&ino).and_then(|node| node.dir.take()) else { return };
+        let mut dir = dir;
+        dir.mutations.retain(|_, at| *at > since);
+        for (name, entry) in &mut listed {
+            let old = dir.entries.get(name);
+            if let Some(old) = old
+                && same_entry(old, entry)
+            {
+                entry.attributes.clone_from(&old.attributes);
+            }
+        }
+        for name in dir.mutations.keys() {
+            match dir.children.get(name).and_then(|child| self.nodes.get(child)) {
+                Some(node) => listed.insert(Arc::clone(name), entry_of(node)),
+                None => listed.remove(name),
+            };
+        }
+        let mut gone = Vec::new();
+        for (name, child) in &dir.children {
+            let Some(node) = self.nodes.get_mut(child) else { continue };
+            if node.is_local() || (node.version.is_none() && node.opens > 0) {
+                listed.insert(Arc::clone(name), entry_of(node));
+                continue;
+            }
+            match listed.get_mut(name) {
+                None => gone.push(Arc::clone(name)),
+                Some(entry) if entry.is_directory() == node.dir.is_some() => {
+                    let same = match (&entry.version, &node.version) {
+                        (Some(a), Some(b)) => a.is_same(b),
+                        (None, _) => true,
+                        (Some(_), None) => false,
+                    };
+                    if same {
+                        // A directory's marker may have changed unseen: its own lookup asks again.
+                        if !entry.is_directory() {
+                            node.fresh_until = believed_until;
+                            entry.attributes = Some(Arc::clone(&node.attributes));
+                        }
+                    } else if node.opens > 0 {
+                        gone.push(Arc::clone(name));
+                    }
+                }
+                Some(_) => gone.push(Arc::clone(name)),
+            }
+        }
+        dir.entries = listed;
+        dir.complete_until = Some(believed_until);
+        dir.absent.clear();
+        dir.probes = 0;
+        dir.is_huge = dir.entries.len() > 1000;
+        dir.has_marker = Some(has_marker);
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.dir = Some(dir);
+        }
+        for name in gone {
+            self.detach(ino, &name);
+        }
+    }
+}
+
+fn same_entry(a: &Entry, b: &Entry) -> bool {
+    match (&a.version, &b.version) {
+        (Some(a), Some(b)) => a.is_same(b),
+        _ => false,
+    }
+}
+
+fn entry_of(node: &Node) -> Entry {
+    let segment = (node.segment.as_bytes() != &*node.name).then(|| Arc::clone(&node.segment));
+    let version = (node.dir.is_none()).then(|| {
+        node.version.clone().unwrap_or(Version { etag: None, size: node.attr.size, modified: node.attr.mtime.into() })
+    });
+    let attributes = node.dir.is_none().then(|| Arc::clone(&node.attributes));
+    Entry { segment, version, attributes }
+}
+
+/// SipHash with fixed keys over parent and name; never 0, the root's number or a spare one.
+fn hashed_ino(parent: u64, name: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write_u64(parent);
+    hasher.write(name);
+    (hasher.finish() & ((1 << 62) - 1)).max(ROOT + 1)
+}

@@ -1,0 +1,225 @@
+//! The upload of a staged file.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use sandpail_store::{
+    Condition, CopySource, ObjectAttributes, ObjectKey, Part, PutBody, PutOutcome, StoreError, UploadId,
+};
+
+use super::stream::Stream;
+use super::{Base, BaseReader, Committed, DirtyFile, PartSource, RangeSet, UploadPlan, plan};
+use crate::read::ObjectVersion;
+use crate::{FsError, FsResult};
+
+/// What an upload set out to store.
+struct Snapshot {
+    key: ObjectKey,
+    size: u64,
+    dirty: RangeSet,
+    base: Option<Base>,
+    stream: Option<Stream>,
+}
+
+impl DirtyFile {
+    /// Stores the file as it is now. What is written meanwhile stays dirty; after an error everything does.
+    ///
+    /// # Errors
+    /// [`FsError::Changed`] if the base object was replaced; [`FsError::Store`] with
+    /// [`StoreError::Precondition`] if `condition` does not hold, or with the store's own error.
+    pub async fn commit(
+        self: &Arc<Self>,
+        attributes: &ObjectAttributes,
+        condition: &Condition,
+        base: &dyn BaseReader,
+    ) -> FsResult<Committed> {
+        let mut snapshot = {
+            let mut state = self.state();
+            state.is_changed = false;
+            state.low_water = state.size;
+            Snapshot {
+                key: state.key.clone(),
+                size: state.size,
+                dirty: std::mem::take(&mut state.dirty),
+                base: state.base.clone(),
+                stream: state.stream.take(),
+            }
+        };
+        let result = self.upload(&mut snapshot, attributes, condition, base).await;
+        let mut state = self.state();
+        match result {
+            Ok((outcome, attributes_stored)) => {
+                let version = ObjectVersion { key: snapshot.key, etag: outcome.etag.clone(), size: snapshot.size };
+                // What was punched meanwhile is neither local nor the base's.
+                let limit = snapshot.size.min(state.low_water);
+                state.base = Some(Base { version, limit });
+                let punched: Vec<_> = state.dirty.iter().collect();
+                for range in punched {
+                    self.stage_holes(&mut state, range.start..range.end.min(limit))?;
+                }
+                Ok(Committed { outcome, size: snapshot.size, attributes_stored })
+            }
+            Err(error) => {
+                let size = state.size;
+                state.dirty.extend(&snapshot.dirty);
+                state.dirty.remove(size..u64::MAX);
+                state.is_changed = true;
+                Err(error)
+            }
+        }
+    }
+
+    /// Dirty bytes that are not local are zeros; under a new base they must be staged as such.
+    fn stage_holes(&self, state: &mut super::dirty_file::State, range: Range<u64>) -> FsResult<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        for (part, is_local) in state.local.split(range) {
+            if is_local {
+                continue;
+            }
+            self.staged.reserve(part.end - part.start)?;
+            let zeros = vec![0; 1 << 16];
+            let mut at = part.start;
+            while at < part.end {
+                let len = (part.end - at).min(zeros.len() as u64);
+                self.staged.write(at, &zeros[..usize::try_from(len).unwrap_or(0)])?;
+                at += len;
+            }
+            state.local.insert(part);
+        }
+        Ok(())
+    }
+
+    async fn upload(
+        self: &Arc<Self>,
+        snapshot: &mut Snapshot,
+        attributes: &ObjectAttributes,
+        condition: &Condition,
+        base: &dyn BaseReader,
+    ) -> FsResult<(PutOutcome, ObjectAttributes)> {
+        let store = &self.context.store;
+        let key = snapshot.key.clone();
+        let failed = |source| FsError::Store { what: format!("cannot store {key}"), source };
+        if let Some(stream) = snapshot.stream.take()
+            && let Some(finished) = self.finish_stream(stream, snapshot.size, condition).await?
+        {
+            return Ok(finished);
+        }
+        let base_limit = snapshot.base.as_ref().map(|base| base.limit);
+        let limits = store.capabilities();
+        let mut parts = match plan(snapshot.size, &snapshot.dirty, base_limit, self.context.part_len, limits)? {
+            UploadPlan::Put => {
+                let _permit = self.context.parts.acquire().await;
+                let body = PutBody::Chunks(self.read(0, 0..snapshot.size, base).await?);
+                let outcome = store.put(&key, body, attributes, condition).await.map_err(failed)?;
+                return Ok((outcome, attributes.clone()));
+            }
+            UploadPlan::Multipart(parts) => parts,
+        };
+        loop {
+            let id = store.create_multipart(&key, attributes).await.map_err(failed)?;
+            let copy_refused = AtomicBool::new(false);
+            let result = match self.upload_parts(snapshot, &id, &parts, base, &copy_refused).await {
+                Ok(done) => self.complete(&key, &id, &done, snapshot.size, condition).await.map_err(failed),
+                Err(error) => Err(error),
+            };
+            match result {
+                Ok(outcome) => return Ok((outcome, attributes.clone())),
+                Err(error) => {
+                    self.abort(&key, &id).await;
+                    let has_copies = parts.iter().any(|part| matches!(part, PartSource::Copy(_)));
+                    if !copy_refused.load(Ordering::Relaxed) || !has_copies {
+                        return Err(error);
+                    }
+                    // The provider cannot copy parts after all: everything is uploaded.
+                    let everything = RangeSet::default();
+                    let without = sandpail_store::Capabilities { part_copy: false, ..limits.clone() };
+                    let UploadPlan::Multipart(all) =
+                        plan(snapshot.size, &everything, None, self.context.part_len, &without)?
+                    else {
+                        return Err(error);
+                    };
+                    parts = all;
+                }
+            }
+        }
+    }
+
+    async fn upload_parts(
+        self: &Arc<Self>,
+        snapshot: &Snapshot,
+        id: &UploadId,
+        parts: &[PartSource],
+        base: &dyn BaseReader,
+        copy_refused: &AtomicBool,
+    ) -> FsResult<Vec<Part>> {
+        // Boxed one by one: a closure over borrowed parts would not do for a stream.
+        let mut uploads = Vec::new();
+        for (number, part) in (1u32..).zip(parts) {
+            uploads.push(self.upload_one(snapshot, id, number, part, base, copy_refused).boxed());
+        }
+        futures_util::stream::iter(uploads).buffered(self.context.max_parallel_parts).try_collect().await
+    }
+
+    async fn upload_one(
+        self: &Arc<Self>,
+        snapshot: &Snapshot,
+        id: &UploadId,
+        number: u32,
+        part: &PartSource,
+        base: &dyn BaseReader,
+        copy_refused: &AtomicBool,
+    ) -> FsResult<Part> {
+        let key = &snapshot.key;
+        let failed = |source| FsError::Store { what: format!("cannot store part {number} of {key}"), source };
+        match (part, &snapshot.base) {
+            (PartSource::Copy(range), Some(base)) => {
+                let source = CopySource { key: base.version.key.clone(), etag: Some(base.version.etag.clone()) };
+                let copied = self.context.store.upload_part_copy(key, id, number, &source, range.clone()).await;
+                copied.map_err(|error| match error {
+                    StoreError::Precondition { .. } => FsError::Changed { what: source.key.to_string() },
+                    StoreError::Unsupported { .. } => {
+                        copy_refused.store(true, Ordering::Relaxed);
+                        failed(error)
+                    }
+                    other => failed(other),
+                })
+            }
+            _ => {
+                let _permit = self.context.parts.acquire().await;
+                let body = PutBody::Chunks(self.read(0, part.range().clone(), base).await?);
+                self.context.store.upload_part(key, id, number, body).await.map_err(failed)
+            }
+        }
+    }
+
+    /// Completes an upload. If the answer to an earlier try was lost, the upload is gone and the object is there.
+    pub(super) async fn complete(
+        &self,
+        key: &ObjectKey,
+        id: &UploadId,
+        parts: &[Part],
+        size: u64,
+        condition: &Condition,
+    ) -> Result<PutOutcome, StoreError> {
+        let store = &self.context.store;
+        match store.complete_multipart(key, id, parts, condition).await {
+            Err(error @ StoreError::NotFound { .. }) => match store.head(key).await {
+                Ok(info) if info.size == size && info.etag.as_str().ends_with(&format!("-{}", parts.len())) => {
+                    Ok(PutOutcome { etag: info.etag, last_modified: Some(info.last_modified) })
+                }
+                _ => Err(error),
+            },
+            other => other,
+        }
+    }
+
+    pub(super) async fn abort(&self, key: &ObjectKey, id: &UploadId) {
+        if let Err(error) = self.context.store.abort_multipart(key, id).await {
+            tracing::warn!(%key, %error, "a multipart upload was left behind");
+        }
+    }
+}

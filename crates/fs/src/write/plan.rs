@@ -1,0 +1,157 @@
+//! How a staged file becomes an object. No I/O.
+
+use std::ops::Range;
+
+use sandpail_store::Capabilities;
+
+use super::RangeSet;
+use crate::{FsError, FsResult};
+
+/// Copies of neighbouring parts are joined up to this length, so that they still run side by side.
+const COPY_LEN_MAX: u64 = 1 << 30;
+
+/// Where a part's bytes come from. Ranges are offsets in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PartSource {
+    /// Uploaded from here.
+    Upload(Range<u64>),
+    /// Copied inside the store from the base object, at the same offsets.
+    Copy(Range<u64>),
+}
+
+impl PartSource {
+    /// The bytes of the file that the part holds.
+    pub fn range(&self) -> &Range<u64> {
+        match self {
+            Self::Upload(range) | Self::Copy(range) => range,
+        }
+    }
+}
+
+/// How to upload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UploadPlan {
+    /// One PUT.
+    Put,
+    /// Parts, in order, that cover the whole file.
+    Multipart(Vec<PartSource>),
+}
+
+/// Decides how to store a file of `size` bytes of which `dirty` were changed; below `base_limit` the rest is as in
+/// the base object.
+///
+/// # Errors
+/// [`FsError::TooLarge`] if the provider's parts cannot hold it.
+pub fn plan(
+    size: u64,
+    dirty: &RangeSet,
+    base_limit: Option<u64>,
+    part_len: u64,
+    limits: &Capabilities,
+) -> FsResult<UploadPlan> {
+    if size <= part_len && size <= limits.put_len_max {
+        return Ok(UploadPlan::Put);
+    }
+    let part_len = part_len_for(size, part_len, limits)?;
+    let base_limit = if limits.part_copy { base_limit.unwrap_or(0) } else { 0 };
+    let mut parts: Vec<PartSource> = Vec::new();
+    let mut start = 0;
+    while start < size {
+        let range = start..(start + part_len).min(size);
+        start = range.end;
+        if range.end > base_limit || dirty.intersects(&range) {
+            parts.push(PartSource::Upload(range));
+            continue;
+        }
+        match parts.last_mut() {
+            Some(PartSource::Copy(last))
+                if !limits.equal_parts && range.end - last.start <= COPY_LEN_MAX.min(limits.part_len_max) =>
+            {
+                last.end = range.end;
+            }
+            _ => parts.push(PartSource::Copy(range)),
+        }
+    }
+    Ok(UploadPlan::Multipart(parts))
+}
+
+/// The shortest part length, at least `part_len`, that fits the provider's number of parts.
+fn part_len_for(size: u64, part_len: u64, limits: &Capabilities) -> FsResult<u64> {
+    const MIB: u64 = 1 << 20;
+    let needed = size.div_ceil(u64::from(limits.part_count_max)).next_multiple_of(MIB);
+    let len = needed.max(part_len).max(limits.part_len_min);
+    if len > limits.part_len_max {
+        return Err(FsError::TooLarge { what: format!("{size} bytes do not fit the provider's limits for parts") });
+    }
+    Ok(len)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn set(ranges: &[Range<u64>]) -> RangeSet {
+        let mut set = RangeSet::default();
+        ranges.iter().for_each(|range| set.insert(range.clone()));
+        set
+    }
+
+    #[test]
+    fn a_small_change_of_a_large_file_uploads_one_part() {
+        let dirty = set(&[100 * MIB..100 * MIB + 4096]);
+        let plan = plan(256 * MIB, &dirty, Some(256 * MIB), 8 * MIB, &Capabilities::default()).unwrap();
+        let UploadPlan::Multipart(parts) = plan else { panic!() };
+        assert_eq!(
+            parts,
+            [
+                PartSource::Copy(0..96 * MIB),
+                PartSource::Upload(96 * MIB..104 * MIB),
+                PartSource::Copy(104 * MIB..256 * MIB)
+            ]
+        );
+    }
+
+    #[test]
+    fn the_largest_object_fits_and_a_larger_one_is_refused() {
+        let limits = Capabilities::default();
+        assert!(plan(5 << 40, &set(&[0..1]), None, 8 * MIB, &limits).is_ok());
+        let refused = plan(60 << 40, &set(&[0..1]), None, 8 * MIB, &limits);
+        assert!(matches!(refused, Err(FsError::TooLarge { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn it_covers_the_file_and_uploads_all_that_is_dirty(
+            size in 0u64..400 * MIB, limit in 0u64..400 * MIB, changes in prop::collection::vec((0u64..400 * MIB, 1u64..MIB), 0..6),
+            part_copy: bool, equal_parts: bool,
+        ) {
+            let limits = Capabilities { part_copy, equal_parts, part_count_max: 40, ..Capabilities::default() };
+            let dirty = set(&changes.iter().map(|(start, len)| *start..start + len).collect::<Vec<_>>());
+            let base = Some(limit.min(size));
+            if let UploadPlan::Multipart(parts) = plan(size, &dirty, base, 5 * MIB, &limits).unwrap() {
+                prop_assert!(parts.len() <= 40);
+                let mut at = 0;
+                for (index, part) in parts.iter().enumerate() {
+                    let range = part.range();
+                    prop_assert_eq!(range.start, at);
+                    at = range.end;
+                    let is_last = index + 1 == parts.len();
+                    prop_assert!(is_last || range.end - range.start >= limits.part_len_min);
+                    if equal_parts && !is_last {
+                        prop_assert_eq!(range.end - range.start, parts[0].range().end);
+                    }
+                    if matches!(part, PartSource::Copy(_)) {
+                        prop_assert!(part_copy && !dirty.intersects(range) && range.end <= limit);
+                    }
+                }
+                prop_assert_eq!(at, size);
+            } else {
+                prop_assert!(size <= 5 * MIB);
+            }
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Where written bytes stay until they are stored.
+//!
+//! Each process has a directory of its own, locked while it lives. What a dead process left there was
+//! not stored, as far as anyone knows: the next one moves it to `kept/` and says so. Nothing is deleted
+//! that was not stored.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::{FsError, FsResult};
+
+/// How much of a key a staging file's name shows.
+const NAME_SHOWN: usize = 120;
+
+/// The staging files of one process.
+#[derive(Debug)]
+pub struct StagingArea {
+    root: PathBuf,
+    own: PathBuf,
+    _lock: File,
+    limit: Option<u64>,
+    used: AtomicU64,
+    next: AtomicU64,
+}
+
+/// One staging file; removed when dropped, unless its bytes must be kept.
+#[derive(Debug)]
+pub(super) struct Staged {
+    area: Arc<StagingArea>,
+    pub(super) file: Arc<File>,
+    path: PathBuf,
+    reserved: AtomicU64,
+}
+
+fn io(what: impl FnOnce() -> String) -> impl FnOnce(std::io::Error) -> FsError {
+    move |source| FsError::Io { what: what(), source }
+}
+
+impl StagingArea {
+    /// Opens the area under `root`, for at most `limit` bytes, and keeps what dead processes left there.
+    ///
+    /// # Errors
+    /// [`FsError::Io`] if the directory cannot be made or used.
+    pub fn open(root: &Path, limit: Option<u64>) -> FsResult<Arc<Self>> {
+        let failed = || format!("cannot use staging directory {}", root.display());
+        let mkdir = |path: &Path| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        mkdir(root).map_err(io(failed))?;
+        keep_leftovers(root);
+        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+        let own = root.join(format!("process-{}-{started}", std::process::id()));
+        mkdir(&own).map_err(io(failed))?;
+        let lock = File::open(&own).map_err(io(failed))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| io(failed)(error.into()))?;
+        let (used, next) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Arc::new(Self { root: root.to_owned(), own, _lock: lock, limit, used, next }))
+    }
+
+    /// Bytes that are staged now.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn create(self: &Arc<Self>, key: &str) -> FsResult<Staged> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let path = self.own.join(format!("{number}-{}", shown(key)));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io(|| format!("cannot stage {key}")))?;
+        Ok(Staged { area: Arc::clone(self), file: Arc::new(file), path, reserved: AtomicU64::new(0) })
+    }
+}
+
+impl Drop for StagingArea {
+    fn drop(&mut self) {
+        // Not empty if something is left that must be kept; the next process finds it.
+        let _ = std::fs::remove_dir(&self.own);
+    }
+}
+
+impl Staged {
+    /// Counts `len` more bytes as staged.
+    pub(super) fn reserve(&self, len: u64) -> FsResult<()> {
+        let before = self.area.used.fetch_add(len, Ordering::AcqRel);
+        if let Some(limit) = self.area.limit.filter(|limit| before + len > *limit) {
+            self.area.used.fetch_sub(len, Ordering::AcqRel);
+            let what = format!("staging holds {before} of at most {limit} bytes (--staging-limit)");
+            return Err(FsError::NoSpace { what });
+        }
+        self.reserved.fetch_add(len, Ordering::AcqRel);
+        Ok(())
+    }
+
+    pub(super) fn give_back(&self, len: u64) {
+        let len = len.min(self.reserved.load(Ordering::Acquire));
+        self.reserved.fetch_sub(len, Ordering::AcqRel);
+        self.area.used.fetch_sub(len, Ordering::AcqRel);
+    }
+
+    pub(super) fn write(&self, offset: u64, data: &[u8]) -> FsResult<()> {
+        self.file.write_all_at(data, offset).map_err(io(|| format!("cannot stage to {}", self.area.root.display())))
+    }
+
+    pub(super) fn read(&self, offset: u64, data: &mut [u8]) -> FsResult<()> {
+        self.file.read_exact_at(data, offset).map_err(io(|| format!("cannot read {}", self.path.display())))
+    }
+
+    /// Moves the file to where the operator finds it, with a note.
+    pub(super) fn keep(&self, key: &str, note: &serde_json::Value) -> FsResult<PathBuf> {
+        let failed = || format!("cannot keep {}", self.path.display());
+        let dir = self.area.root.join("kept");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(io(failed))?;
+        let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let number = self.area.next.fetch_add(1, Ordering::Relaxed);
+        let kept = dir.join(format!("{seconds}-{}-{number}-{}", std::process::id(), shown(key)));
+        std::fs::write(kept.with_extension("json"), note.to_string()).map_err(io(failed))?;
+        std::fs::rename(&self.path, &kept).map_err(io(failed))?;
+        self.file.sync_all().map_err(io(failed))?;
+        tracing::error!(key, path = %kept.display(), "bytes that could not be stored are kept here");
+        Ok(kept)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        self.give_back(u64::MAX);
+        // Kept files have moved away.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// A key as part of a file name.
+fn shown(key: &str) -> String {
+    let safe = key.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' });
+    safe.collect::<Vec<_>>().into_iter().rev().take(NAME_SHOWN).collect::<Vec<_>>().into_iter().rev().collect()
+}
+
+/// Moves what dead processes staged and did not store to `kept/`.
+fn keep_leftovers(root: &Path) {
+    let Ok(entries) = std::fs::read_dir(root) else { return };
+    for entry in entries.flatten() {
+        let dir = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with("process-") {
+            continue;
+        }
+        let Ok(lock) = File::open(&dir) else { continue };
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            continue; // alive
+        }
+        if let Err(error) = keep_of(root, &dir) {
+            tracing::warn!(dir = %dir.display(), %error, "staged files of a process that died could not be moved");
+        }
+    }
+}
+
+fn keep_of(root: &Path, dir: &Path) -> std::io::Result<()> {
+    let process = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    for entry in std::fs::read_dir(dir)?.flatten() {
+        let is_empty = entry.metadata()?.len() == 0;
+        if is_empty {
+            std::fs::remove_file(entry.path())?;
+            continue;
+        }
+        let kept = root.join("kept");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&kept)?;
+        let to = kept.join(format!("{process}-{}", entry.file_name().to_string_lossy()));
+        std::fs::rename(entry.path(), &to)?;
+        tracing::error!(path = %to.display(), "a mount died before this was stored; its staged bytes are kept here");
+    }
+    std::fs::remove_dir(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_holds_and_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let area = StagingArea::open(dir.path(), Some(10)).unwrap();
+        let staged = area.create("a/b").unwrap();
+        staged.reserve(8).unwrap();
+        assert!(matches!(staged.reserve(3), Err(FsError::NoSpace { .. })));
+        drop(staged);
+        assert_eq!(area.used(), 0);
+    }
+
+    #[test]
+    fn what_a_dead_process_staged_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = dir.path().join("process-1-1");
+        std::fs::create_dir(&dead).unwrap();
+        std::fs::write(dead.join("0-key"), "bytes").unwrap();
+        let _area = StagingArea::open(dir.path(), None).unwrap();
+        let kept: Vec<_> = std::fs::read_dir(dir.path().join("kept")).unwrap().flatten().collect();
+        assert_eq!(std::fs::read(kept[0].path()).unwrap(), b"bytes");
+        assert!(!dead.exists());
+    }
+
+    #[test]
+    fn the_staging_of_a_living_process_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let area = StagingArea::open(dir.path(), None).unwrap();
+        let staged = area.create("key").unwrap();
+        staged.write(0, b"bytes").unwrap();
+        let _other = StagingArea::open(dir.path(), None).unwrap();
+        assert!(!dir.path().join("kept").exists());
+    }
+}

@@ -1,0 +1,322 @@
+//! Uploading a new file while it is written.
+//!
+//! A file without a base whose first bytes are complete, beyond a threshold, becomes a multipart upload:
+//! each part goes up as soon as all of its bytes are there. A part that is written again later goes up
+//! again at the end. Cutting or renaming the file gives the upload up; its bytes are still in staging.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use sandpail_store::{Condition, ObjectAttributes, ObjectKey, Part, PutBody, PutOutcome, StoreError, UploadId};
+
+use super::dirty_file::State;
+use super::{BaseReader, DirtyFile};
+use crate::{FsError, FsResult};
+
+/// After so many parts their length doubles, so that any size fits the number of parts.
+const PARTS_PER_LEN: u32 = 1000;
+/// Writers wait when so many parts are complete and not uploaded.
+const LAG_MAX: u64 = 4;
+
+/// An upload that runs beside the writing.
+#[derive(Debug)]
+pub(super) struct Stream {
+    /// Tells this stream from one that was given up.
+    pub(super) serial: u64,
+    key: ObjectKey,
+    attributes: ObjectAttributes,
+    /// `None` while it is being begun.
+    id: Option<UploadId>,
+    parts: BTreeMap<u32, Part>,
+    /// Parts that were written again since their upload began.
+    outdated: BTreeSet<u32>,
+    /// The next part to begin, and where it starts.
+    next: u32,
+    next_start: u64,
+    running: usize,
+    failure: Option<StoreError>,
+}
+
+/// Nothing of a streamed file is in the bucket.
+#[derive(Debug)]
+struct NoBase;
+
+#[async_trait::async_trait]
+impl BaseReader for NoBase {
+    async fn read_base(
+        &self,
+        _handle: u64,
+        version: &crate::read::ObjectVersion,
+        _range: Range<u64>,
+    ) -> FsResult<Vec<bytes::Bytes>> {
+        Err(FsError::Changed { what: version.key.to_string() })
+    }
+}
+
+impl DirtyFile {
+    fn stream_part_len(&self, number: u32) -> u64 {
+        let limits = self.context.store.capabilities();
+        if limits.equal_parts {
+            return self.context.part_len;
+        }
+        let doublings = (number - 1) / PARTS_PER_LEN;
+        (self.context.part_len << doublings.min(20)).min(limits.part_len_max)
+    }
+
+    /// Bytes changed: begins or goes on with an upload, if it makes sense.
+    pub(super) fn on_change(self: &Arc<Self>, state: &mut State, range: &Range<u64>) {
+        if let Some(stream) = &mut state.stream {
+            if range.start < stream.next_start {
+                // Rare: a header is patched at the end, say. Which parts it touches is found by their lengths.
+                let mut start = 0;
+                for number in 1..stream.next {
+                    let end = start + self.stream_part_len(number);
+                    if range.start < end && range.end > start {
+                        stream.outdated.insert(number);
+                    }
+                    start = end;
+                }
+            }
+        } else {
+            let is_new = state.base.is_none() && state.size > self.context.stream_threshold;
+            if !is_new || !state.local.covers(&(0..self.context.stream_threshold)) || self.is_committing(state) {
+                return;
+            }
+            state.stream = Some(Stream {
+                serial: next_serial(),
+                key: state.key.clone(),
+                attributes: state.attributes.clone(),
+                id: None,
+                parts: BTreeMap::new(),
+                outdated: BTreeSet::new(),
+                next: 1,
+                next_start: 0,
+                running: 0,
+                failure: None,
+            });
+            self.spawn_begin(state);
+        }
+        self.spawn_parts(state);
+    }
+
+    /// While a commit is under way a new stream would upload what the commit uploads.
+    fn is_committing(&self, state: &State) -> bool {
+        // The commit has taken the dirty ranges: a file that is new and whole has its first byte dirty.
+        !state.dirty.covers(&(0..1))
+    }
+
+    fn spawn_begin(self: &Arc<Self>, state: &mut State) {
+        let Some(stream) = &mut state.stream else { return };
+        stream.running += 1;
+        let (serial, key, attributes) = (stream.serial, stream.key.clone(), stream.attributes.clone());
+        let file = Arc::clone(self);
+        self.context.runtime.spawn(async move {
+            let begun = file.context.store.create_multipart(&key, &attributes).await;
+            file.with_stream(serial, begun, |stream, begun| match begun {
+                Ok(id) => stream.id = Some(id),
+                Err(error) => stream.failure = Some(error),
+            })
+            .await;
+        });
+    }
+
+    /// Writes a result into the stream it belongs to, and begins what can begin now.
+    async fn with_stream<T>(
+        self: &Arc<Self>,
+        serial: u64,
+        result: Result<T, StoreError>,
+        write: impl FnOnce(&mut Stream, Result<T, StoreError>),
+    ) {
+        {
+            let mut state = self.state();
+            if let Some(stream) = state.stream.as_mut().filter(|stream| stream.serial == serial) {
+                stream.running -= 1;
+                write(stream, result);
+                self.spawn_parts(&mut state);
+            }
+        }
+        self.progress.notify_waiters();
+    }
+
+    fn spawn_parts(self: &Arc<Self>, state: &mut State) {
+        let limits = self.context.store.capabilities();
+        let State { stream: Some(stream), local, .. } = state else { return };
+        let Some(id) = stream.id.clone() else { return };
+        while stream.failure.is_none() && stream.running < self.context.max_parallel_parts {
+            let number = stream.next;
+            let range = stream.next_start..stream.next_start + self.stream_part_len(number);
+            // The last number is left for the end of the file.
+            if !local.covers(&range) || number >= limits.part_count_max {
+                return;
+            }
+            stream.next += 1;
+            stream.next_start = range.end;
+            stream.running += 1;
+            let (serial, key, id, file) = (stream.serial, stream.key.clone(), id.clone(), Arc::clone(self));
+            self.context.runtime.spawn(async move {
+                let uploaded = file.upload_stream_part(&key, &id, number, range).await;
+                file.with_stream(serial, uploaded, |stream, uploaded| match uploaded {
+                    Ok(part) => drop(stream.parts.insert(number, part)),
+                    Err(error) => stream.failure = Some(error),
+                })
+                .await;
+            });
+        }
+    }
+
+    async fn upload_stream_part(
+        self: &Arc<Self>,
+        key: &ObjectKey,
+        id: &UploadId,
+        number: u32,
+        range: Range<u64>,
+    ) -> Result<Part, StoreError> {
+        let _permit = self.context.parts.acquire().await;
+        let body = self.read(0, range, &NoBase).await.map_err(|error| match error {
+            FsError::Store { source, .. } => source,
+            FsError::Io { what, source } => StoreError::Io { what, source },
+            other => StoreError::Invalid { message: other.to_string() },
+        })?;
+        self.context.store.upload_part(key, id, number, PutBody::Chunks(body)).await
+    }
+
+    /// Waits while more is complete than the store takes.
+    pub async fn backpressure(&self) {
+        loop {
+            let progressed = self.progress.notified();
+            tokio::pin!(progressed);
+            progressed.as_mut().enable();
+            {
+                let state = self.state();
+                let Some(stream) = &state.stream else { return };
+                let lag_max = LAG_MAX * self.stream_part_len(stream.next) * self.context.max_parallel_parts as u64;
+                if stream.failure.is_some() || state.size.saturating_sub(stream.next_start) <= lag_max {
+                    return;
+                }
+                // With a gap nothing goes up, however long one waits.
+                let part = stream.next_start..stream.next_start + self.stream_part_len(stream.next);
+                if stream.running == 0 || !state.local.covers(&part) {
+                    return;
+                }
+            }
+            progressed.await;
+        }
+    }
+
+    /// Gives an upload up; its parts are dropped from the store.
+    pub(super) fn abandon(&self, stream: Stream) {
+        let Some(id) = stream.id else { return };
+        let (store, key) = (Arc::clone(&self.context.store), stream.key);
+        self.context.runtime.spawn(async move {
+            if let Err(error) = store.abort_multipart(&key, &id).await {
+                tracing::warn!(%key, %error, "a multipart upload was left behind");
+            }
+        });
+    }
+
+    /// Waits for the parts under way, uploads the rest and completes. `None` if the stream had failed: then the
+    /// file is uploaded anew.
+    pub(super) async fn finish_stream(
+        self: &Arc<Self>,
+        stream: Stream,
+        size: u64,
+        condition: &Condition,
+    ) -> FsResult<Option<(PutOutcome, ObjectAttributes)>> {
+        // Put back while its parts are under way: they report to the file's state.
+        let serial = stream.serial;
+        self.state().stream = Some(stream);
+        let stream = loop {
+            let progressed = self.progress.notified();
+            tokio::pin!(progressed);
+            progressed.as_mut().enable();
+            {
+                let mut state = self.state();
+                match &mut state.stream {
+                    Some(stream) if stream.serial == serial => {
+                        if stream.running == 0 {
+                            break state.stream.take();
+                        }
+                    }
+                    // Cut or renamed meanwhile: it was given up.
+                    _ => break None,
+                }
+            }
+            progressed.await;
+        };
+        let Some(mut stream) = stream else { return Ok(None) };
+        let Some(id) = stream.id.clone().filter(|_| stream.failure.is_none()) else {
+            if let Some(error) = &stream.failure {
+                tracing::info!(key = %stream.key, %error, "the upload beside the writing failed; uploading anew");
+            }
+            self.abandon(stream);
+            return Ok(None);
+        };
+        if stream.next_start > size {
+            self.abandon(stream);
+            return Ok(None);
+        }
+        let mut todo: Vec<(u32, Range<u64>)> = Vec::new();
+        let mut start = 0;
+        for number in 1..stream.next {
+            let end = start + self.stream_part_len(number);
+            if stream.outdated.contains(&number) {
+                todo.push((number, start..end));
+            }
+            start = end;
+        }
+        let mut number = stream.next;
+        while start < size {
+            let end = (start + self.stream_part_len(number)).min(size);
+            todo.push((number, start..end));
+            start = end;
+            number += 1;
+        }
+        let too_many = number - 1 > self.context.store.capabilities().part_count_max;
+        if too_many {
+            self.abandon(stream);
+            return Ok(None);
+        }
+        let key = stream.key.clone();
+        let mut uploads = Vec::new();
+        for (number, range) in todo {
+            let (key, id) = (&key, &id);
+            let upload = async move { Ok((number, self.upload_stream_part(key, id, number, range).await?)) };
+            uploads.push(upload.boxed());
+        }
+        let rest: Result<Vec<_>, StoreError> =
+            futures_util::stream::iter(uploads).buffered(self.context.max_parallel_parts).try_collect().await;
+        let result = match rest {
+            Ok(rest) => {
+                stream.parts.extend(rest);
+                let parts: Vec<Part> = stream.parts.values().cloned().collect();
+                self.complete(&key, &id, &parts, size, condition).await
+            }
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(outcome) => Ok(Some((outcome, stream.attributes))),
+            Err(source) => {
+                self.abort(&key, &id).await;
+                Err(FsError::Store { what: format!("cannot store {key}"), source })
+            }
+        }
+    }
+}
+
+/// A number that differs between streams of one process.
+fn next_serial() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Drop for DirtyFile {
+    fn drop(&mut self) {
+        let stream = self.state().stream.take();
+        if let Some(stream) = stream {
+            self.abandon(stream);
+        }
+    }
+}
