@@ -1,28 +1,22 @@
-//! Keys.
+//! Keys, and how they are kept from sight.
 
 use std::fmt;
 
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
-/// A secret. Never printed; overwritten in memory when dropped.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SecretKey(String);
+/// A secret: no `Display`, no `Serialize`, wiped when dropped. Only the signer looks inside.
+#[derive(Clone)]
+pub struct SecretKey(Zeroizing<String>);
 
 impl SecretKey {
     /// Takes a secret.
     pub fn new(secret: impl Into<String>) -> Self {
-        Self(secret.into())
+        Self(Zeroizing::new(secret.into()))
     }
 
-    /// The secret itself, for signing.
+    /// The secret itself: for signing, and for handing it to a process of ours over a pipe.
     pub fn expose(&self) -> &str {
         &self.0
-    }
-}
-
-impl Drop for SecretKey {
-    fn drop(&mut self) {
-        self.0.zeroize();
     }
 }
 
@@ -32,25 +26,28 @@ impl fmt::Debug for SecretKey {
     }
 }
 
-/// What signs a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An access key.
+#[derive(Clone, Debug)]
 pub struct Credentials {
-    /// Names the key; not secret.
+    /// The key's public name.
     pub access_key_id: String,
     /// The key.
     pub secret_access_key: SecretKey,
-    /// Goes with temporary keys.
+    /// For temporary keys.
     pub session_token: Option<SecretKey>,
 }
 
 impl Credentials {
-    /// A lasting pair.
-    pub fn new(access_key_id: impl Into<String>, secret_access_key: impl Into<String>) -> Self {
-        Self {
-            access_key_id: access_key_id.into(),
-            secret_access_key: SecretKey::new(secret_access_key),
-            session_token: None,
+    /// Finds a complete pair among variables: `AWS_*` first, then `R2_*`.
+    pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        let filled = |name: &str| get(name).filter(|value| !value.is_empty());
+        let pair = |id: &str, secret: &str| Some((filled(id)?, filled(secret)?));
+        if let Some((id, secret)) = pair("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") {
+            let session_token = filled("AWS_SESSION_TOKEN").map(SecretKey::new);
+            return Some(Self { access_key_id: id, secret_access_key: SecretKey::new(secret), session_token });
         }
+        let (id, secret) = pair("R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY")?;
+        Some(Self { access_key_id: id, secret_access_key: SecretKey::new(secret), session_token: None })
     }
 }
 
@@ -58,11 +55,24 @@ impl Credentials {
 mod tests {
     use super::*;
 
+    #[track_caller]
+    fn check(variables: &[(&str, &str)], expected: Option<&str>) {
+        let get = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        assert_eq!(Credentials::from_variables(get).map(|found| found.access_key_id).as_deref(), expected);
+    }
+
     #[test]
-    fn debug_hides() {
-        let mut credentials = Credentials::new("AK", "hidden-one");
-        credentials.session_token = Some(SecretKey::new("hidden-two"));
-        let text = format!("{credentials:?}");
-        assert!(text.contains("SecretKey(..)") && !text.contains("hidden"), "{text}");
+    fn aws_wins_and_half_a_pair_is_none() {
+        let r2 = [("R2_ACCESS_KEY_ID", "r"), ("R2_SECRET_ACCESS_KEY", "s")];
+        check(&r2, Some("r"));
+        check(&[&r2[..], &[("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "s")]].concat(), Some("a"));
+        check(&[&r2[..], &[("AWS_ACCESS_KEY_ID", "a")]].concat(), Some("r"));
+        check(&[("AWS_ACCESS_KEY_ID", ""), ("AWS_SECRET_ACCESS_KEY", "s")], None);
+    }
+
+    #[test]
+    fn a_secret_does_not_print() {
+        let secret = SecretKey::new("hunter2");
+        assert!(!format!("{secret:?}").contains("hunter2"));
     }
 }

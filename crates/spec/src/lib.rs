@@ -6,11 +6,11 @@ mod credentials;
 mod endpoint;
 mod prefix;
 mod provider;
-mod quantity;
+mod units;
 
-pub use bucket::{BucketName, InvalidBucketName};
+pub use bucket::{BucketName, InvalidBucket};
 pub use credentials::{Credentials, SecretKey};
 pub use endpoint::{Endpoint, InvalidEndpoint};
 pub use prefix::{InvalidPrefix, KeyPrefix};
 pub use provider::{Provider, UnknownProvider};
-pub use quantity::{ByteSize, InvalidByteSize, InvalidDuration, parse_duration};
+pub use units::{InvalidUnit, parse_bytes, parse_duration, parse_mode};
