@@ -47,8 +47,7 @@ impl Announced {
         let header_of = |algorithm: &str| format!("x-amz-checksum-{algorithm}");
         Ok(Self {
             sums: ALGORITHMS.map(|algorithm| text(&header_of(algorithm))),
-            trailing: ALGORITHMS
-                .map(|algorithm| trailers.split(',').any(|name| name.trim() == header_of(algorithm))),
+            trailing: ALGORITHMS.map(|algorithm| trailers.split(',').any(|name| name.trim() == header_of(algorithm))),
             md5,
         })
     }
@@ -101,7 +100,13 @@ where
     {
         return Err(bad_digest("Content-MD5"));
     }
-    let computed = [&sums.checksum_crc32, &sums.checksum_crc32c, &sums.checksum_crc64nvme, &sums.checksum_sha1, &sums.checksum_sha256];
+    let computed = [
+        &sums.checksum_crc32,
+        &sums.checksum_crc32c,
+        &sums.checksum_crc64nvme,
+        &sums.checksum_sha1,
+        &sums.checksum_sha256,
+    ];
     for (index, algorithm) in ALGORITHMS.into_iter().enumerate() {
         let trailing = trailers.as_ref().filter(|_| announced.trailing[index]).and_then(|trailers| {
             trailers.read(|headers| {

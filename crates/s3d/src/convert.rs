@@ -127,7 +127,10 @@ impl Described {
             content_language: self.content_language,
             cache_control: self.cache_control,
             expires: self.expires.as_ref().and_then(http_date),
-            storage_class: self.storage_class.map(|class| class.as_str().to_owned()).filter(|class| class != "STANDARD"),
+            storage_class: self
+                .storage_class
+                .map(|class| class.as_str().to_owned())
+                .filter(|class| class != "STANDARD"),
             ..ObjectAttributes::default()
         };
         attributes.check().map_err(|error| s3_error!(MetadataTooLarge, "{}", error))?;

@@ -143,12 +143,18 @@ impl ServerOptions {
 }
 
 /// A server that runs until it is shut down or dropped.
-#[derive(Debug)]
 pub struct Server {
     local_addr: SocketAddr,
+    buckets: Arc<Buckets>,
     log: Arc<RequestLog>,
     stop: watch::Sender<bool>,
     accepting: tokio::task::JoinHandle<()>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("local_addr", &self.local_addr).finish_non_exhaustive()
+    }
 }
 
 impl Server {
@@ -160,10 +166,12 @@ impl Server {
         let listener = TcpListener::bind(addr).await?;
         let local_addr = listener.local_addr()?;
         let log = Arc::new(RequestLog::default());
-        let service = build(options, &log);
+        let buckets = Arc::new(Buckets::new(options.buckets, options.maker));
+        let service = Service::new(Arc::clone(&buckets), options.spool_directory);
+        let service = build(service, options.keys, Gate { log: Arc::clone(&log), latency: options.latency });
         let (stop, stopped) = watch::channel(false);
         let accepting = tokio::spawn(accept(listener, service, stopped));
-        Ok(Self { local_addr, log, stop, accepting })
+        Ok(Self { local_addr, buckets, log, stop, accepting })
     }
 
     /// Where the server listens.
@@ -174,6 +182,11 @@ impl Server {
     /// The URL of the endpoint.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.local_addr)
+    }
+
+    /// Serves one more bucket from now on.
+    pub fn add_bucket(&self, name: impl Into<String>, store: Arc<dyn Store>) {
+        self.buckets.insert(name.into(), store);
     }
 
     /// What was asked of the server.
@@ -199,15 +212,14 @@ impl Drop for Server {
     }
 }
 
-fn build(options: ServerOptions, log: &Arc<RequestLog>) -> S3Service {
+fn build(service: Service, keys: Vec<KeyPair>, gate: Gate) -> S3Service {
     let mut auth = SimpleAuth::new();
-    for key in options.keys {
+    for key in keys {
         auth.register(key.id, key.secret.into());
     }
-    let buckets = Buckets::new(options.buckets, options.maker);
-    let mut builder = S3ServiceBuilder::new(Service::new(buckets, options.spool_directory));
+    let mut builder = S3ServiceBuilder::new(service);
     builder.set_auth(log::KnownKeys(auth));
-    builder.set_access(Gate { log: Arc::clone(log), latency: options.latency });
+    builder.set_access(gate);
     builder.build()
 }
 

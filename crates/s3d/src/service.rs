@@ -42,6 +42,12 @@ impl Buckets {
         Self { stores: RwLock::new(stores), maker }
     }
 
+    /// Serves one more store, or another one under a name that is taken.
+    pub(crate) fn insert(&self, name: String, store: Arc<dyn Store>) {
+        let mut stores = self.stores.write().unwrap_or_else(PoisonError::into_inner);
+        stores.insert(name, Bucket { store, created: SystemTime::now() });
+    }
+
     fn get(&self, name: &str) -> S3Result<Arc<dyn Store>> {
         let stores = self.stores.read().unwrap_or_else(PoisonError::into_inner);
         let bucket = stores.get(name);
@@ -53,12 +59,12 @@ impl Buckets {
 
 /// Serves stores by the words of S3.
 pub(crate) struct Service {
-    buckets: Buckets,
+    buckets: Arc<Buckets>,
     spool_directory: PathBuf,
 }
 
 impl Service {
-    pub(crate) fn new(buckets: Buckets, spool_directory: PathBuf) -> Self {
+    pub(crate) fn new(buckets: Arc<Buckets>, spool_directory: PathBuf) -> Self {
         Self { buckets, spool_directory }
     }
 
@@ -72,12 +78,15 @@ impl Service {
     }
 
     /// Reads an object of another bucket as the body of an upload.
-    async fn take_download(&self, store: &dyn Store, key: &ObjectKey, range: Range<u64>, etag: &ETag) -> S3Result<Taken> {
-        let stream = if range.is_empty() {
-            None
-        } else {
-            Some(store.get(key, range, Some(etag)).await.map_err(refusal)?.body)
-        };
+    async fn take_download(
+        &self,
+        store: &dyn Store,
+        key: &ObjectKey,
+        range: Range<u64>,
+        etag: &ETag,
+    ) -> S3Result<Taken> {
+        let stream =
+            if range.is_empty() { None } else { Some(store.get(key, range, Some(etag)).await.map_err(refusal)?.body) };
         body::take(stream, Announced::default(), None, &self.spool_directory).await
     }
 }
@@ -247,7 +256,8 @@ fn number(number: i32) -> S3Result<u32> {
 }
 
 /// `encoding-type=url`: as S3 does it, `/` and the unreserved characters stay.
-const URL_ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/').remove(b'*');
+const URL_ENCODED: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/').remove(b'*');
 
 #[derive(Clone, Copy)]
 struct Spelling {
@@ -327,7 +337,8 @@ async fn roll_up(store: &dyn Store, mut request: ListRequest, delimiter: &str) -
         let page = store.list(&request).await?;
         for object in page.objects {
             let rest = &object.key[request.prefix.len()..];
-            let group = rest.find(delimiter).map(|at| object.key[..request.prefix.len() + at + delimiter.len()].to_owned());
+            let group =
+                rest.find(delimiter).map(|at| object.key[..request.prefix.len() + at + delimiter.len()].to_owned());
             if let Some(group) = &group
                 && (rolled.prefixes.last() == Some(group) || skipped.as_ref() == Some(group))
             {
@@ -385,7 +396,10 @@ impl S3 for Service {
         let name = req.input.bucket;
         let mut stores = self.buckets.stores.write().unwrap_or_else(PoisonError::into_inner);
         if stores.contains_key(&name) {
-            return Err(s3_error!(BucketAlreadyOwnedByYou, "Your previous request to create the named bucket succeeded"));
+            return Err(s3_error!(
+                BucketAlreadyOwnedByYou,
+                "Your previous request to create the named bucket succeeded"
+            ));
         }
         let Some(maker) = &self.buckets.maker else {
             return Err(s3_error!(AccessDenied, "This server's buckets are given when it is started"));
@@ -484,8 +498,7 @@ impl S3 for Service {
             return Err(s3_error!(NotImplemented, "This server does not keep tags"));
         }
         let attributes = described!(input).attributes()?;
-        let condition =
-            write_condition(&*store, &key, input.if_match.as_ref(), input.if_none_match.as_ref()).await?;
+        let condition = write_condition(&*store, &key, input.if_match.as_ref(), input.if_none_match.as_ref()).await?;
         let Taken { body, sums } = self.take_body(input.body.take(), &req.headers, req.trailing_headers).await?;
         let size = convert::len(body.len());
         let outcome = store.put(&key, body, &attributes, &condition).await.map_err(refusal)?;
@@ -654,18 +667,14 @@ impl S3 for Service {
         });
         let (start_after, continuation) = match marker {
             Some(marker) if rolled => (None, Some(token_after(&marker, true))),
-            Some(marker) if input.delimiter.as_ref().is_some_and(|delimiter| !delimiter.is_empty()) && !delimited => (None, Some(format!("rolled:{marker}"))),
+            Some(marker) if input.delimiter.as_ref().is_some_and(|delimiter| !delimiter.is_empty()) && !delimited => {
+                (None, Some(format!("rolled:{marker}")))
+            }
             marker => (marker, None),
         };
-        let page = list_page(
-            &*store,
-            input.prefix.as_ref(),
-            input.delimiter.as_ref(),
-            start_after,
-            continuation,
-            max_keys,
-        )
-        .await?;
+        let page =
+            list_page(&*store, input.prefix.as_ref(), input.delimiter.as_ref(), start_after, continuation, max_keys)
+                .await?;
         let last_key = page.objects.last().map(|object| &object.key);
         let last = last_key.max(page.prefixes.last()).map(|last| spelling.spell(last));
         answer(dto::ListObjectsOutput {
@@ -726,10 +735,7 @@ impl S3 for Service {
         })
     }
 
-    async fn upload_part_copy(
-        &self,
-        req: S3Request<dto::UploadPartCopyInput>,
-    ) -> Answer<dto::UploadPartCopyOutput> {
+    async fn upload_part_copy(&self, req: S3Request<dto::UploadPartCopyInput>) -> Answer<dto::UploadPartCopyOutput> {
         let input = req.input;
         let store = self.buckets.get(&input.bucket)?;
         let key = convert::key(&input.key)?;
@@ -786,8 +792,7 @@ impl S3 for Service {
         if !parts.is_sorted_by(|a, b| a.number < b.number) {
             return Err(s3_error!(InvalidPartOrder, "The list of parts was not in ascending order."));
         }
-        let condition =
-            write_condition(&*store, &key, input.if_match.as_ref(), input.if_none_match.as_ref()).await?;
+        let condition = write_condition(&*store, &key, input.if_match.as_ref(), input.if_none_match.as_ref()).await?;
         let outcome = match store.complete_multipart(&key, &id, &parts, &condition).await {
             Ok(outcome) => outcome,
             Err(StoreError::Invalid { message }) => {

@@ -237,9 +237,41 @@ async fn odd_keys_come_back(t: &Case<'_>) {
     let wide = "é".repeat((crate::KEY_LEN_MAX - t.prefix.len()) / 2);
     let deep = "d/".repeat((crate::KEY_LEN_MAX - t.prefix.len()) / 2);
     let odd = [
-        "c", "c/d", "c/", "c/d/", "a//b", "//", "/", ".", "..", "./a", "../a", "a/../b", "%", "%25", "%2F", "a+b", "a b", " ",
-        "ü/ö", "😀", "?x=1&y=2#z", "'\"<>&;", "tab\there", "new\nline", "\u{7f}", "back\\slash", "~*()!@$,:=[]{}|^`",
-        "%d", "%c", "%e", "e\u{301}", "\u{e9}", &long, &wide, &deep,
+        "c",
+        "c/d",
+        "c/",
+        "c/d/",
+        "a//b",
+        "//",
+        "/",
+        ".",
+        "..",
+        "./a",
+        "../a",
+        "a/../b",
+        "%",
+        "%25",
+        "%2F",
+        "a+b",
+        "a b",
+        " ",
+        "ü/ö",
+        "😀",
+        "?x=1&y=2#z",
+        "'\"<>&;",
+        "tab\there",
+        "new\nline",
+        "\u{7f}",
+        "back\\slash",
+        "~*()!@$,:=[]{}|^`",
+        "%d",
+        "%c",
+        "%e",
+        "e\u{301}",
+        "\u{e9}",
+        &long,
+        &wide,
+        &deep,
     ];
     for (index, name) in odd.iter().enumerate() {
         t.put(name, format!("{index}: {name}")).await;
@@ -268,7 +300,8 @@ async fn ranges_are_exact(t: &Case<'_>) {
     let data = pattern(3 << 20, 2);
     t.put("object", data.clone()).await;
     let len = data.len();
-    for (start, end) in [(0, 1), (0, len), (1, len), (len - 1, len), (5, 6), ((1 << 20) - 3, (2 << 20) + 5), (len - 2, len + 100)]
+    for (start, end) in
+        [(0, 1), (0, len), (1, len), (len - 1, len), (5, 6), ((1 << 20) - 3, (2 << 20) + 5), (len - 2, len + 100)]
     {
         let download = t.ok(t.store.get(&t.key("object"), start as u64..end as u64, None).await);
         assert_eq!(download.info.size, len as u64, "{}: the size is that of the whole object", t.name);
@@ -686,11 +719,9 @@ async fn parts_become_an_object(t: &Case<'_>) {
     t.refused(t.store.head(&t.key("object")).await, StoreError::is_not_found);
     // Uploaded in another order than they are joined, and with a gap.
     let mut parts = Vec::new();
-    for (number, range) in [
-        (5, t.part_len() * 2..data.len()),
-        (1, 0..t.part_len()),
-        (2, t.part_len()..t.part_len() * 2),
-    ] {
+    for (number, range) in
+        [(5, t.part_len() * 2..data.len()), (1, 0..t.part_len()), (2, t.part_len()..t.part_len() * 2)]
+    {
         parts.push(t.part("object", &id, number, data.slice(range)).await);
     }
     parts.sort_by_key(|part| part.number);

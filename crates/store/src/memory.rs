@@ -96,8 +96,7 @@ impl State {
         if !holds {
             return Err(StoreError::changed(key));
         }
-        let outcome =
-            PutOutcome { etag: object.info.etag.clone(), last_modified: Some(object.info.last_modified) };
+        let outcome = PutOutcome { etag: object.info.etag.clone(), last_modified: Some(object.info.last_modified) };
         self.objects.insert(key.as_str().to_owned(), object);
         Ok(outcome)
     }

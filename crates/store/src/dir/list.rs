@@ -73,9 +73,7 @@ impl Entry {
         match self.kind {
             EntryKind::Object => true,
             EntryKind::Directory | EntryKind::Above => !lower.starts_with(start),
-            EntryKind::Below => {
-                !lower.starts_with(start) || lower.get(start.len()).is_some_and(|&next| next >= b'/')
-            }
+            EntryKind::Below => !lower.starts_with(start) || lower.get(start.len()).is_some_and(|&next| next >= b'/'),
         }
     }
 }
@@ -147,9 +145,7 @@ impl NameCache {
         entries.sort_unstable();
         let names: Names = entries.into();
         let age = SystemTime::now().duration_since(from_pair(before.modified.max(before.changed)));
-        if names.len() >= CACHED_ENTRY_COUNT_MIN
-            && age.is_ok_and(|age| age > SETTLED)
-            && version(directory)? == before
+        if names.len() >= CACHED_ENTRY_COUNT_MIN && age.is_ok_and(|age| age > SETTLED) && version(directory)? == before
         {
             self.keep(directory, before, &names);
         }
@@ -174,7 +170,8 @@ impl NameCache {
         }
         // The newest stays even if it alone is over the bound: its pages are being asked for.
         while inner.entry_count > CACHED_ENTRY_COUNT_MAX && inner.directories.len() > 1 {
-            let Some(oldest) = inner.directories.iter().min_by_key(|(_, cached)| cached.used).map(|(path, _)| path.clone())
+            let Some(oldest) =
+                inner.directories.iter().min_by_key(|(_, cached)| cached.used).map(|(path, _)| path.clone())
             else {
                 break;
             };
@@ -268,13 +265,7 @@ struct Level {
 }
 
 impl<'a> Walk<'a> {
-    fn new(
-        root: &'a Path,
-        cache: &'a NameCache,
-        prefix: &str,
-        lower: Vec<u8>,
-        delimited: bool,
-    ) -> StoreResult<Self> {
+    fn new(root: &'a Path, cache: &'a NameCache, prefix: &str, lower: Vec<u8>, delimited: bool) -> StoreResult<Self> {
         let mut walk = Self { root, cache, prefix: prefix.to_owned(), lower, delimited, levels: Vec::new() };
         // Everything wanted lies in this directory, so those above it need not be read.
         let base = &prefix[..prefix.rfind('/').map_or(0, |slash| slash + 1)];
@@ -311,7 +302,8 @@ impl<'a> Walk<'a> {
             let (true, Ok(start)) = (in_half, std::str::from_utf8(entry.start())) else { continue };
             let full = format!("{}{start}", level.base);
             let (kind, base_len) = (entry.kind, level.base.len());
-            if !full.starts_with(&self.prefix) && !(kind != EntryKind::Object && self.prefix.starts_with(&full)) {
+            let leads_to_prefix = kind != EntryKind::Object && self.prefix.starts_with(&full);
+            if !full.starts_with(&self.prefix) && !leads_to_prefix {
                 if full.as_bytes() > self.prefix.as_bytes() {
                     // All that follows is behind the prefix, too.
                     self.levels.clear();

@@ -154,11 +154,7 @@ impl DirStore {
             locks: root.join("locks"),
             root,
             options,
-            capabilities: Capabilities {
-                put_len_max: 5 << 40,
-                copy_len_max: 5 << 40,
-                ..Capabilities::default()
-            },
+            capabilities: Capabilities { put_len_max: 5 << 40, copy_len_max: 5 << 40, ..Capabilities::default() },
             names: NameCache::default(),
         };
         let failed = |error| io_error(format!("cannot open bucket directory {}", given.display()), error);
@@ -200,16 +196,18 @@ fn check_marker(root: &Path) -> StoreResult<()> {
     let shown = root.display();
     let json = fs::read(root.join(MARKER)).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound if root.exists() => StoreError::Invalid {
-            message: format!("{shown} is not a sandpail bucket directory; make one with: sandpail bucket create {shown}"),
+            message: format!(
+                "{shown} is not a sandpail bucket directory; make one with: sandpail bucket create {shown}"
+            ),
         },
         io::ErrorKind::NotFound => no_bucket(root),
         io::ErrorKind::NotADirectory => StoreError::Invalid { message: format!("{shown} is not a directory") },
         _ => io_error(format!("cannot read {shown}/{MARKER}"), error),
     })?;
-    let marker: Marker = serde_json::from_slice(&json)
-        .ok()
-        .filter(|marker: &Marker| marker.format == FORMAT)
-        .ok_or_else(|| StoreError::Invalid { message: format!("{shown}/{MARKER} is not a sandpail bucket's marker") })?;
+    let marker: Marker =
+        serde_json::from_slice(&json).ok().filter(|marker: &Marker| marker.format == FORMAT).ok_or_else(|| {
+            StoreError::Invalid { message: format!("{shown}/{MARKER} is not a sandpail bucket's marker") }
+        })?;
     if marker.version > VERSION {
         return Err(StoreError::Invalid {
             message: format!(
@@ -249,8 +247,7 @@ impl Inner {
         key.as_str().hash(&mut hasher);
         let path = self.locks.join(format!("{:02x}", hasher.finish() % LOCK_COUNT));
         let failed = |error| io_error(format!("cannot lock {}", path.display()), error);
-        let file =
-            File::options().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let file = File::options().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
         file.lock().map_err(failed)?;
         Ok(file)
     }
@@ -276,9 +273,7 @@ impl Inner {
                 Err(StoreError::Integrity { .. }) => false,
                 Err(error) => return Err(error),
             },
-            Condition::Matches(etag) => {
-                object::open(&self.path_of(key))?.is_some_and(|(_, info)| info.etag == *etag)
-            }
+            Condition::Matches(etag) => object::open(&self.path_of(key))?.is_some_and(|(_, info)| info.etag == *etag),
         };
         if holds { Ok(()) } else { Err(StoreError::changed(key)) }
     }

@@ -14,8 +14,8 @@ use super::object::{self, StoredAttributes};
 use super::{Inner, io_error};
 use crate::digest::multipart_tag;
 use crate::{
-    Condition, CopySource, ListedPart, ObjectAttributes, ObjectInfo, ObjectKey, Part, PutBody, PutOutcome,
-    StoreError, StoreResult, UploadId, UploadInProgress,
+    Condition, CopySource, ListedPart, ObjectAttributes, ObjectInfo, ObjectKey, Part, PutBody, PutOutcome, StoreError,
+    StoreResult, UploadId, UploadInProgress,
 };
 
 const MANIFEST: &str = "upload.json";
@@ -79,13 +79,7 @@ impl Inner {
         Ok(Upload { path, manifest, _lock: lock })
     }
 
-    pub(super) fn upload_part(
-        &self,
-        key: &ObjectKey,
-        id: &UploadId,
-        number: u32,
-        body: &PutBody,
-    ) -> StoreResult<Part> {
+    pub(super) fn upload_part(&self, key: &ObjectKey, id: &UploadId, number: u32, body: &PutBody) -> StoreResult<Part> {
         check_number(number)?;
         drop(self.upload(Some(key), id, false)?);
         let temp = self.temp_file()?;
@@ -112,7 +106,8 @@ impl Inner {
         }
         let what = || format!("cannot copy part {number} of {key:?}");
         let mut temp = self.temp_file()?;
-        object::append_range(temp.file_mut(), &file, range.start, range.end).map_err(|error| io_error(what(), error))?;
+        object::append_range(temp.file_mut(), &file, range.start, range.end)
+            .map_err(|error| io_error(what(), error))?;
         let etag = object::tag_of_range(&file, range.start, range.end).map_err(|error| io_error(what(), error))?;
         let info = ObjectInfo {
             size: range.end - range.start,
