@@ -407,7 +407,7 @@ impl S3 for Service {
         let store = maker(&name).map_err(refusal)?;
         let location = Some(format!("/{name}"));
         stores.insert(name, Bucket { store, created: SystemTime::now() });
-        answer(dto::CreateBucketOutput { location, ..Default::default() })
+        answer(dto::CreateBucketOutput { location })
     }
 
     async fn delete_bucket(&self, req: S3Request<dto::DeleteBucketInput>) -> Answer<dto::DeleteBucketOutput> {

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use futures_util::Stream;
 
 use crate::{
-    Capabilities, Condition, CopySource, ETag, ListPage, ListRequest, ListedPart, ObjectAttributes, ObjectInfo, ObjectKey, Part,
-    PutBody, PutOutcome, StoreError, StoreResult, UploadId, UploadInProgress,
+    Capabilities, Condition, CopySource, ETag, ListPage, ListRequest, ListedPart, ObjectAttributes, ObjectInfo,
+    ObjectKey, Part, PutBody, PutOutcome, StoreError, StoreResult, UploadId, UploadInProgress,
 };
 
 /// The bytes of a download, chunk by chunk. An `Err` is the last item.

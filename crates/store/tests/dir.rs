@@ -225,7 +225,10 @@ async fn what_is_no_bucket_says_how_to_make_one() {
     let directory = tempfile::tempdir().unwrap();
     let told = |result: Result<DirStore, StoreError>| result.unwrap_err().to_string();
     let told_open = told(DirStore::open(directory.path()));
-    assert!(told_open.contains("is not a sandpail bucket directory; make one with: sandpail bucket create"), "{told_open}");
+    assert!(
+        told_open.contains("is not a sandpail bucket directory; make one with: sandpail bucket create"),
+        "{told_open}"
+    );
     let missing = DirStore::open(directory.path().join("missing"));
     assert!(matches!(missing, Err(StoreError::NoSuchBucket { .. })), "{missing:?}");
     std::fs::write(directory.path().join("mine"), "precious").unwrap();

@@ -35,12 +35,12 @@ impl Random {
     pub fn new(seed: u64) -> Self {
         // Neighbouring seeds shall not begin alike, and zero would stay zero.
         let mut random = Self((seed ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9) | 1);
-        random.next();
+        random.bits();
         random
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -49,14 +49,14 @@ impl Random {
 
     /// A number below `end`, which is not zero.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        self.bits() % end
     }
 
     /// True with a probability from 0 to 1.
     pub fn chance(&mut self, probability: f64) -> bool {
         // 53 bits: as many as an f64 holds exactly.
         #[allow(clippy::cast_precision_loss)]
-        let unit = (self.next() >> 11) as f64 / (1u64 << 53) as f64;
+        let unit = (self.bits() >> 11) as f64 / (1u64 << 53) as f64;
         unit < probability
     }
 
@@ -74,6 +74,8 @@ pub struct FaultPlan {
     pub seed: u64,
     /// The operation fails and has not happened.
     pub refusals: f64,
+    /// The store asks to slow down; the operation has not happened.
+    pub throttles: f64,
     /// The operation fails and has happened: the answer was lost.
     pub lost_answers: f64,
     /// A download breaks off in the middle.
@@ -160,6 +162,9 @@ impl Hook for Faults {
         }
         if self.strikes(self.plan.refusals) {
             return Err(StoreError::Server { message: format!("{operation}: injected fault, nothing happened") });
+        }
+        if self.strikes(self.plan.throttles) {
+            return Err(StoreError::Throttled { message: format!("{operation}: injected fault") });
         }
         Ok(())
     }

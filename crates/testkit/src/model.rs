@@ -452,7 +452,7 @@ mod tests {
                         (told, errno(fs::File::create_new(real(&a))).map(drop))
                     }
                     2 | 3 => (model.mkdir(&a, 0o755).map(drop), errno(fs::create_dir(real(&a)))),
-                    4 => (model.unlink(&a), errno(rustix::fs::unlink(&real(&a)).map_err(Into::into))),
+                    4 => (model.unlink(&a), errno(rustix::fs::unlink(real(&a)).map_err(Into::into))),
                     5 => (model.rmdir(&a), errno(fs::remove_dir(real(&a)))),
                     6 | 7 => (model.rename(&a, &b, Replace::Yes), errno(fs::rename(real(&a), real(&b)))),
                     8 => {
