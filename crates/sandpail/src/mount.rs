@@ -1,0 +1,149 @@
+//! `sandpail mount`: checks everything, starts the worker, and returns when the mount answers.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, bail};
+
+use crate::backend::{RemotePlan, Source};
+use crate::cli::{ConflictArg, MetadataArg, MountArgs};
+use crate::worker::{self, Conflict, Plan};
+use crate::{host, registry};
+
+/// Variables that hold keys; a worker gets its keys over a pipe and must not have these.
+const SECRET_VARIABLES: [&str; 6] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "R2_ACCESS_KEY_ID",
+    "R2_SECRET_ACCESS_KEY",
+    "AWS_SECURITY_TOKEN",
+];
+
+pub(crate) fn run(arguments: &MountArgs) -> anyhow::Result<()> {
+    let arguments = match arguments.clone().with_options() {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
+    host::check_fuse()?;
+    let plan = plan(&arguments)?;
+    if arguments.foreground {
+        let shown = plan.mountpoint.display().to_string();
+        return worker::run(&plan, || {
+            println!("mounted on {shown}");
+            Ok(())
+        });
+    }
+    let mut worker = start(&plan)?;
+    match first_line(&mut worker)?.as_str() {
+        "ready" => {}
+        line => {
+            let _ = worker.wait();
+            bail!("{}", line.strip_prefix("error: ").unwrap_or(line));
+        }
+    }
+    // The truth is what the kernel shows, not what the worker says.
+    let answers = std::fs::read_dir(&plan.mountpoint);
+    if host::sandpail_mount(&plan.mountpoint).is_none() || answers.is_err() {
+        let _ = worker.kill();
+        let _ = worker.wait();
+        let _ = host::unmount(&plan.mountpoint, true);
+        bail!("the mount on {} does not answer", plan.mountpoint.display());
+    }
+    Ok(())
+}
+
+/// Everything that can be wrong with the arguments is found here, before anything exists.
+fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
+    let (source, source_prefix) = Source::parse(&arguments.source)?;
+    let prefix = match (&arguments.prefix, source_prefix) {
+        (Some(_), Some(_)) => bail!("give the prefix once: in the source or as --prefix"),
+        (Some(prefix), None) => prefix.clone(),
+        (None, prefix) => prefix.unwrap_or_default(),
+    };
+    if let Source::Directory(path) = &source {
+        crate::backend::open_directory(path)?;
+    }
+    let store = match &source {
+        Source::Bucket(_) => Some(RemotePlan::from_arguments(&arguments.store, arguments.part_size)?),
+        Source::Directory(_) => None,
+    };
+    let umask = arguments.umask.unwrap_or(0);
+    let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    Ok(Plan {
+        source,
+        store,
+        prefix: prefix.as_str().to_owned(),
+        mountpoint: host::check_mountpoint(&arguments.mountpoint)?,
+        read_only: arguments.read_only,
+        allow_other: arguments.allow_other,
+        kernel_options: arguments.kernel_options.clone(),
+        posix_metadata: arguments.metadata == MetadataArg::Posix,
+        metadata_ttl: arguments.metadata_ttl,
+        uid: arguments.uid.unwrap_or(me.0),
+        gid: arguments.gid.unwrap_or(me.1),
+        file_perm: arguments.file_mode.unwrap_or(0o644) & !umask,
+        dir_perm: arguments.dir_mode.unwrap_or(0o755) & !umask,
+        on_conflict: match arguments.on_conflict {
+            ConflictArg::Overwrite => Conflict::Overwrite,
+            ConflictArg::Fail => Conflict::Fail,
+            ConflictArg::KeepBoth => Conflict::KeepBoth,
+        },
+        part_len: arguments.part_size,
+        memory_limit: arguments.memory_limit,
+        staging_dir: match &arguments.staging_dir {
+            Some(dir) => std::path::absolute(dir)?,
+            None => default_staging()?,
+        },
+        staging_limit: arguments.staging_limit,
+        cache: match &arguments.cache_dir {
+            Some(dir) => Some((std::path::absolute(dir)?, arguments.cache_size)),
+            None => None,
+        },
+        log: arguments.log.clone(),
+        log_file: arguments.log_file.as_ref().map(std::path::absolute).transpose()?,
+    })
+}
+
+fn default_staging() -> anyhow::Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/sandpail/staging"));
+    }
+    let state = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let state = state.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")));
+    Ok(state.context("HOME is not set; give --staging-dir")?.join("sandpail/staging"))
+}
+
+/// A worker that is killed unless it is let go.
+fn start(plan: &Plan) -> anyhow::Result<Child> {
+    registry::directory()?;
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut command = Command::new(program);
+    command.arg("mount-worker").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).current_dir("/");
+    for variable in SECRET_VARIABLES {
+        command.env_remove(variable);
+    }
+    let mut worker = command.spawn().context("cannot start the mount's process")?;
+    let mut text = serde_json::to_string(plan)?;
+    let sent = worker.stdin.take().context("no pipe")?.write_all(text.as_bytes());
+    zeroize::Zeroize::zeroize(&mut text);
+    if let Err(error) = sent {
+        let _ = worker.kill();
+        let _ = worker.wait();
+        return Err(error).context("cannot hand the plan to the mount's process");
+    }
+    Ok(worker)
+}
+
+fn first_line(worker: &mut Child) -> anyhow::Result<String> {
+    let mut line = String::new();
+    let output = worker.stdout.take().context("no pipe")?;
+    let read = BufReader::new(output).read_line(&mut line);
+    if read.is_err() || line.is_empty() {
+        let _ = worker.kill();
+        let status = worker.wait()?;
+        bail!("the mount's process ended before the mount was there ({status})");
+    }
+    Ok(line.trim_end().to_owned())
+}
