@@ -3,9 +3,10 @@
 //! A request is polled once on the thread that read it, so that what is known already is answered
 //! without a hand-over; what must wait goes on as a task of the runtime.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::future::Future;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -21,6 +22,8 @@ use fuser::{
 };
 
 use crate::FsError;
+use rustix::mount::{MountFlags, UnmountFlags};
+
 use crate::attr::{Kind, S_IFMT, S_IFREG};
 use crate::engine::{Engine, OpenMode, SetAttr, SetTime, Stat, Whence};
 use crate::errno::{Errno, errno};
@@ -56,6 +59,7 @@ pub struct MountOptions {
 pub struct Mounted {
     session: Option<BackgroundSession>,
     mountpoint: PathBuf,
+    is_root: bool,
 }
 
 /// Mounts `engine` at `mountpoint` and returns when the kernel has been answered.
@@ -86,9 +90,46 @@ pub fn mount(engine: Arc<Engine>, mountpoint: &Path, options: &MountOptions) -> 
     config.n_threads = Some(FUSE_THREADS);
     let runtime = engine.runtime().clone();
     let ttl = engine.options().metadata_ttl;
-    let session = fuser::Session::new(Adapter { engine, runtime, ttl }, mountpoint, &config)?.spawn()?;
+    let adapter = Adapter { engine, runtime, ttl };
+    let is_root = rustix::process::geteuid().is_root();
+    let session = if is_root {
+        let device = mount_as_root(mountpoint, options)?;
+        let session = fuser::Session::from_fd(adapter, device, config.acl, config).and_then(fuser::Session::spawn);
+        session.inspect_err(|_| {
+            // The first error is the one to tell.
+            let _ = rustix::mount::unmount(mountpoint, UnmountFlags::DETACH);
+        })?
+    } else {
+        fuser::Session::new(adapter, mountpoint, &config)?.spawn()?
+    };
     raise_read_ahead(mountpoint);
-    Ok(Mounted { session: Some(session), mountpoint: mountpoint.to_owned() })
+    Ok(Mounted { session: Some(session), mountpoint: mountpoint.to_owned(), is_root })
+}
+
+/// Mounts without a helper, so that the mount table shows the type `fuse.sandpail`, which `fuser` leaves out.
+fn mount_as_root(mountpoint: &Path, options: &MountOptions) -> io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
+    let device = std::fs::File::options().read(true).write(true).open("/dev/fuse")?;
+    let root_mode = std::fs::metadata(mountpoint)?.mode() & S_IFMT;
+    let mut data = format!("fd={},rootmode={root_mode:o},user_id=0,group_id=0,default_permissions", device.as_raw_fd());
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    let mut flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOATIME;
+    flags.set(MountFlags::RDONLY, options.read_only);
+    for option in &options.extra {
+        match option.as_str() {
+            "noexec" => flags |= MountFlags::NOEXEC,
+            "sync" => flags |= MountFlags::SYNCHRONOUS,
+            "dirsync" => flags |= MountFlags::DIRSYNC,
+            _ => {}
+        }
+    }
+    let data = CString::new(data)?;
+    let source = CString::new(options.source.as_bytes())?;
+    rustix::mount::mount(source.as_c_str(), mountpoint, c"fuse.sandpail", flags, Some(data.as_c_str()))?;
+    Ok(device.into())
 }
 
 /// A larger kernel read-ahead raises the rate of cold streams by half; only root may set it.
@@ -124,10 +165,12 @@ impl Mounted {
     /// # Errors
     /// What the kernel says; `EBUSY` if the mount is in use.
     pub fn unmount(mut self) -> io::Result<()> {
-        match self.session.take() {
-            Some(session) => session.umount_and_join(),
-            None => Ok(()),
+        let Some(session) = self.session.take() else { return Ok(()) };
+        if !self.is_root {
+            return session.umount_and_join();
         }
+        rustix::mount::unmount(&self.mountpoint, UnmountFlags::NOFOLLOW)?;
+        session.join()
     }
 }
 

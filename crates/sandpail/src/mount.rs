@@ -44,14 +44,18 @@ pub(crate) fn run(arguments: &MountArgs) -> anyhow::Result<()> {
         }
     }
     // The truth is what the kernel shows, not what the worker says.
-    let answers = std::fs::read_dir(&plan.mountpoint);
-    if host::sandpail_mount(&plan.mountpoint).is_none() || answers.is_err() {
-        let _ = worker.kill();
-        let _ = worker.wait();
-        let _ = host::unmount(&plan.mountpoint, true);
-        bail!("the mount on {} does not answer", plan.mountpoint.display());
+    let answers = std::fs::read_dir(&plan.mountpoint).map(drop);
+    let is_there = host::sandpail_mount(&plan.mountpoint).is_some();
+    if is_there && answers.is_ok() {
+        return Ok(());
     }
-    Ok(())
+    let _ = worker.kill();
+    let _ = worker.wait();
+    let _ = host::unmount(&plan.mountpoint, true);
+    match answers {
+        Err(error) => bail!("the mount on {} does not answer: {error}", plan.mountpoint.display()),
+        Ok(()) => bail!("the mount on {} was gone at once", plan.mountpoint.display()),
+    }
 }
 
 /// Everything that can be wrong with the arguments is found here, before anything exists.
