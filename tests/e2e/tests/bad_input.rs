@@ -1,0 +1,1 @@
+pub(crate) const TESTS: &[sandpail_e2e::Test] = &[];

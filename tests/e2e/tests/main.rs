@@ -1,0 +1,26 @@
+//! sandpail as its users meet it: the program, a kernel mount, real servers, everyday programs.
+
+mod bad_input;
+mod crashes;
+mod everyday;
+mod interop;
+mod limits;
+mod names;
+mod posix;
+mod requests;
+mod two_mounts;
+
+fn main() -> std::process::ExitCode {
+    let tests = [
+        everyday::TESTS,
+        posix::TESTS,
+        names::TESTS,
+        two_mounts::TESTS,
+        interop::TESTS,
+        requests::TESTS,
+        bad_input::TESTS,
+        crashes::TESTS,
+        limits::TESTS,
+    ];
+    sandpail_e2e::runner::main(&tests.concat())
+}
