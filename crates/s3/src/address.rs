@@ -107,7 +107,10 @@ mod tests {
     fn styles() {
         let endpoint = "https://s3.example.com:9000".parse::<Endpoint>().unwrap();
         let path = Address::new(endpoint.clone(), "data", true);
-        assert_eq!(path.url(&path.path(Some("a b/ü+%.txt")), ""), "https://s3.example.com:9000/data/a%20b/%C3%BC%2B%25.txt");
+        assert_eq!(
+            path.url(&path.path(Some("a b/ü+%.txt")), ""),
+            "https://s3.example.com:9000/data/a%20b/%C3%BC%2B%25.txt"
+        );
         assert_eq!(path.path(None), "/data");
         let host = Address::new(endpoint, "data", false);
         assert_eq!(host.url(&host.path(Some("/x//")), "a=b"), "https://data.s3.example.com:9000//x//?a=b");
@@ -117,7 +120,8 @@ mod tests {
 
     #[test]
     fn queries() {
-        let query = [("prefix".into(), "a/b c".into()), ("delimiter".into(), "/".into()), ("uploads".into(), String::new())];
+        let query =
+            [("prefix".into(), "a/b c".into()), ("delimiter".into(), "/".into()), ("uploads".into(), String::new())];
         assert_eq!(canonical_query(&query), "delimiter=%2F&prefix=a%2Fb%20c&uploads=");
         assert_eq!(decode_listed("a+b%2Bc%20d/%C3%BC").as_deref(), Some("a b+c d/ü"));
         assert_eq!(decode_listed("%FF"), None);

@@ -107,7 +107,14 @@ pub struct Call {
 
 impl Call {
     fn new(operation: Operation, method: Method, key: Option<&str>) -> Self {
-        Self { operation, method, key: key.map(str::to_owned), query: Vec::new(), headers: HeaderMap::new(), body: Bytes::new() }
+        Self {
+            operation,
+            method,
+            key: key.map(str::to_owned),
+            query: Vec::new(),
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+        }
     }
 
     #[must_use]
@@ -178,7 +185,13 @@ impl Call {
     }
 
     /// ListObjectsV2.
-    pub fn list(prefix: &str, delimited: bool, start_after: Option<&str>, continuation: Option<&str>, max_keys: u16) -> Self {
+    pub fn list(
+        prefix: &str,
+        delimited: bool,
+        start_after: Option<&str>,
+        continuation: Option<&str>,
+        max_keys: u16,
+    ) -> Self {
         let mut call = Self::new(Operation::ListObjectsV2, Method::GET, None).query("list-type", "2");
         if !prefix.is_empty() {
             call = call.query("prefix", prefix);
@@ -298,7 +311,10 @@ mod tests {
     #[test]
     fn shapes() {
         let call = Call::get("k", &(5..10), Some("e"));
-        assert_eq!((&call.headers["range"], &call.headers["if-match"]), (&"bytes=5-9".parse().unwrap(), &"\"e\"".parse().unwrap()));
+        assert_eq!(
+            (&call.headers["range"], &call.headers["if-match"]),
+            (&"bytes=5-9".parse().unwrap(), &"\"e\"".parse().unwrap())
+        );
         let call = Call::upload_part_copy("k", "u", 3, "b/s", Some("e"), &(0..5));
         assert_eq!(call.headers["x-amz-copy-source-range"], "bytes=0-4");
         assert_eq!(call.operation, Operation::UploadPartCopy);

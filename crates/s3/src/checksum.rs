@@ -101,7 +101,10 @@ mod tests {
     fn check_values() {
         // The catalogue's check input. CRC-64/NVME: ae8b14860a799888, CRC-32C: e3069283.
         let data = b"123456789";
-        assert_eq!(of(ChecksumKind::Crc64Nvme, data).unwrap(), STANDARD.encode(0xae8b_1486_0a79_9888_u64.to_be_bytes()));
+        assert_eq!(
+            of(ChecksumKind::Crc64Nvme, data).unwrap(),
+            STANDARD.encode(0xae8b_1486_0a79_9888_u64.to_be_bytes())
+        );
         assert_eq!(of(ChecksumKind::Crc32c, data).unwrap(), STANDARD.encode(0xe306_9283_u32.to_be_bytes()));
         assert_eq!(of(ChecksumKind::ContentMd5, b"").unwrap(), "1B2M2Y8AsgTpgAmY7PhCfg==");
         assert_eq!(of(ChecksumKind::None, data), None);

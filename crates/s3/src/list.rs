@@ -82,7 +82,10 @@ struct Names {
 
 impl Names {
     fn of(root: &Element, document: &'static str) -> Self {
-        Self { encoded: root.text_of("EncodingType").is_some_and(|kind| kind.trim().eq_ignore_ascii_case("url")), document }
+        Self {
+            encoded: root.text_of("EncodingType").is_some_and(|kind| kind.trim().eq_ignore_ascii_case("url")),
+            document,
+        }
     }
 
     fn decode(&self, element: &Element, field: &'static str) -> Result<String, XmlError> {

@@ -99,8 +99,18 @@ mod tests {
 
     #[test]
     fn round_trip() {
-        for value in ["", "plain", "a b", " edge ", "two  blanks", "tab\tline\n", "grüße", "日本語 と=?", "=?UTF-8?B?eA==?=", "\u{7f}"]
-        {
+        for value in [
+            "",
+            "plain",
+            "a b",
+            " edge ",
+            "two  blanks",
+            "tab\tline\n",
+            "grüße",
+            "日本語 と=?",
+            "=?UTF-8?B?eA==?=",
+            "\u{7f}",
+        ] {
             let encoded = encode(value);
             assert!(encoded.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{encoded}");
             assert_eq!(decode(encoded.as_bytes()), value);

@@ -169,7 +169,8 @@ impl Quirks {
             }
         };
         // `s3.amazonaws.com` and `s3.wasabisys.com` have the domain where others have the region.
-        let plausible = |label: &&str| host.parse::<std::net::Ipv4Addr>().is_err() && label.contains(|c: char| c.is_ascii_digit());
+        let plausible =
+            |label: &&str| host.parse::<std::net::Ipv4Addr>().is_err() && label.contains(|c: char| c.is_ascii_digit());
         found.filter(plausible).unwrap_or(other).to_owned()
     }
 }

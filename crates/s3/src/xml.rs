@@ -280,7 +280,11 @@ pub struct CompletedPart<'a> {
 pub fn complete_body<'a>(parts: impl IntoIterator<Item = CompletedPart<'a>>) -> String {
     let mut body = String::from("<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
     for part in parts {
-        body.push_str(&format!("<Part><PartNumber>{}</PartNumber><ETag>&quot;{}&quot;</ETag>", part.number, escape(part.etag)));
+        body.push_str(&format!(
+            "<Part><PartNumber>{}</PartNumber><ETag>&quot;{}&quot;</ETag>",
+            part.number,
+            escape(part.etag)
+        ));
         if let Some(crc) = part.crc64nvme {
             body.push_str(&format!("<ChecksumCRC64NVME>{}</ChecksumCRC64NVME>", escape(crc)));
         }
@@ -326,7 +330,10 @@ mod tests {
 
     #[test]
     fn tree() {
-        let root = Element::parse(b"\n<?xml version=\"1.0\"?>\n<a:R xmlns:a=\"x\"><K> a&amp;b&#13;&#xe4; </K><E/><![CDATA[<]]></a:R>").unwrap();
+        let root = Element::parse(
+            b"\n<?xml version=\"1.0\"?>\n<a:R xmlns:a=\"x\"><K> a&amp;b&#13;&#xe4; </K><E/><![CDATA[<]]></a:R>",
+        )
+        .unwrap();
         assert_eq!((root.name.as_str(), root.text_of("K"), root.text_of("E")), ("R", Some(" a&b\rä "), Some("")));
         for bad in ["", "text", "<a>", "<a></b>", "<a/><b/>", "<!DOCTYPE html><html></html>", "<a>&x;</a>"] {
             assert!(Element::parse(bad.as_bytes()).is_err(), "{bad}");
@@ -336,7 +343,8 @@ mod tests {
 
     #[test]
     fn errors_inside_200() {
-        let error = b"<?xml version=\"1.0\"?>\n\n\n<Error><Code>InternalError</Code><Message>We failed.</Message></Error>";
+        let error =
+            b"<?xml version=\"1.0\"?>\n\n\n<Error><Code>InternalError</Code><Message>We failed.</Message></Error>";
         for parsed in [parse_copy(error).unwrap().unwrap_err(), parse_complete(error).unwrap().unwrap_err()] {
             assert_eq!((parsed.code.as_str(), parsed.message.as_str()), ("InternalError", "We failed."));
         }
@@ -350,7 +358,8 @@ mod tests {
     fn deletes() {
         let body = delete_body(["a&b", "line\nend"]);
         assert!(body.contains("<Key>a&amp;b</Key>") && body.contains("<Key>line&#10;end</Key>"), "{body}");
-        let answer = b"<DeleteResult><Error><Key>k</Key><Code>AccessDenied</Code><Message>no</Message></Error></DeleteResult>";
+        let answer =
+            b"<DeleteResult><Error><Key>k</Key><Code>AccessDenied</Code><Message>no</Message></Error></DeleteResult>";
         let failed = parse_delete(answer).unwrap().unwrap();
         assert_eq!((failed[0].0.as_str(), failed[0].1.code.as_str()), ("k", "AccessDenied"));
         assert!(!can_hold("\u{1}") && can_hold("\t\r\nä"));

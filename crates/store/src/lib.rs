@@ -10,6 +10,7 @@ mod cursor;
 mod digest;
 pub mod dir;
 mod error;
+pub mod http;
 mod keys;
 pub mod memory;
 mod store;

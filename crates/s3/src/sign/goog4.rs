@@ -36,7 +36,11 @@ mod tests {
             payload_hash: UNSIGNED_PAYLOAD,
         };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_369_353_600);
-        let credentials = Credentials { access_key_id: "GOOGEXAMPLE".into(), secret_access_key: SecretKey::new("hidden"), session_token: None };
+        let credentials = Credentials {
+            access_key_id: "GOOGEXAMPLE".into(),
+            secret_access_key: SecretKey::new("hidden"),
+            session_token: None,
+        };
         let headers = Signer::new(&GOOG4, "auto").sign(&request, &credentials, now).unwrap();
         let authorization = headers["authorization"].to_str().unwrap();
         assert!(

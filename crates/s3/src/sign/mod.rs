@@ -114,7 +114,12 @@ impl Signer {
     ///
     /// # Errors
     /// [`BadCredentials`].
-    pub fn sign(&self, request: &Unsigned<'_>, credentials: &Credentials, now: SystemTime) -> Result<HeaderMap, BadCredentials> {
+    pub fn sign(
+        &self,
+        request: &Unsigned<'_>,
+        credentials: &Credentials,
+        now: SystemTime,
+    ) -> Result<HeaderMap, BadCredentials> {
         let dialect = self.dialect;
         let stamp = time::basic(now);
         let mut added = HeaderMap::new();
@@ -143,11 +148,18 @@ impl Signer {
     }
 
     /// Gives the query, encoded, that makes a URL valid for `expires` without headers.
-    pub fn presign(&self, request: &Unsigned<'_>, credentials: &Credentials, now: SystemTime, expires: Duration) -> String {
+    pub fn presign(
+        &self,
+        request: &Unsigned<'_>,
+        credentials: &Credentials,
+        now: SystemTime,
+        expires: Duration,
+    ) -> String {
         let prefix = self.dialect.query_prefix;
         let stamp = time::basic(now);
         let scope = self.scope(&stamp);
-        let mut names: Vec<&str> = request.headers.keys().map(HeaderName::as_str).filter(|name| is_signed(name)).collect();
+        let mut names: Vec<&str> =
+            request.headers.keys().map(HeaderName::as_str).filter(|name| is_signed(name)).collect();
         names.push(HOST.as_str());
         names.sort_unstable();
         names.dedup();

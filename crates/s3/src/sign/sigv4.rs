@@ -30,14 +30,24 @@ mod tests {
     use crate::sign::{Signer, UNSIGNED_PAYLOAD, Unsigned};
 
     fn credentials() -> Credentials {
-        Credentials { access_key_id: "AKIAIOSFODNN7EXAMPLE".into(), secret_access_key: SecretKey::new("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"), session_token: None }
+        Credentials {
+            access_key_id: "AKIAIOSFODNN7EXAMPLE".into(),
+            secret_access_key: SecretKey::new("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
+            session_token: None,
+        }
     }
 
     fn now() -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_369_353_600)
     }
 
-    fn signature(method: &str, key: &str, query: &[(&str, &str)], headers: &[(&'static str, &'static str)], body: &[u8]) -> String {
+    fn signature(
+        method: &str,
+        key: &str,
+        query: &[(&str, &str)],
+        headers: &[(&'static str, &'static str)],
+        body: &[u8],
+    ) -> String {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.insert(*name, value.parse().unwrap());
@@ -89,7 +99,11 @@ mod tests {
             headers: &HeaderMap::new(),
             payload_hash: UNSIGNED_PAYLOAD,
         };
-        let query = Signer::new(&SIGV4, "us-east-1").presign(&request, &credentials(), now(), Duration::from_secs(86400));
-        assert!(query.ends_with("&X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"), "{query}");
+        let query =
+            Signer::new(&SIGV4, "us-east-1").presign(&request, &credentials(), now(), Duration::from_secs(86400));
+        assert!(
+            query.ends_with("&X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"),
+            "{query}"
+        );
     }
 }

@@ -1,0 +1,752 @@
+//! A bucket behind an S3 endpoint.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use sandpail_spec::{Credentials, SecretKey};
+//! use sandpail_store::http::{HttpStore, StaticCredentials};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let key = Credentials {
+//!     access_key_id: "test".into(),
+//!     secret_access_key: SecretKey::new("testtest"),
+//!     session_token: None,
+//! };
+//! let store = HttpStore::builder("http://127.0.0.1:9000".parse()?, "bucket")
+//!     .credentials(Arc::new(StaticCredentials::new(key)))
+//!     .build()?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod body;
+#[cfg(feature = "aws-chain")]
+mod chain;
+mod connect;
+mod counters;
+mod credentials;
+mod download;
+mod error;
+mod headers;
+mod limiter;
+mod send;
+
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use md5::{Digest, Md5};
+use sandpail_s3::call::BadHeader;
+use sandpail_s3::xml::{self, CompletedPart, XmlError};
+use sandpail_s3::{Call, ChecksumKind, Quirks, checksum, list};
+use sandpail_spec::{Endpoint, Provider};
+
+#[cfg(feature = "aws-chain")]
+pub use chain::AwsChain;
+pub use counters::RequestCounts;
+pub use credentials::{CredentialProvider, StaticCredentials, environment};
+
+use self::connect::Connector;
+use self::error::{Failure, Names};
+use self::headers::{object_info, with_attributes, with_placement};
+use self::limiter::Limiter;
+use self::send::{Reply, Shared, Target};
+use crate::{
+    Capabilities, Condition, CopySource, Download, ETag, ListPage, ListRequest, ListedObject, ListedPart,
+    ObjectAttributes, ObjectInfo, ObjectKey, Part, PutBody, PutOutcome, Store, StoreError, StoreResult, UploadId,
+    UploadInProgress,
+};
+
+/// Most keys of one DeleteObjects.
+const DELETE_BATCH_LEN: usize = 1000;
+/// How long [`Store::check_bucket`] tries: somebody waits for the answer.
+const CHECK_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long to wait for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a connection, TLS included.
+    pub connect: Duration,
+    /// From the end of a request to the beginning of its answer.
+    pub first_byte: Duration,
+    /// The same for copies and completions, which some providers answer only when they are done.
+    pub slow: Duration,
+    /// Without a byte moving, in either direction.
+    pub stall: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            first_byte: Duration::from_secs(30),
+            slow: Duration::from_secs(300),
+            stall: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Says how to reach a bucket. From [`HttpStore::builder`].
+#[derive(Debug)]
+pub struct HttpStoreBuilder {
+    endpoint: Endpoint,
+    bucket: String,
+    provider: Provider,
+    region: Option<String>,
+    credentials: Option<Arc<dyn CredentialProvider>>,
+    path_style: Option<bool>,
+    ca_file: Option<PathBuf>,
+    insecure: bool,
+    max_connections: usize,
+    timeouts: Timeouts,
+    retry_deadline: Duration,
+    capabilities: Option<Capabilities>,
+    checksum: Option<ChecksumKind>,
+}
+
+impl HttpStoreBuilder {
+    /// Whose dialect it is; detected by the host unless given.
+    #[must_use]
+    pub fn provider(mut self, provider: Provider) -> Self {
+        self.provider = provider;
+        self
+    }
+
+    /// The region to sign for; the provider's usual one unless given. Another one that the server names is followed.
+    #[must_use]
+    pub fn region(mut self, region: impl Into<String>) -> Self {
+        self.region = Some(region.into());
+        self
+    }
+
+    /// Where keys come from; without them requests are anonymous.
+    #[must_use]
+    pub fn credentials(mut self, credentials: Arc<dyn CredentialProvider>) -> Self {
+        self.credentials = Some(credentials);
+        self
+    }
+
+    /// Whether the bucket stands in the path (`true`) or in the host name (`false`).
+    #[must_use]
+    pub fn path_style(mut self, path_style: bool) -> Self {
+        self.path_style = Some(path_style);
+        self
+    }
+
+    /// A file of certificates (PEM) to trust beside the machine's own.
+    #[must_use]
+    pub fn ca_file(mut self, ca_file: PathBuf) -> Self {
+        self.ca_file = Some(ca_file);
+        self
+    }
+
+    /// Takes any certificate: whoever is on the way can read and change everything.
+    #[must_use]
+    pub fn insecure(mut self, insecure: bool) -> Self {
+        self.insecure = insecure;
+        self
+    }
+
+    /// Most requests under way; a download counts until its answer has begun.
+    #[must_use]
+    pub fn max_connections(mut self, max_connections: usize) -> Self {
+        self.max_connections = max_connections;
+        self
+    }
+
+    /// How long to wait for what.
+    #[must_use]
+    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.timeouts = timeouts;
+        self
+    }
+
+    /// How long a request is tried again after failures that may pass.
+    #[must_use]
+    pub fn retry_deadline(mut self, retry_deadline: Duration) -> Self {
+        self.retry_deadline = retry_deadline;
+        self
+    }
+
+    /// What a probe found out, in place of the provider's table.
+    #[must_use]
+    pub fn capabilities(mut self, capabilities: Capabilities) -> Self {
+        self.capabilities = Some(capabilities);
+        self
+    }
+
+    /// The checksum of uploads, in place of the provider's table.
+    #[must_use]
+    pub fn checksum(mut self, checksum: ChecksumKind) -> Self {
+        self.checksum = Some(checksum);
+        self
+    }
+
+    /// Makes the store. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] if TLS cannot be set up.
+    pub fn build(self) -> StoreResult<HttpStore> {
+        let mut quirks = Quirks::of(self.provider).clone();
+        if let Some(checksum) = self.checksum {
+            quirks.checksum = checksum;
+        }
+        let connector = if self.endpoint.is_tls() {
+            Connector::tls(self.timeouts.connect, self.ca_file.as_deref(), self.insecure)?
+        } else {
+            Connector::plain(self.timeouts.connect)
+        };
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(Duration::from_secs(15))
+            .pool_max_idle_per_host(self.max_connections)
+            .pool_timer(TokioTimer::new())
+            .build(connector);
+        let path_style = self.path_style.unwrap_or_else(|| {
+            let host = self.endpoint.host();
+            let is_address = host.starts_with('[') || host.parse::<std::net::Ipv4Addr>().is_ok();
+            quirks.path_style || is_address || host == "localhost" || self.bucket.contains(['.', '_']) || self.bucket.chars().any(char::is_uppercase)
+        });
+        let region = self.region.unwrap_or_else(|| quirks.region_at(&self.endpoint));
+        let capabilities = self.capabilities.unwrap_or_else(|| Capabilities {
+            conditional_put: quirks.conditional_put,
+            conditional_delete: quirks.conditional_delete,
+            part_copy: quirks.part_copy,
+            equal_parts: quirks.equal_parts,
+            part_len_min: quirks.part_len_min,
+            part_len_max: quirks.part_len_max,
+            part_count_max: quirks.part_count_max,
+            put_len_max: quirks.put_len_max,
+            copy_len_max: quirks.copy_len_max,
+        });
+        let names = Names { bucket: self.bucket.clone(), endpoint: self.endpoint.to_string() };
+        let single_deletes = AtomicBool::new(!quirks.delete_objects);
+        let target = Target::new(self.endpoint, &self.bucket, path_style, region);
+        let shared = Shared {
+            client,
+            target: RwLock::new(Arc::new(target)),
+            bucket: self.bucket,
+            path_style,
+            names,
+            quirks,
+            capabilities,
+            credentials: self.credentials,
+            timeouts: self.timeouts,
+            retry_deadline: self.retry_deadline,
+            limiter: Limiter::new(self.max_connections),
+            counters: counters::Counters::default(),
+            skew: AtomicI64::new(0),
+        };
+        Ok(HttpStore { shared: Arc::new(shared), single_deletes })
+    }
+}
+
+/// A bucket behind an S3 endpoint.
+pub struct HttpStore {
+    shared: Arc<Shared>,
+    /// DeleteObjects turned out not to work here.
+    single_deletes: AtomicBool,
+}
+
+impl fmt::Debug for HttpStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let target = self.shared.target();
+        f.debug_struct("HttpStore")
+            .field("target", &target)
+            .field("provider", &self.shared.quirks.provider)
+            .field("credentials", &self.shared.credentials)
+            .finish_non_exhaustive()
+    }
+}
+
+fn not_s3(call: &Call) -> impl Fn(XmlError) -> StoreError {
+    let operation = call.operation;
+    move |error| StoreError::Protocol { message: format!("{operation}: {error}") }
+}
+
+fn bad_header(error: BadHeader) -> StoreError {
+    StoreError::Invalid { message: error.to_string() }
+}
+
+/// Adds the condition that the write's target must meet.
+fn with_condition(call: Call, condition: &Condition) -> Call {
+    match condition {
+        Condition::Always => call,
+        Condition::Absent => call.if_absent(),
+        Condition::Matches(etag) => call.if_match(etag.as_str()),
+    }
+}
+
+/// The error of a lost answer that could not be cleared up.
+fn unclear(key: &ObjectKey) -> StoreError {
+    StoreError::Server {
+        message: format!("the answer to a conditional write of object {key:?} was lost; whether it was stored is not known"),
+    }
+}
+
+impl HttpStore {
+    /// Begins to describe a bucket at `endpoint`.
+    pub fn builder(endpoint: Endpoint, bucket: &str) -> HttpStoreBuilder {
+        let provider = Provider::detect(endpoint.host());
+        HttpStoreBuilder {
+            endpoint,
+            bucket: bucket.into(),
+            provider,
+            region: None,
+            credentials: None,
+            path_style: None,
+            ca_file: None,
+            insecure: false,
+            max_connections: 64,
+            timeouts: Timeouts::default(),
+            retry_deadline: Duration::from_secs(60),
+            capabilities: None,
+            checksum: None,
+        }
+    }
+
+    /// Requests so far.
+    pub fn counters(&self) -> RequestCounts {
+        self.shared.counters.snapshot()
+    }
+
+    /// The provider's clock minus ours, in seconds, as far as a refused signature has shown it.
+    pub fn clock_skew(&self) -> i64 {
+        self.shared.skew.load(Ordering::Relaxed)
+    }
+
+    /// The bound on requests under way: lower than asked for while the provider throttles.
+    pub fn connection_limit(&self) -> usize {
+        self.shared.limiter.limit()
+    }
+
+    /// Makes the bucket; one of ours that is there already is as good.
+    ///
+    /// # Errors
+    /// [`StoreError::Precondition`] if somebody else has it; [`StoreError::Denied`].
+    pub async fn create_bucket(&self) -> StoreResult<()> {
+        match self.ask(&Call::create_bucket()).await {
+            Ok(_) => Ok(()),
+            Err(failure) if failure.code == "BucketAlreadyOwnedByYou" => Ok(()),
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    async fn ask(&self, call: &Call) -> Result<Reply, Failure> {
+        self.shared.ask(call).await
+    }
+
+    /// Sends a body with its checksum. Gives the answer and the checksum.
+    async fn upload(&self, mut call: Call, body: &PutBody) -> Result<(Reply, Option<String>), Failure> {
+        let kind = self.shared.quirks.checksum;
+        let sum = body::checksum(kind, body).await?;
+        if let (Some(name), Some(sum)) = (kind.header(), &sum) {
+            call = call.header(name, sum).map_err(bad_header)?;
+        }
+        let reply = self.shared.exchange(&call, Some(body), false, self.shared.retry_deadline).await?;
+        Ok((reply, sum))
+    }
+
+    /// The ETag header, without which a write is not believed.
+    fn etag_of(&self, call: &str, key: &ObjectKey, reply: &Reply) -> StoreResult<ETag> {
+        let etag = reply.header("etag").filter(|etag| !etag.is_empty());
+        etag.map(ETag::new).ok_or_else(|| StoreError::Protocol { message: format!("{call} of {key:?}: no ETag in the answer") })
+    }
+
+    /// A conditional write was refused after an earlier try whose answer was lost: was that try the one that won?
+    /// `is_ours` judges the stored version.
+    async fn settle(&self, key: &ObjectKey, refusal: StoreError, is_ours: impl FnOnce(&ObjectInfo) -> Option<bool>) -> StoreResult<PutOutcome> {
+        let stored = match self.head(key).await {
+            Ok(info) => info,
+            Err(StoreError::NotFound { .. }) => return Err(refusal),
+            Err(_) => return Err(unclear(key)),
+        };
+        match is_ours(&stored) {
+            Some(true) => Ok(PutOutcome { etag: stored.etag, last_modified: Some(stored.last_modified) }),
+            Some(false) => Err(refusal),
+            None => Err(unclear(key)),
+        }
+    }
+
+    fn source_of(&self, source: &CopySource) -> String {
+        self.shared.target().address.copy_source(source.key.as_str())
+    }
+
+    /// Errors of a copy speak of the source where the source is at fault.
+    fn copy_error(source: &CopySource, failure: Failure) -> StoreError {
+        match failure.error {
+            StoreError::NotFound { what } if !what.starts_with("upload") || failure.code == "NoSuchKey" => {
+                StoreError::no_object(&source.key)
+            }
+            error => error,
+        }
+    }
+
+    async fn delete_batch(&self, keys: &[&ObjectKey], failed: &mut Vec<(ObjectKey, StoreError)>) -> Result<(), Failure> {
+        let body = xml::delete_body(keys.iter().map(|key| key.as_str()));
+        let md5 = checksum::of(ChecksumKind::ContentMd5, body.as_bytes()).unwrap_or_default();
+        let kind = self.shared.quirks.checksum;
+        let more = checksum::of(kind, body.as_bytes());
+        let mut call = Call::delete_many(body).header("content-md5", &md5).map_err(bad_header)?;
+        if let (Some(name), Some(value)) = (kind.header(), &more) {
+            call = call.header(name, value).map_err(bad_header)?;
+        }
+        let reply = self.ask(&call).await?;
+        let answer = xml::parse_delete(reply.bytes()).map_err(not_s3(&call))?;
+        for (key, document) in answer.unwrap_or_default() {
+            // A key that is gone is as good as removed.
+            if document.code == "NoSuchKey" {
+                continue;
+            }
+            let Some(key) = keys.iter().find(|known| known.as_str() == key) else { continue };
+            let message = format!("DeleteObjects of {key:?}: {}: {}", document.code, error::clean(&document.message));
+            let error = match document.code.as_str() {
+                "AccessDenied" => StoreError::Denied { message },
+                "SlowDown" | "ServiceUnavailable" => StoreError::Throttled { message },
+                _ => StoreError::Server { message },
+            };
+            failed.push(((*key).clone(), error));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Store for HttpStore {
+    fn capabilities(&self) -> &Capabilities {
+        &self.shared.capabilities
+    }
+
+    fn describe(&self) -> String {
+        format!("s3://{} at {}", self.shared.bucket, self.shared.target().address.endpoint())
+    }
+
+    async fn check_bucket(&self) -> StoreResult<()> {
+        let call = Call::list("", false, None, None, 1);
+        let deadline = CHECK_DEADLINE.min(self.shared.retry_deadline);
+        let reply = self.shared.exchange(&call, None, false, deadline).await.map_err(|failure| failure.error)?;
+        list::parse_objects(reply.bytes()).map_err(not_s3(&call))?;
+        Ok(())
+    }
+
+    async fn head(&self, key: &ObjectKey) -> StoreResult<ObjectInfo> {
+        let reply = self.ask(&Call::head(key.as_str())).await.map_err(|failure| failure.error)?;
+        let protocol = |message: String| StoreError::Protocol { message: format!("HeadObject of {key:?}: {message}") };
+        let length = reply.header("content-length").and_then(|length| length.trim().parse().ok());
+        let size = length.ok_or_else(|| protocol("no Content-Length".into()))?;
+        object_info(&reply.headers, size, None).map_err(protocol)
+    }
+
+    async fn get(&self, key: &ObjectKey, range: Range<u64>, etag: Option<&ETag>) -> StoreResult<Download> {
+        download::open(Arc::clone(&self.shared), key, range, etag).await
+    }
+
+    async fn put(
+        &self,
+        key: &ObjectKey,
+        body: PutBody,
+        attributes: &ObjectAttributes,
+        condition: &Condition,
+    ) -> StoreResult<PutOutcome> {
+        let call = with_condition(with_attributes(Call::put(key.as_str()), attributes)?, condition);
+        match self.upload(call, &body).await {
+            Ok((reply, _)) => {
+                Ok(PutOutcome { etag: self.etag_of("PutObject", key, &reply)?, last_modified: None })
+            }
+            Err(failure) if failure.maybe_done && matches!(failure.error, StoreError::Precondition { .. }) => {
+                let md5 = md5_hex(&body).await?;
+                self.settle(key, failure.error, |stored| {
+                    // Where the ETag is the MD5 of the bytes it tells; elsewhere nothing does.
+                    let is_md5 = stored.etag.as_str().len() == 32 && attributes.sse_kms_key_id.is_none();
+                    if stored.etag.as_str() == md5 { Some(true) } else { is_md5.then_some(false) }
+                })
+                .await
+            }
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    async fn copy(
+        &self,
+        source: &CopySource,
+        target: &ObjectKey,
+        attributes: Option<&ObjectAttributes>,
+        condition: &Condition,
+    ) -> StoreResult<PutOutcome> {
+        let provider = self.shared.quirks.provider;
+        let mut call =
+            Call::copy(target.as_str(), &self.source_of(source), source.etag.as_ref().map(ETag::as_str));
+        match attributes {
+            Some(attributes) => {
+                call = with_attributes(call, attributes)?.header("x-amz-metadata-directive", "REPLACE").map_err(bad_header)?;
+            }
+            // Amazon puts a copy into the standard class unless told otherwise.
+            None if provider == Provider::S3 => {
+                let info = self.head(&source.key).await?;
+                call = with_placement(call, &info.attributes)?;
+            }
+            None => {}
+        }
+        call = match (provider, condition) {
+            // R2 knows conditions on a copy's target under names of its own.
+            (Provider::R2, Condition::Absent) => call.header("cf-copy-destination-if-none-match", "*").map_err(bad_header)?,
+            (Provider::R2, Condition::Matches(etag)) => {
+                call.header("cf-copy-destination-if-match", &format!("\"{}\"", etag.as_str())).map_err(bad_header)?
+            }
+            _ => with_condition(call, condition),
+        };
+        match self.ask(&call).await {
+            Ok(reply) => match xml::parse_copy(reply.bytes()).map_err(not_s3(&call))? {
+                Ok(result) => Ok(PutOutcome { etag: ETag::new(&result.etag), last_modified: result.last_modified }),
+                Err(error) => Err(StoreError::Server { message: format!("copy to {target:?}: {}", error.code) }),
+            },
+            Err(failure) if failure.maybe_done && matches!(failure.error, StoreError::Precondition { .. }) => {
+                Err(unclear(target))
+            }
+            Err(failure) => match failure.error {
+                StoreError::NotFound { .. } => Err(StoreError::no_object(&source.key)),
+                StoreError::Precondition { .. } if *condition == Condition::Always => {
+                    Err(StoreError::changed(&source.key))
+                }
+                error => Err(error),
+            },
+        }
+    }
+
+    async fn delete(&self, key: &ObjectKey, etag: Option<&ETag>) -> StoreResult<()> {
+        let mut call = Call::delete(key.as_str());
+        if let Some(etag) = etag.filter(|_| self.shared.capabilities.conditional_delete) {
+            call = call.if_match(etag.as_str());
+        }
+        match self.ask(&call).await {
+            Ok(_) => Ok(()),
+            Err(failure) if failure.error.is_not_found() => Ok(()),
+            Err(failure) if failure.maybe_done && matches!(failure.error, StoreError::Precondition { .. }) => {
+                match self.head(key).await {
+                    Err(StoreError::NotFound { .. }) => Ok(()),
+                    Ok(info) if etag.is_some_and(|etag| info.etag != *etag) => Err(failure.error),
+                    _ => Err(unclear(key)),
+                }
+            }
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    async fn delete_many(&self, keys: &[ObjectKey]) -> StoreResult<Vec<(ObjectKey, StoreError)>> {
+        let mut failed = Vec::new();
+        // XML cannot name every key.
+        let (named, odd): (Vec<&ObjectKey>, Vec<&ObjectKey>) = keys.iter().partition(|key| xml::can_hold(key.as_str()));
+        let mut singly = odd;
+        for batch in named.chunks(DELETE_BATCH_LEN) {
+            if batch.len() == 1 || self.single_deletes.load(Ordering::Relaxed) {
+                singly.extend(batch);
+                continue;
+            }
+            match self.delete_batch(batch, &mut failed).await {
+                Ok(()) => {}
+                Err(failure) if matches!(failure.error, StoreError::Unsupported { .. }) => {
+                    tracing::info!(bucket = self.shared.bucket, "no DeleteObjects here: removing keys one by one");
+                    self.single_deletes.store(true, Ordering::Relaxed);
+                    singly.extend(batch);
+                }
+                Err(failure) => return Err(failure.error),
+            }
+        }
+        for some in singly.chunks(16) {
+            let results = futures_util::future::join_all(some.iter().map(|key| self.delete(key, None))).await;
+            for (key, result) in some.iter().zip(results) {
+                if let Err(error) = result {
+                    failed.push(((*key).clone(), error));
+                }
+            }
+        }
+        Ok(failed)
+    }
+
+    async fn list(&self, request: &ListRequest) -> StoreResult<ListPage> {
+        let start_after = request.start_after.as_deref().filter(|_| request.continuation.is_none());
+        let mut call =
+            Call::list(&request.prefix, request.delimited, start_after, request.continuation.as_deref(), request.max_keys);
+        if self.shared.quirks.url_encoded_lists {
+            call = call.url_encoded();
+        }
+        let reply = self.ask(&call).await.map_err(|failure| failure.error)?;
+        let page = list::parse_objects(reply.bytes()).map_err(not_s3(&call))?;
+        let objects = page.objects.into_iter().map(|object| ListedObject {
+            key: object.key,
+            size: object.size,
+            etag: object.etag.map(|etag| ETag::new(&etag)),
+            last_modified: object.last_modified,
+            storage_class: object.storage_class,
+        });
+        Ok(ListPage { objects: objects.collect(), prefixes: page.prefixes, next: page.next })
+    }
+
+    async fn create_multipart(&self, key: &ObjectKey, attributes: &ObjectAttributes) -> StoreResult<UploadId> {
+        let mut call = with_attributes(Call::create_multipart(key.as_str()), attributes)?;
+        let kind = self.shared.quirks.checksum;
+        if let Some(algorithm) = kind.algorithm() {
+            call = call.header("x-amz-checksum-algorithm", algorithm).map_err(bad_header)?;
+            if kind == ChecksumKind::Crc64Nvme {
+                call = call.header("x-amz-checksum-type", "FULL_OBJECT").map_err(bad_header)?;
+            }
+        }
+        let reply = self.ask(&call).await.map_err(|failure| failure.error)?;
+        xml::parse_create(reply.bytes()).map(UploadId).map_err(not_s3(&call))
+    }
+
+    async fn upload_part(&self, key: &ObjectKey, id: &UploadId, number: u32, body: PutBody) -> StoreResult<Part> {
+        let call = Call::upload_part(key.as_str(), &id.0, number);
+        let (reply, sum) = self.upload(call, &body).await.map_err(|failure| failure.error)?;
+        let etag = self.etag_of("UploadPart", key, &reply)?;
+        Ok(Part { number, etag, checksum: sum.filter(|_| self.shared.quirks.checksum == ChecksumKind::Crc64Nvme) })
+    }
+
+    async fn upload_part_copy(
+        &self,
+        key: &ObjectKey,
+        id: &UploadId,
+        number: u32,
+        source: &CopySource,
+        range: Range<u64>,
+    ) -> StoreResult<Part> {
+        if !self.shared.capabilities.part_copy {
+            return Err(StoreError::Unsupported { what: "copy a range into a part (UploadPartCopy)".into() });
+        }
+        let etag = source.etag.as_ref().map(ETag::as_str);
+        let call = Call::upload_part_copy(key.as_str(), &id.0, number, &self.source_of(source), etag, &range);
+        let reply = match self.ask(&call).await {
+            Ok(reply) => reply,
+            Err(failure) if matches!(failure.error, StoreError::Precondition { .. }) => {
+                return Err(StoreError::changed(&source.key));
+            }
+            Err(failure) => return Err(Self::copy_error(source, failure)),
+        };
+        match xml::parse_copy(reply.bytes()).map_err(not_s3(&call))? {
+            Ok(result) => Ok(Part { number, etag: ETag::new(&result.etag), checksum: result.crc64nvme }),
+            Err(error) => Err(StoreError::Server { message: format!("copy of a part of {key:?}: {}", error.code) }),
+        }
+    }
+
+    async fn complete_multipart(
+        &self,
+        key: &ObjectKey,
+        id: &UploadId,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> StoreResult<PutOutcome> {
+        let body = xml::complete_body(parts.iter().map(|part| CompletedPart {
+            number: part.number,
+            etag: part.etag.as_str(),
+            crc64nvme: part.checksum.as_deref(),
+        }));
+        let mut call = with_condition(Call::complete(key.as_str(), &id.0, body), condition);
+        if self.shared.quirks.checksum == ChecksumKind::Crc64Nvme {
+            call = call.header("x-amz-checksum-type", "FULL_OBJECT").map_err(bad_header)?;
+        }
+        let begun = self.shared.now();
+        let failure = match self.ask(&call).await {
+            Ok(reply) => {
+                return match xml::parse_complete(reply.bytes()).map_err(not_s3(&call))? {
+                    Ok(etag) => Ok(PutOutcome { etag: ETag::new(&etag), last_modified: None }),
+                    Err(error) => Err(StoreError::Server { message: format!("completion of {key:?}: {}", error.code) }),
+                };
+            }
+            Err(failure) => failure,
+        };
+        if !failure.maybe_done || !matches!(failure.error, StoreError::Precondition { .. } | StoreError::NotFound { .. }) {
+            return Err(match failure.error {
+                StoreError::Precondition { .. } => StoreError::changed(key),
+                error => error,
+            });
+        }
+        let tags = multipart_etags(parts);
+        let suffix = format!("-{}", parts.len());
+        self.settle(key, failure.error, |stored| {
+            let stored_tag = stored.etag.as_str();
+            if tags.as_deref() == Some(stored_tag) {
+                return Some(true);
+            }
+            // Random tags still tell the number of parts, and the time is the server's.
+            let is_new = stored.last_modified + Duration::from_secs(2) >= begun && stored.last_modified != SystemTime::UNIX_EPOCH;
+            (!(stored_tag.ends_with(&suffix) && is_new)).then_some(false)
+        })
+        .await
+    }
+
+    async fn abort_multipart(&self, key: &ObjectKey, id: &UploadId) -> StoreResult<()> {
+        match self.ask(&Call::abort(key.as_str(), &id.0)).await {
+            Ok(_) => Ok(()),
+            Err(failure) if failure.error.is_not_found() => Ok(()),
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    async fn list_multipart(&self, prefix: &str) -> StoreResult<Vec<UploadInProgress>> {
+        let mut all = Vec::new();
+        let mut marker: Option<(String, String)> = None;
+        loop {
+            let mut call = Call::list_uploads(prefix, marker.as_ref().map(|(key, id)| (key.as_str(), id.as_str())));
+            if self.shared.quirks.url_encoded_lists {
+                call = call.url_encoded();
+            }
+            let reply = self.ask(&call).await.map_err(|failure| failure.error)?;
+            let page = list::parse_uploads(reply.bytes()).map_err(not_s3(&call))?;
+            // Not every provider obeys the prefix.
+            let uploads = page.uploads.into_iter().filter(|upload| upload.key.starts_with(prefix));
+            all.extend(uploads.map(|upload| UploadInProgress {
+                key: upload.key,
+                id: UploadId(upload.id),
+                initiated: upload.initiated,
+            }));
+            if page.next.is_none() || page.next == marker {
+                return Ok(all);
+            }
+            marker = page.next;
+        }
+    }
+
+    async fn list_parts(&self, key: &ObjectKey, id: &UploadId) -> StoreResult<Vec<ListedPart>> {
+        let mut all = Vec::new();
+        let mut marker = None;
+        loop {
+            let call = Call::list_parts(key.as_str(), &id.0, marker);
+            let reply = self.ask(&call).await.map_err(|failure| match failure.error {
+                StoreError::NotFound { .. } => StoreError::NotFound { what: format!("upload of {key:?}") },
+                error => error,
+            })?;
+            let page = list::parse_parts(reply.bytes()).map_err(not_s3(&call))?;
+            all.extend(page.parts.into_iter().map(|part| ListedPart {
+                number: part.number,
+                etag: ETag::new(&part.etag),
+                size: part.size,
+                last_modified: part.last_modified,
+            }));
+            if page.next.is_none() || page.next <= marker {
+                return Ok(all);
+            }
+            marker = page.next;
+        }
+    }
+}
+
+/// The MD5 of a body in hexadecimal: what many stores take as its ETag.
+async fn md5_hex(body: &PutBody) -> StoreResult<String> {
+    use base64::Engine;
+    let sum = body::checksum(ChecksumKind::ContentMd5, body).await?.unwrap_or_default();
+    Ok(hex::encode(base64::engine::general_purpose::STANDARD.decode(sum).unwrap_or_default()))
+}
+
+/// The ETag that most stores give to an object of these parts; `None` if the parts' tags are no MD5s.
+fn multipart_etags(parts: &[Part]) -> Option<String> {
+    let mut sum = Md5::new();
+    for part in parts {
+        let bytes = hex::decode(part.etag.as_str()).ok().filter(|bytes| bytes.len() == 16)?;
+        sum.update(bytes);
+    }
+    Some(format!("{}-{}", hex::encode(sum.finalize()), parts.len()))
+}
