@@ -11,6 +11,12 @@ use anyhow::{Context as _, Result, bail};
 /// How much of a program's output an error message quotes.
 const QUOTE_LEN_MAX: usize = 4000;
 
+/// Before every script: a trace for error messages; and `fails COMMAND…`, since `! COMMAND` does not stop a script.
+const PRELUDE: &str = r#"
+exec 9>"$TRACE"; BASH_XTRACEFD=9
+fails() { if "$@"; then echo "should have failed: $*" >&2; return 1; fi; }
+set -x"#;
+
 /// What a program did.
 #[derive(Clone, Debug)]
 pub struct Finished {
@@ -20,12 +26,15 @@ pub struct Finished {
     pub stdout: String,
     /// What it complained about.
     pub stderr: String,
+    /// The last command that was begun, as the shell traces it.
+    pub last: String,
 }
 
 impl Finished {
     /// Both outputs, shortened from the front.
     pub fn told(&self) -> String {
-        format!("exit code {}\nstdout: {}\nstderr: {}", self.code, tail(&self.stdout), tail(&self.stderr))
+        let (stdout, stderr) = (tail(&self.stdout), tail(&self.stderr));
+        format!("exit code {} at: {}\nstdout: {stdout}\nstderr: {stderr}", self.code, self.last)
     }
 }
 
@@ -80,11 +89,13 @@ impl Script {
     pub fn finish(&self) -> Result<Finished> {
         let outputs = tempfile::tempdir()?;
         let (stdout, stderr) = (outputs.path().join("stdout"), outputs.path().join("stderr"));
+        let trace = outputs.path().join("trace");
         let status = Command::new("timeout")
             .arg("--kill-after=10")
             .arg(self.limit.as_secs().to_string())
             .args(["bash", "-euo", "pipefail", "-c"])
-            .arg(&self.text)
+            .arg(format!("{PRELUDE}\n{}", self.text))
+            .env("TRACE", &trace)
             .current_dir(&self.directory)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -93,7 +104,8 @@ impl Script {
             .status()
             .context("cannot start timeout or bash")?;
         let read = |path: &Path| -> Result<String> { Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned()) };
-        Ok(Finished { code: status.code().unwrap_or(-1), stdout: read(&stdout)?, stderr: read(&stderr)? })
+        let last = read(&trace).unwrap_or_default().lines().last().unwrap_or_default().to_owned();
+        Ok(Finished { code: status.code().unwrap_or(-1), stdout: read(&stdout)?, stderr: read(&stderr)?, last })
     }
 
     /// Runs the script, which must succeed, and returns what it printed.
