@@ -70,7 +70,7 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
         crate::backend::open_directory(path)?;
     }
     let store = match &source {
-        Source::Bucket(_) => Some(RemotePlan::from_arguments(&arguments.store, arguments.part_size)?),
+        Source::Bucket(_) => Some(RemotePlan::from_arguments(&arguments.store)?),
         Source::Directory(_) => None,
     };
     let umask = arguments.umask.unwrap_or(0);

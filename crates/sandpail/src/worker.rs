@@ -110,7 +110,7 @@ pub(crate) fn run(plan: &Plan, ready: impl FnOnce() -> std::io::Result<()>) -> a
         .context("cannot start threads")?;
     let store: Arc<dyn Store> = match (&plan.source, &plan.store) {
         (Source::Directory(path), _) => backend::open_directory(path)?,
-        (Source::Bucket(name), Some(remote)) => runtime.block_on(remote.connect(name))?,
+        (Source::Bucket(name), Some(remote)) => remote.store(name)?,
         (Source::Bucket(name), None) => anyhow::bail!("bucket {name:?} has no endpoint"),
     };
     let engine = Engine::new(store, engine_options(plan), runtime.handle().clone())?;

@@ -1,0 +1,43 @@
+# sandpail: what people run. Each target says what it installs and does.
+
+CARGO ?= cargo
+# The tests use one profile, so that a cold run builds everything once.
+TEST_FLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-long lint bench clean
+
+help: ## Show the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what the tests need (apt, pip into .venv, cargo into .tools)
+	scripts/setup test
+
+demo: ## Build, and do real work on an embedded bucket
+	scripts/setup demo
+	$(CARGO) build -p sandpail
+	"$$($(CARGO) metadata --format-version 1 --no-deps | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')/debug/sandpail" demo
+
+lint: ## Check the format and the lints
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+test: ## Install what is missing, check format and lints, run all tests
+	scripts/setup test
+	$(MAKE) lint
+	$(CARGO) build -p sandpail
+	$(CARGO) test --workspace $(TEST_FLAGS)
+
+test-long: ## The long forms: fsx by the hundred thousand, more seeds, larger files
+	scripts/setup test
+	$(CARGO) build -p sandpail
+	SANDPAIL_LONG=1 $(CARGO) test --workspace $(TEST_FLAGS)
+
+bench: ## Compare with s3fs and rclone on one server
+	scripts/setup bench
+	$(CARGO) build --release -p sandpail
+	benches/peers/run --quick
+
+clean: ## Remove what was built
+	$(CARGO) clean
+	rm -rf .venv .tools
