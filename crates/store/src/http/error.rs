@@ -263,13 +263,13 @@ fn by_status(
         404 if call.key.is_some() => StoreError::NotFound { what: what(call) },
         404 => no_bucket(),
         405 => StoreError::Unsupported { what: detail },
-        409 | 412 => StoreError::Precondition { what: what(call) },
+        412 => StoreError::Precondition { what: what(call) },
         // HEAD has no body, so a wrong region or an expired token look like this.
         400 if call.operation == Operation::HeadObject => {
             failure.refused = no_code;
             StoreError::Invalid { message: detail }
         }
-        400 | 411 | 413 | 414 | 416 | 417 | 431 => StoreError::Invalid { message: detail },
+        400 | 409 | 411 | 413 | 414 | 416 | 417 | 431 => StoreError::Invalid { message: detail },
         _ => StoreError::Protocol { message: detail },
     };
 }
