@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -187,7 +187,7 @@ impl Adapter {
         let _entered = self.runtime.enter();
         let mut future: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(future);
         let mut context = Context::from_waker(Waker::noop());
-        if let Poll::Pending = future.as_mut().poll(&mut context) {
+        if future.as_mut().poll(&mut context).is_pending() {
             self.runtime.spawn(future);
         }
     }
@@ -243,7 +243,7 @@ fn file_attr(stat: &Stat) -> FileAttr {
         kind: file_type(attr.kind),
         perm: u16::try_from(attr.perm & 0o7777).unwrap_or_default(),
         // As for many file systems: 1 means that the number of subdirectories is not counted.
-        nlink: 1,
+        nlink: u32::from(stat.is_linked),
         uid: attr.uid,
         gid: attr.gid,
         rdev: 0,

@@ -12,7 +12,7 @@ use super::{DirHandle, Engine, Metadata, Stat, failed, guard, not_found, object_
 use crate::attr::{Attr, Kind, Time};
 use crate::content::Content;
 use crate::tree::names::{Asked, asked_for};
-use crate::tree::{Name, ROOT, Tree, Version};
+use crate::tree::{Name, Node, ROOT, Tree, Version};
 use crate::{FsError, FsResult};
 
 /// HEADs of one listing that are under way at the same time.
@@ -84,7 +84,12 @@ impl Engine {
             for (at, (name, ino)) in [(".", dir.ino), ("..", node.parent)].into_iter().enumerate().skip(first) {
                 let attr = node.attr.clone();
                 let name = Name::from(name.as_bytes());
-                listed.push(Listed { next: at as u64 + 1, name, stat: Stat { ino, attr }, is_known: false });
+                listed.push(Listed {
+                    next: at as u64 + 1,
+                    name,
+                    stat: Stat { ino, attr, is_linked: true },
+                    is_known: false,
+                });
             }
         }
         let from = first.saturating_sub(2);
@@ -125,7 +130,7 @@ impl Engine {
             }
         };
         let attr = Attr::plain(kind, 0, std::time::SystemTime::UNIX_EPOCH, &tree.defaults);
-        Listed { next, name: Arc::clone(&item.name), stat: Stat { ino, attr }, is_known: false }
+        Listed { next, name: Arc::clone(&item.name), stat: Stat { ino, attr, is_linked: true }, is_known: false }
     }
 
     /// All names of a directory, in order.
@@ -274,18 +279,7 @@ impl Engine {
         self.check_writable()?;
         let stat = self.resolve(parent, name, false).await?;
         let _shared = self.structure.read().await;
-        let prefix = {
-            let tree = self.tree();
-            let node = tree.get(stat.ino).ok_or_else(|| stale(stat.ino))?;
-            let dir = node.dir.as_deref().ok_or(FsError::NotADirectory)?;
-            if dir.children.values().any(|child| tree.get(*child).is_some_and(|node| node.is_local())) {
-                return Err(FsError::NotEmpty);
-            }
-            self.dir_prefix(&tree, stat.ino)
-        };
-        if !self.is_empty_in_bucket(&prefix).await? {
-            return Err(FsError::NotEmpty);
-        }
+        let prefix = self.check_empty(stat.ino).await?;
         let change = self.begin(parent, name);
         let marker = object_key(prefix)?;
         self.store.delete(&marker, None).await.map_err(failed(|| format!("cannot remove directory {marker}")))?;
@@ -294,11 +288,21 @@ impl Engine {
         self.keep_parent(parent).await
     }
 
-    /// Whether no key stands below `prefix` but its own marker.
-    pub(super) async fn is_empty_in_bucket(&self, prefix: &str) -> FsResult<bool> {
-        let request = ListRequest { prefix: prefix.to_owned(), max_keys: 2, ..ListRequest::default() };
+    /// Checks that a directory has no entries, here or in the bucket, and gives its key prefix.
+    pub(super) async fn check_empty(&self, ino: u64) -> FsResult<String> {
+        let prefix = {
+            let tree = self.tree();
+            let dir = tree.dir(ino).ok_or(FsError::NotADirectory)?;
+            // New files that are open are in no listing of the bucket.
+            if dir.children.values().any(|child| tree.get(*child).is_some_and(Node::is_local)) {
+                return Err(FsError::NotEmpty);
+            }
+            self.dir_prefix(&tree, ino)
+        };
+        let request = ListRequest { prefix: prefix.clone(), max_keys: 2, ..ListRequest::default() };
         let page = self.store.list(&request).await.map_err(failed(|| format!("cannot list {prefix:?}")))?;
-        Ok(page.objects.iter().all(|object| object.key == prefix && object.size == 0))
+        let only_its_marker = page.objects.iter().all(|object| object.key == prefix && object.size == 0);
+        if only_its_marker { Ok(prefix) } else { Err(FsError::NotEmpty) }
     }
 
     /// Removes a file or a symbolic link. Open handles keep its contents.
@@ -449,9 +453,8 @@ impl Engine {
             .get(&key, 0..version.size, version.etag.as_ref())
             .await
             .map_err(failed(|| format!("cannot read link {key}")))?;
-        let bytes = sandpail_store::collect(download, TARGET_LEN_MAX as usize)
-            .await
-            .map_err(failed(|| format!("cannot read link {key}")))?;
+        let bytes =
+            sandpail_store::collect(download, 4096).await.map_err(failed(|| format!("cannot read link {key}")))?;
         // s3fs ends the target with a newline in old versions.
         let target: Arc<[u8]> = bytes.strip_suffix(b"\n").unwrap_or(&bytes).into();
         if let Some(node) = self.tree().get_mut(ino) {

@@ -130,6 +130,8 @@ pub struct Stat {
     pub ino: u64,
     /// Attributes.
     pub attr: Attr,
+    /// Whether it still has a name.
+    pub is_linked: bool,
 }
 
 /// A file that is not in the bucket yet.
@@ -357,5 +359,5 @@ fn stat_of(tree: &Tree, ino: u64) -> FsResult<Stat> {
     if let Some(dirty) = node.content.as_ref().and_then(|content| content.dirty()) {
         attr.size = dirty.size();
     }
-    Ok(Stat { ino, attr })
+    Ok(Stat { ino, attr, is_linked: node.is_linked })
 }

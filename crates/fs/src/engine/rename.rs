@@ -174,10 +174,7 @@ impl Engine {
             (node.parent, Arc::clone(&node.name), self.dir_prefix(&tree, ino), new_prefix)
         };
         if let Some(target) = target {
-            let prefix = self.dir_prefix(&self.tree(), target);
-            if !self.is_empty_in_bucket(&prefix).await? {
-                return Err(FsError::NotEmpty);
-            }
+            self.check_empty(target).await?;
         }
         let moves = self.moves(&old_prefix, &new_prefix).await?;
         let (from, to) = (self.begin(parent, &name), self.begin(new_parent, new_name));

@@ -60,7 +60,7 @@ impl Reader {
         let mut at = range.start;
         let mut retried = false;
         while at < range.end {
-            if let Some(cached) = self.from_cache(at..range.end) {
+            if let Some(cached) = self.cached(at..range.end) {
                 at += cached.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
                 chain.extend(cached);
                 continue;
@@ -85,7 +85,7 @@ impl Reader {
         Ok(chain)
     }
 
-    fn from_cache(&self, range: Range<u64>) -> Option<Vec<Bytes>> {
+    fn cached(&self, range: Range<u64>) -> Option<Vec<Bytes>> {
         let has_part =
             self.state().parts.range(..=range.start).next_back().is_some_and(|(_, p)| p.range.end > range.start);
         if has_part { None } else { self.context.cache.as_ref()?.get(&self.version, range) }
