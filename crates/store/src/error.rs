@@ -119,9 +119,6 @@ impl StoreError {
 
     /// Whether a later try of the same request may succeed.
     pub fn is_transient(&self) -> bool {
-        matches!(
-            self,
-            Self::Throttled { .. } | Self::Unreachable { .. } | Self::Server { .. } | Self::Integrity { .. }
-        )
+        matches!(self, Self::Throttled { .. } | Self::Unreachable { .. } | Self::Server { .. } | Self::Integrity { .. })
     }
 }

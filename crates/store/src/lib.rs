@@ -21,6 +21,6 @@ pub use error::{StoreError, StoreResult};
 pub use keys::{InvalidKey, KEY_LEN_MAX, ObjectKey};
 pub use store::{BodyStream, Download, Store, collect};
 pub use types::{
-    Capabilities, Condition, CopySource, ETag, ListPage, ListRequest, ListedObject, ListedPart, METADATA_LEN_MAX, ObjectAttributes, ObjectInfo, Part,
-    PutBody, PutOutcome, UploadId, UploadInProgress,
+    Capabilities, Condition, CopySource, ETag, ListPage, ListRequest, ListedObject, ListedPart, METADATA_LEN_MAX,
+    ObjectAttributes, ObjectInfo, Part, PutBody, PutOutcome, UploadId, UploadInProgress,
 };

@@ -41,7 +41,12 @@ pub fn is_mounted(path: &Path) -> bool {
 
 fn detach(mountpoint: &Path) {
     let quiet = |command: &mut Command| {
-        command.arg(mountpoint).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+        command
+            .arg(mountpoint)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
     };
     if !quiet(Command::new("umount").arg("-l")) {
         quiet(Command::new("fusermount3").args(["-u", "-z"]));
@@ -208,6 +213,7 @@ fn ours(plan: &MountPlan) -> Result<Command> {
         command.args(["--endpoint", endpoint, "--region", "us-east-1"]);
     }
     command.arg("--staging-dir").arg(plan.scratch.join("staging"));
+    command.arg("--log-file").arg(plan.scratch.join("mount.log"));
     command.args(&plan.options);
     command.env("AWS_ACCESS_KEY_ID", ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
     // Nobody's own profiles.

@@ -181,8 +181,7 @@ fn serve(client: &TcpStream, upstream: SocketAddr, state: &Mutex<State>) -> io::
         let (mut from, mut to, budget) = (server.try_clone()?, client.try_clone()?, Arc::clone(&budget));
         thread::spawn(move || {
             let mut buffer = vec![0; 64 << 10];
-            loop {
-                let Ok(len @ 1..) = from.read(&mut buffer) else { break };
+            while let Ok(len @ 1..) = from.read(&mut buffer) {
                 let mut allowed = len;
                 let mut cut = false;
                 if let Some(left) = budget.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {

@@ -100,7 +100,8 @@ impl Server {
     /// # Errors
     /// When a program is missing or the server does not answer in time.
     pub fn start(kind: ServerKind) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix(&format!("sandpail-e2e-{}-server-", std::process::id())).tempdir()?;
+        let directory =
+            tempfile::Builder::new().prefix(&format!("sandpail-e2e-{}-server-", std::process::id())).tempdir()?;
         let port = free_port()?;
         let addr = SocketAddr::from(([127, 0, 0, 1], port));
         let log = File::create(directory.path().join("server.log"))?;
@@ -192,6 +193,7 @@ impl Server {
             .env("BUCKET", bucket)
             .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
             .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+            .limit(Duration::from_secs(1200))
             .run()
     }
 }

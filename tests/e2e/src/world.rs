@@ -203,8 +203,7 @@ impl Drop for S3fsMount {
         let done = std::process::Command::new("fusermount3").arg("-u").arg(&self.path).stderr(quiet()).status();
         if !done.is_ok_and(|status| status.success()) {
             let _ = self.child.kill();
-            let _ =
-                std::process::Command::new("umount").arg("-l").arg(&self.path).stderr(quiet()).status();
+            let _ = std::process::Command::new("umount").arg("-l").arg(&self.path).stderr(quiet()).status();
         }
         let _ = self.child.wait();
     }

@@ -44,7 +44,8 @@ fn fsx_large(world: &World) -> Result<()> {
 
 fn run_fsx(world: &World, config: &str, count: usize, seeds: usize) -> Result<()> {
     // s3fs has no punch_hole and no copy_file_range.
-    let supported = |line: &&str| !on_peer() || !["punch_hole", "posix_fallocate"].iter().any(|op| line.starts_with(op));
+    let supported =
+        |line: &&str| !on_peer() || !["punch_hole", "posix_fallocate"].iter().any(|op| line.starts_with(op));
     let config: String = config.lines().filter(supported).map(|line| format!("{line}\n")).collect();
     std::fs::write(world.local().join("fsx.toml"), config)?;
     let mount = world.mount(&[])?;
@@ -95,7 +96,12 @@ fn pjdfstest(world: &World) -> Result<()> {
     let passed = out.lines().filter(|line| line.ends_with(" ok")).count();
     ensure!(passed > 100, "only {passed} cases passed:\n{out}");
     let unexpected: Vec<_> = failed.iter().filter(|name| !expected.contains(&name.as_str())).collect();
-    ensure!(unexpected.is_empty(), "{} of {} cases failed that should not: {unexpected:#?}", unexpected.len(), passed + failed.len());
+    ensure!(
+        unexpected.is_empty(),
+        "{} of {} cases failed that should not: {unexpected:#?}",
+        unexpected.len(),
+        passed + failed.len()
+    );
     mount.unmount()
 }
 
@@ -339,7 +345,10 @@ fn with_a_cache_directory(world: &World) -> Result<()> {
     let cache = cache.to_str().context("the temporary directory's name is not UTF-8")?;
     let options = ["--cache-dir", cache, "--cache-size", "16MiB"];
     let mount = world.mount(if on_peer() { &[] } else { &options })?;
-    world.sh(&mount, "for n in 1 2 3; do head -c 10000000 /dev/urandom >f$n; done; cat f* | sha256sum >\"$LOCAL/sum\"")?;
+    world.sh(
+        &mount,
+        "for n in 1 2 3; do head -c 10000000 /dev/urandom >f$n; done; cat f* | sha256sum >\"$LOCAL/sum\"",
+    )?;
     let mount = mount.remount(&[])?;
     let check = "[ \"$(cat f* | sha256sum)\" = \"$(cat \"$LOCAL/sum\")\" ]; cmp f1 f1";
     world.sh(&mount, check)?;

@@ -94,15 +94,19 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn set(ranges: &[Range<u64>]) -> RangeSet {
+    fn set(ranges: impl IntoIterator<Item = Range<u64>>) -> RangeSet {
         let mut set = RangeSet::default();
-        ranges.iter().for_each(|range| set.insert(range.clone()));
+        ranges.into_iter().for_each(|range| set.insert(range));
         set
+    }
+
+    fn one(range: Range<u64>) -> RangeSet {
+        set(std::iter::once(range))
     }
 
     #[test]
     fn a_small_change_of_a_large_file_uploads_one_part() {
-        let dirty = set(&[100 * MIB..100 * MIB + 4096]);
+        let dirty = one(100 * MIB..100 * MIB + 4096);
         let plan = plan(256 * MIB, &dirty, Some(256 * MIB), 8 * MIB, &Capabilities::default()).unwrap();
         let UploadPlan::Multipart(parts) = plan else { panic!() };
         assert_eq!(
@@ -118,8 +122,8 @@ mod tests {
     #[test]
     fn the_largest_object_fits_and_a_larger_one_is_refused() {
         let limits = Capabilities::default();
-        assert!(plan(5 << 40, &set(&[0..1]), None, 8 * MIB, &limits).is_ok());
-        let refused = plan(60 << 40, &set(&[0..1]), None, 8 * MIB, &limits);
+        assert!(plan(5 << 40, &one(0..1), None, 8 * MIB, &limits).is_ok());
+        let refused = plan(60 << 40, &one(0..1), None, 8 * MIB, &limits);
         assert!(matches!(refused, Err(FsError::TooLarge { .. })));
     }
 
@@ -130,7 +134,7 @@ mod tests {
             part_copy: bool, equal_parts: bool,
         ) {
             let limits = Capabilities { part_copy, equal_parts, part_count_max: 40, ..Capabilities::default() };
-            let dirty = set(&changes.iter().map(|(start, len)| *start..start + len).collect::<Vec<_>>());
+            let dirty = set(changes.iter().map(|(start, len)| *start..start + len));
             let base = Some(limit.min(size));
             if let UploadPlan::Multipart(parts) = plan(size, &dirty, base, 5 * MIB, &limits).unwrap() {
                 prop_assert!(parts.len() <= 40);

@@ -190,7 +190,7 @@ fn check(
             format!("object {key:?}: Content-Length {length:?} and the range of {} bytes differ", end - range.start);
         return Err(StoreError::Integrity { message });
     }
-    let info = object_info(&reply.headers, size, etag).map_err(|message| protocol(message))?;
+    let info = object_info(&reply.headers, size, etag).map_err(protocol)?;
     if etag.is_some_and(|etag| *etag != info.etag) {
         return Err(StoreError::changed(key));
     }

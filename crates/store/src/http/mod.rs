@@ -209,10 +209,14 @@ impl HttpStoreBuilder {
         let path_style = self.path_style.unwrap_or_else(|| {
             let host = self.endpoint.host();
             let is_address = host.starts_with('[') || host.parse::<std::net::Ipv4Addr>().is_ok();
-            quirks.path_style || is_address || host == "localhost" || self.bucket.contains(['.', '_']) || self.bucket.chars().any(char::is_uppercase)
+            quirks.path_style
+                || is_address
+                || host == "localhost"
+                || self.bucket.contains(['.', '_'])
+                || self.bucket.chars().any(char::is_uppercase)
         });
         let region = self.region.unwrap_or_else(|| quirks.region_at(&self.endpoint));
-        let capabilities = self.capabilities.unwrap_or_else(|| Capabilities {
+        let capabilities = self.capabilities.unwrap_or(Capabilities {
             conditional_put: quirks.conditional_put,
             conditional_delete: quirks.conditional_delete,
             part_copy: quirks.part_copy,
@@ -284,7 +288,9 @@ fn with_condition(call: Call, condition: &Condition) -> Call {
 /// The error of a lost answer that could not be cleared up.
 fn unclear(key: &ObjectKey) -> StoreError {
     StoreError::Server {
-        message: format!("the answer to a conditional write of object {key:?} was lost; whether it was stored is not known"),
+        message: format!(
+            "the answer to a conditional write of object {key:?} was lost; whether it was stored is not known"
+        ),
     }
 }
 
@@ -354,12 +360,18 @@ impl HttpStore {
     /// The ETag header, without which a write is not believed.
     fn etag_of(&self, call: &str, key: &ObjectKey, reply: &Reply) -> StoreResult<ETag> {
         let etag = reply.header("etag").filter(|etag| !etag.is_empty());
-        etag.map(ETag::new).ok_or_else(|| StoreError::Protocol { message: format!("{call} of {key:?}: no ETag in the answer") })
+        etag.map(ETag::new)
+            .ok_or_else(|| StoreError::Protocol { message: format!("{call} of {key:?}: no ETag in the answer") })
     }
 
     /// A conditional write was refused after an earlier try whose answer was lost: was that try the one that won?
     /// `is_ours` judges the stored version.
-    async fn settle(&self, key: &ObjectKey, refusal: StoreError, is_ours: impl FnOnce(&ObjectInfo) -> Option<bool>) -> StoreResult<PutOutcome> {
+    async fn settle(
+        &self,
+        key: &ObjectKey,
+        refusal: StoreError,
+        is_ours: impl FnOnce(&ObjectInfo) -> Option<bool>,
+    ) -> StoreResult<PutOutcome> {
         let stored = match self.head(key).await {
             Ok(info) => info,
             Err(StoreError::NotFound { .. }) => return Err(refusal),
@@ -386,7 +398,11 @@ impl HttpStore {
         }
     }
 
-    async fn delete_batch(&self, keys: &[&ObjectKey], failed: &mut Vec<(ObjectKey, StoreError)>) -> Result<(), Failure> {
+    async fn delete_batch(
+        &self,
+        keys: &[&ObjectKey],
+        failed: &mut Vec<(ObjectKey, StoreError)>,
+    ) -> Result<(), Failure> {
         let body = xml::delete_body(keys.iter().map(|key| key.as_str()));
         let md5 = checksum::of(ChecksumKind::ContentMd5, body.as_bytes()).unwrap_or_default();
         let kind = self.shared.quirks.checksum;
@@ -454,9 +470,7 @@ impl Store for HttpStore {
     ) -> StoreResult<PutOutcome> {
         let call = with_condition(with_attributes(Call::put(key.as_str()), attributes)?, condition);
         match self.upload(call, &body).await {
-            Ok((reply, _)) => {
-                Ok(PutOutcome { etag: self.etag_of("PutObject", key, &reply)?, last_modified: None })
-            }
+            Ok((reply, _)) => Ok(PutOutcome { etag: self.etag_of("PutObject", key, &reply)?, last_modified: None }),
             Err(failure) if failure.maybe_done && matches!(failure.error, StoreError::Precondition { .. }) => {
                 let md5 = md5_hex(&body).await?;
                 self.settle(key, failure.error, |stored| {
@@ -478,11 +492,12 @@ impl Store for HttpStore {
         condition: &Condition,
     ) -> StoreResult<PutOutcome> {
         let provider = self.shared.quirks.provider;
-        let mut call =
-            Call::copy(target.as_str(), &self.source_of(source), source.etag.as_ref().map(ETag::as_str));
+        let mut call = Call::copy(target.as_str(), &self.source_of(source), source.etag.as_ref().map(ETag::as_str));
         match attributes {
             Some(attributes) => {
-                call = with_attributes(call, attributes)?.header("x-amz-metadata-directive", "REPLACE").map_err(bad_header)?;
+                call = with_attributes(call, attributes)?
+                    .header("x-amz-metadata-directive", "REPLACE")
+                    .map_err(bad_header)?;
             }
             // Amazon puts a copy into the standard class unless told otherwise.
             None if provider == Provider::S3 => {
@@ -493,7 +508,9 @@ impl Store for HttpStore {
         }
         call = match (provider, condition) {
             // R2 knows conditions on a copy's target under names of its own.
-            (Provider::R2, Condition::Absent) => call.header("cf-copy-destination-if-none-match", "*").map_err(bad_header)?,
+            (Provider::R2, Condition::Absent) => {
+                call.header("cf-copy-destination-if-none-match", "*").map_err(bad_header)?
+            }
             (Provider::R2, Condition::Matches(etag)) => {
                 call.header("cf-copy-destination-if-match", &format!("\"{}\"", etag.as_str())).map_err(bad_header)?
             }
@@ -569,8 +586,13 @@ impl Store for HttpStore {
 
     async fn list(&self, request: &ListRequest) -> StoreResult<ListPage> {
         let start_after = request.start_after.as_deref().filter(|_| request.continuation.is_none());
-        let mut call =
-            Call::list(&request.prefix, request.delimited, start_after, request.continuation.as_deref(), request.max_keys);
+        let mut call = Call::list(
+            &request.prefix,
+            request.delimited,
+            start_after,
+            request.continuation.as_deref(),
+            request.max_keys,
+        );
         if self.shared.quirks.url_encoded_lists {
             call = call.url_encoded();
         }
@@ -658,7 +680,9 @@ impl Store for HttpStore {
             }
             Err(failure) => failure,
         };
-        if !failure.maybe_done || !matches!(failure.error, StoreError::Precondition { .. } | StoreError::NotFound { .. }) {
+        if !failure.maybe_done
+            || !matches!(failure.error, StoreError::Precondition { .. } | StoreError::NotFound { .. })
+        {
             return Err(match failure.error {
                 StoreError::Precondition { .. } => StoreError::changed(key),
                 error => error,
@@ -672,7 +696,8 @@ impl Store for HttpStore {
                 return Some(true);
             }
             // Random tags still tell the number of parts, and the time is the server's.
-            let is_new = stored.last_modified + Duration::from_secs(2) >= begun && stored.last_modified != SystemTime::UNIX_EPOCH;
+            let is_new = stored.last_modified + Duration::from_secs(2) >= begun
+                && stored.last_modified != SystemTime::UNIX_EPOCH;
             (!(stored_tag.ends_with(&suffix) && is_new)).then_some(false)
         })
         .await
