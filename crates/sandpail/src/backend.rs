@@ -36,7 +36,9 @@ impl Source {
             Some((bucket, prefix)) => (bucket, Some(format!("/{prefix}"))),
             None => (rest, None),
         };
-        if let Some((bucket, prefix)) = bucket.split_once(':') {
+        // What s3fs takes: BUCKET:/PREFIX.
+        if bucket.contains(':') {
+            let (bucket, prefix) = rest.split_once(':').unwrap_or((bucket, ""));
             bail!("Bucket name cannot contain ':'. To mount a prefix, write {bucket}/{}", prefix.trim_matches('/'));
         }
         let bucket = BucketName::parse_lenient(bucket)?;
