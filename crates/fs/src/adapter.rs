@@ -25,7 +25,7 @@ use crate::FsError;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::attr::{Kind, S_IFMT, S_IFREG};
-use crate::engine::{Engine, OpenMode, SetAttr, SetTime, Stat, Whence};
+use crate::engine::{Engine, Metadata, OpenMode, SetAttr, SetTime, Stat, Whence};
 use crate::errno::{Errno, errno};
 
 /// Threads that read requests; two keep a stream busy on a small machine.
@@ -308,17 +308,21 @@ macro_rules! answer {
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Each is asked for alone: a kernel that lacks one must not lose the others.
-        for flag in [
+        // With attributes in the objects a plain `ls` must not ask for each of them; `lookup` asks ahead instead.
+        let plus: &[InitFlags] = match self.engine.options().metadata {
+            Metadata::Posix => &[],
+            Metadata::None => &[InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO],
+        };
+        let flags = [
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_AUTO_INVAL_DATA,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-        ] {
+        ];
+        for &flag in flags.iter().chain(plus) {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel lacks this");
             }

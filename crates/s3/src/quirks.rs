@@ -45,6 +45,10 @@ pub struct Quirks {
     pub tagging_directive: bool,
     /// Objects with `Content-Encoding: gzip` come unpacked unless `Accept-Encoding: gzip` is sent.
     pub unpacks_gzip: bool,
+    /// Objects whose keys end in `/` keep their user metadata and can be copied.
+    pub marker_metadata: bool,
+    /// Keys keep their backslashes.
+    pub backslashes: bool,
     /// DeleteObjects works.
     pub delete_objects: bool,
     /// Smallest part that is not the last.
@@ -75,6 +79,8 @@ const GENERIC: Quirks = Quirks {
     url_encoded_lists: true,
     tagging_directive: true,
     unpacks_gzip: false,
+    marker_metadata: true,
+    backslashes: true,
     delete_objects: true,
     part_len_min: 5 * MIB,
     part_len_max: 5 * GIB,
@@ -142,8 +148,9 @@ static TABLE: [Quirks; 11] = [
         url_encoded_lists: false,
         ..GENERIC
     },
-    // SeaweedFS wiki "Amazon S3 API": path style. Encoded listings are asked for: the answer says if they came.
-    Quirks { provider: Provider::SeaweedFs, ..GENERIC },
+    // SeaweedFS wiki "Amazon S3 API": path style. Encoded listings are asked for: the answer says if they came. Markers
+    // and backslashes: seen with 4.48, where a key ending in `/` is a directory of the filer and `\` becomes `/`.
+    Quirks { provider: Provider::SeaweedFs, marker_metadata: false, backslashes: false, ..GENERIC },
     // Garage docs "S3 compatibility status": region `garage`, no tagging.
     Quirks { provider: Provider::Garage, region: DefaultRegion::Fixed("garage"), tagging_directive: false, ..GENERIC },
     GENERIC,

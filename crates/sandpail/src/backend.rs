@@ -82,6 +82,11 @@ enum Keys {
 }
 
 impl RemotePlan {
+    /// Where the server is.
+    pub(crate) fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     /// Finds endpoint and keys: arguments first, then the environment.
     pub(crate) fn from_arguments(arguments: &StoreArgs) -> anyhow::Result<Self> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());

@@ -164,7 +164,7 @@ pub(crate) struct MountArgs {
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
     pub(crate) metadata_ttl: Duration,
     /// Length of the parts of large uploads
-    #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = parse_part_size)]
     pub(crate) part_size: u64,
     /// When an object was changed by someone else
     #[arg(long, value_name = "POLICY", default_value = "overwrite")]
@@ -260,12 +260,16 @@ pub(crate) fn with_mount_helper_forms(arguments: Vec<OsString>) -> Vec<OsString>
     let name = arguments.first().map(PathBuf::from).unwrap_or_default();
     let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let is_helper = name.starts_with("mount.");
-    // mount.fuse3 passes "SRC DIR -o rw,…" to the program itself.
+    // mount.fuse3 passes "SRC DIR -o rw,…" to the program itself; the bucket may be called as a command is.
     let is_bare = arguments.len() >= 4 && arguments.get(3).is_some_and(|argument| argument == "-o");
-    let is_command = arguments.get(1).is_some_and(|argument| {
-        let known = argument.to_string_lossy();
-        Cli::command().get_subcommands().any(|sub| sub.get_name() == known || sub.get_all_aliases().any(|a| a == known))
-    });
+    let is_command = arguments.len() != 5
+        && arguments.get(1).is_some_and(|argument| {
+            let known = argument.to_string_lossy();
+            let mut commands = Cli::command();
+            commands
+                .get_subcommands_mut()
+                .any(|sub| sub.get_name() == known || sub.get_all_aliases().any(|a| a == known))
+        });
     if !is_helper && (!is_bare || is_command) {
         return arguments;
     }
@@ -305,7 +309,8 @@ impl MountArgs {
                 | "default_permissions" => {}
                 "noexec" | "exec" | "sync" | "dirsync" => kernel.push(name.to_owned()),
                 _ if name.starts_with("x-") || name == "comment" => {}
-                _ => more.push(format!("--{}", option.replacen('_', "-", option.matches('_').count())).into()),
+                // Names are written with `_` there; values stay as they are.
+                _ => more.push(format!("--{}{}", name.replace('_', "-"), &option[name.len()..]).into()),
             }
         }
         if more.len() > 2 {
@@ -317,6 +322,15 @@ impl MountArgs {
         self.kernel_options = kernel;
         Ok(self)
     }
+}
+
+/// S3 takes parts of 5 MiB to 5 GiB.
+fn parse_part_size(text: &str) -> Result<u64, String> {
+    let size = parse_bytes(text).map_err(|error| error.to_string())?;
+    if !(5 << 20..=5 << 30).contains(&size) {
+        return Err("S3 takes parts of 5MiB to 5GiB".to_owned());
+    }
+    Ok(size)
 }
 
 /// What `-o` says, over what the flags say where those say nothing.
@@ -386,6 +400,8 @@ mod tests {
             assert_eq!((read.uid, read.cache_size), (flags.uid, flags.cache_size));
             assert_eq!(read.store.endpoint, flags.store.endpoint);
         }
+        let named = mount("sandpail bucket /mnt -o cache_dir=/my_cache").unwrap();
+        assert_eq!((named.source.as_str(), named.cache_dir), ("bucket", Some("/my_cache".into())));
         assert_eq!(bare.kernel_options, ["noexec"]);
     }
 
@@ -404,5 +420,6 @@ mod tests {
         refused("sandpail mount b /mnt -o no_such_option", "--no-such-option");
         refused("sandpail mount b /mnt --provider s4", "unknown provider");
         refused("sandpail mount b /mnt --file-mode 0999", "0999");
+        refused("sandpail mount b /mnt --part-size 1KiB", "5MiB");
     }
 }

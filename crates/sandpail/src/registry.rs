@@ -65,13 +65,14 @@ impl Entry {
         std::fs::write(&path, serde_json::to_vec(self)?).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Removes the entry and the socket; the log stays only if it says something.
+    /// Removes the entry and the socket; the log stays only if it holds a warning.
     pub(crate) fn remove(&self) {
         let Ok(path) = self.path() else { return };
         let _ = std::fs::remove_file(&path);
         let _ = std::fs::remove_file(path.with_extension("sock"));
         let log = path.with_extension("log");
-        if std::fs::metadata(&log).is_ok_and(|meta| meta.len() == 0) {
+        let is_quiet = |text: String| !text.contains(" WARN ") && !text.contains(" ERROR ");
+        if std::fs::read_to_string(&log).is_ok_and(is_quiet) {
             let _ = std::fs::remove_file(log);
         }
     }

@@ -18,7 +18,7 @@ pub(crate) fn run(arguments: &UmountArgs) -> anyhow::Result<ExitCode> {
     let shown = arguments.mountpoint.display();
     let mountpoint = absolute(&arguments.mountpoint)?;
     if host::sandpail_mount(&mountpoint).is_none() {
-        bail!("{shown} is not a sandpail mount (see: sandpail list)");
+        bail!("{shown} is not mounted by sandpail (see: sandpail list)");
     }
     let entry = registry::find(&mountpoint)?;
     if let Some(entry) = &entry {

@@ -1,6 +1,7 @@
 //! The process behind a mount. It gets its plan, keys included, over a pipe and holds nothing else.
 
 use std::fs::File;
+use std::hash::{Hash, Hasher};
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -55,6 +56,14 @@ pub(crate) enum Conflict {
 }
 
 impl Plan {
+    /// The file that all mounts of one bucket share.
+    fn neighbours_file(&self) -> String {
+        let mut hasher = std::hash::DefaultHasher::new();
+        self.source.to_string().hash(&mut hasher);
+        self.store.as_ref().map(|store| store.endpoint()).hash(&mut hasher);
+        format!("bucket-{:016x}.changes", hasher.finish())
+    }
+
     /// A name for people and for the mount table.
     pub(crate) fn shown_source(&self) -> String {
         let prefix = self.prefix.trim_end_matches('/');
@@ -113,7 +122,9 @@ pub(crate) fn run(plan: &Plan, ready: impl FnOnce() -> std::io::Result<()>) -> a
         (Source::Bucket(name), Some(remote)) => remote.store(name)?,
         (Source::Bucket(name), None) => anyhow::bail!("bucket {name:?} has no endpoint"),
     };
-    let engine = Engine::new(store, engine_options(plan), runtime.handle().clone())?;
+    let mut options = engine_options(plan);
+    options.neighbours = Some(registry::directory()?.join(plan.neighbours_file()));
+    let engine = Engine::new(store, options, runtime.handle().clone())?;
     runtime.block_on(engine.probe())?;
     let options = MountOptions {
         source: plan.shown_source(),

@@ -43,6 +43,14 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// A name for people: `s3://bucket at https://…`. Never holds a credential.
     fn describe(&self) -> String;
 
+    /// Checks whether this store keeps an object under this very key. Asks nobody.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] if it would be stored under another key.
+    fn check_key(&self, _key: &ObjectKey) -> StoreResult<()> {
+        Ok(())
+    }
+
     /// Asks whether the bucket is there and may be listed.
     ///
     /// # Errors

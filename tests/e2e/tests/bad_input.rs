@@ -129,7 +129,7 @@ fn mountpoints(world: &World) -> Result<()> {
     let mount = world.mount(&[])?;
     world.sh(&mount, "echo x >kept")?;
     // A second mount on the same directory says no and harms nothing.
-    refused(world, "\"$SANDPAIL\" mount --endpoint \"$ENDPOINT\" \"$BUCKET\" ../mnt", &["mnt", "mounted"]).or_else(
+    refused(world, "\"$SANDPAIL\" mount --endpoint \"$ENDPOINT\" \"$BUCKET\" ../mnt", &["mnt", "already"]).or_else(
         |error| {
             // `refused` looks for processes by the test's directory, which the live mount names.
             if error.to_string().contains("a process is left") { Ok(()) } else { Err(error) }
@@ -183,7 +183,7 @@ fn daemonised(world: &World) -> Result<()> {
             r#"
             mkdir -p "m nt"; trap '"$SANDPAIL" umount "m nt" 2>/dev/null || true' EXIT
             "$SANDPAIL" mount --endpoint "$ENDPOINT" --region us-east-1 "$BUCKET" "m nt" </dev/null | cat
-            echo x >"m nt/a"; "$SANDPAIL" list | grep "m nt" >/dev/null; pid=$("$SANDPAIL" list | sed -n 's/.*m nt.*pid //p'); [ -d /proc/$pid ]
+            echo x >"m nt/a"; "$SANDPAIL" list | grep -F "$PWD/m nt" >/dev/null; pid=$("$SANDPAIL" list | grep -F "$PWD/m nt" | sed 's/.*pid //'); [ -d /proc/$pid ]
             tr '\0' '\n' </proc/$pid/environ >env; tr '\0' ' ' </proc/$pid/cmdline >cmd
             fails grep -q "$AWS_SECRET_ACCESS_KEY" cmd
             "$SANDPAIL" umount "m nt"; [ -z "$(ls -A "m nt")" ]; for n in $(seq 100); do [ -d /proc/$pid ] || break; sleep 0.1; done; [ ! -d /proc/$pid ]

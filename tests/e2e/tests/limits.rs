@@ -30,7 +30,7 @@ for n in range({mib}): sys.stdout.buffer.write(n.to_bytes(8, "big") + block[8:])
 }
 
 fn large_directory(world: &World) -> Result<()> {
-    let count = short_or_long(20_000, 100_000);
+    let count = short_or_long(6_000, 100_000);
     fill(world, count)?;
     let mount = world.mount(&[])?;
     let found = world.sh(

@@ -71,6 +71,9 @@ fn unusual_names(world: &World) -> Result<()> {
 import os
 names = ["sp ace", " lead", "trail ", "pl+us", "per%20cent", "%", "%2F", "q?a=b&c", "ha#sh", "ünï", "日本語", "e\u0301", "\u00e9", "😀", "quo'te\"s",
     "back\\slash", "tab\t", "new\nline", "-dash", "~", "...", ".hidden", "a:b", "a*b", "n" * 255, "=;,", "{}[]<>|^`", "a%2Fb", "%2E", "@", "$HOME"]
+# SeaweedFS would store it as a '/', so it is refused there
+try: open("back\\slash", "w").close()
+except OSError as error: assert error.errno == 22, error; names[names.index("back\\slash")] = "no slash"
 for n, name in enumerate(names):
     open(name, "w").write(str(n)); os.mkdir(f"dir {n}"); open(f"dir {n}/{name}", "w").write(str(n))
 for name in names: os.rename(name, name + "2" if len(name) < 250 else "2" + name[1:]); 

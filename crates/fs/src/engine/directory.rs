@@ -1,7 +1,6 @@
 //! Directories: listing them, making and removing what stands in them.
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -95,7 +94,7 @@ impl Engine {
         let from = first.saturating_sub(2);
         let items = snapshot.get(from..).unwrap_or_default();
         let items = &items[..items.len().min(count_max)];
-        self.head_unknown(dir.ino, items, plus).await?;
+        self.head_unknown(dir.ino, items, plus).await;
         for (at, item) in items.iter().enumerate() {
             let next = (from + at) as u64 + 3;
             if plus {
@@ -138,12 +137,13 @@ impl Engine {
         let (since, prefix, is_fresh) = {
             let mut tree = self.tree();
             let since = tree.tick();
+            self.notice(&mut tree, ino);
             let node = tree.get(ino).ok_or_else(|| stale(ino))?;
             if !node.is_linked {
                 return Ok(Vec::new());
             }
             let dir = node.dir.as_deref().ok_or(FsError::NotADirectory)?;
-            let is_fresh = dir.complete_until.is_some_and(|until| until > Instant::now());
+            let is_fresh = dir.complete_until.is_some_and(|until| dir.believes(until, self.believed_for()));
             (since, self.dir_prefix(&tree, ino), is_fresh)
         };
         if !is_fresh && let Some((entries, has_marker)) = self.list_directory(&prefix, true).await? {
@@ -166,21 +166,22 @@ impl Engine {
     }
 
     /// Asks for the metadata of listed files, many at a time: of all of them, or of those that could be links.
-    async fn head_unknown(&self, parent: u64, items: &[DirItem], all: bool) -> FsResult<()> {
-        if !self.has_posix_metadata() {
-            return Ok(());
+    pub(super) async fn head_unknown(&self, parent: u64, items: &[DirItem], all: bool) {
+        if !self.has_posix_metadata() || items.is_empty() {
+            return;
         }
         let mut keys: Vec<(Name, ObjectKey, bool)> = Vec::new();
         let since = {
             let mut tree = self.tree();
             let since = tree.tick();
             let prefix = self.dir_prefix(&tree, parent);
-            let now = Instant::now();
             for item in items {
-                if tree.child(parent, &item.name).is_some_and(|node| node.is_local() || node.fresh_until > now) {
+                let Some(dir) = tree.dir(parent) else { break };
+                let is_known = |node: &Node| node.is_local() || dir.believes(node.fresh_until, self.believed_for());
+                if tree.child(parent, &item.name).is_some_and(is_known) {
                     continue;
                 }
-                let Some(entry) = tree.dir(parent).and_then(|dir| dir.entries.get(&item.name)) else { continue };
+                let Some(entry) = dir.entries.get(&item.name) else { continue };
                 if entry.attributes.is_some() {
                     continue;
                 }
@@ -206,7 +207,7 @@ impl Engine {
             {
                 asked.push(async move { (name, is_directory, self.head(&key).await) });
             }
-            let Some((name, is_directory, info)) = asked.next().await else { return Ok(()) };
+            let Some((name, is_directory, info)) = asked.next().await else { return };
             // What fails here is asked again, and reported, by the lookup of that name alone.
             let Ok(info) = info else { continue };
             let mut tree = self.tree();
@@ -466,7 +467,12 @@ impl Engine {
     /// Checks that a name is free and can be a key.
     pub(super) async fn new_segment(&self, parent: u64, name: &[u8]) -> FsResult<Arc<str>> {
         let segment: Arc<str> = match asked_for(name)? {
-            Asked::Segment(segment) => Arc::from(&*segment),
+            Asked::Segment(segment) => {
+                let segment: Arc<str> = Arc::from(&*segment);
+                let key = self.key_in(&self.tree(), parent, &segment)?;
+                self.store.check_key(&key).map_err(|error| FsError::Invalid { what: error.to_string() })?;
+                segment
+            }
             Asked::ShadowedFile(_) | Asked::Shortened => {
                 let what = format!("{:?} is the escape of another name", String::from_utf8_lossy(name));
                 return Err(FsError::Invalid { what });
@@ -537,6 +543,7 @@ pub(super) struct Change<'a> {
 
 impl Change<'_> {
     pub(super) fn done(mut self, tree: &mut Tree) {
+        self.engine.tell(tree, self.parent);
         tree.end_mutation(self.parent, &self.name);
         self.is_open = false;
     }
@@ -545,7 +552,10 @@ impl Change<'_> {
 impl Drop for Change<'_> {
     fn drop(&mut self) {
         if self.is_open {
-            self.engine.tree().end_mutation(self.parent, &self.name);
+            let mut tree = self.engine.tree();
+            // It may have happened all the same.
+            self.engine.tell(&mut tree, self.parent);
+            tree.end_mutation(self.parent, &self.name);
         }
     }
 }

@@ -1,11 +1,13 @@
 //! From a name to a node: from what is known, or by asking the store.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use sandpail_store::{ListRequest, ObjectAttributes, ObjectInfo, ObjectKey, StoreError};
 
+use super::directory::DirItem;
 use super::{Engine, Stat, failed, not_found, object_key, stale, stat_of};
 use crate::attr::{Attr, Kind};
 use crate::tree::names::{Asked, asked_for, name_of, shadowed_name_of};
@@ -14,6 +16,8 @@ use crate::{FsError, FsResult};
 
 /// After so many questions for single names of a directory it is listed instead.
 const PROBES_BEFORE_LISTING: u32 = 1;
+/// Most names that are asked for ahead of their lookups.
+const AHEAD_LEN_MAX: usize = 64;
 /// A local change in the middle of every question would have to happen this often.
 const TRIES: usize = 16;
 
@@ -31,10 +35,12 @@ struct Question {
 enum What {
     /// List the directory: one page, or all of it.
     List { prefix: String, whole: bool },
-    /// HEAD a file whose version the listing told.
-    File { key: ObjectKey },
-    /// HEAD a directory's marker.
-    Marker { key: ObjectKey },
+    /// HEAD a file whose version the listing told, and the files that are likely to be asked for next.
+    File { key: ObjectKey, ahead: Vec<DirItem> },
+    /// HEAD a directory's marker, and what is likely to be asked for next.
+    Marker { key: ObjectKey, ahead: Vec<DirItem> },
+    /// HEAD what was known until now and is probably still there.
+    Again { key: ObjectKey, segment: Arc<str> },
     /// Nothing is known: HEAD the file and look for keys below it.
     Probe { segment: Arc<str>, file: Option<ObjectKey>, below: Option<ObjectKey>, file_only: bool },
 }
@@ -82,23 +88,24 @@ impl Engine {
     }
 
     fn lookup_step(&self, tree: &mut Tree, parent: u64, name: &[u8]) -> FsResult<Step> {
-        let now = Instant::now();
         let asked = match asked_for(name) {
             Ok(asked) => asked,
             Err(FsError::Invalid { .. }) => return Ok(Step::Absent),
             Err(error) => return Err(error),
         };
+        self.notice(tree, parent);
         let node = tree.get(parent).ok_or_else(|| stale(parent))?;
         let Some(dir) = node.dir.as_deref() else { return Err(FsError::NotADirectory) };
         if !node.is_linked {
             return Ok(Step::Absent);
         }
+        let believes = |until: Instant| dir.believes(until, self.believed_for());
         if let Some(child) = dir.children.get(name).and_then(|ino| tree.get(*ino))
-            && (child.is_local() || child.fresh_until > now || (child.version.is_none() && child.opens > 0))
+            && (child.is_local() || believes(child.fresh_until) || (child.version.is_none() && child.opens > 0))
         {
             return Ok(Step::Known(child.ino));
         }
-        let is_listed = dir.complete_until.is_some_and(|until| until > now);
+        let is_listed = dir.complete_until.is_some_and(believes);
         if is_listed {
             let Some(entry) = dir.entries.get(name) else { return Ok(Step::Absent) };
             let is_known = entry.attributes.is_some() || !self.has_posix_metadata();
@@ -112,22 +119,25 @@ impl Engine {
             let is_directory = entry.is_directory();
             let since = tree.tick();
             let key = format!("{}{segment}", self.dir_prefix(tree, parent));
+            let ahead = ahead_of(tree, parent, name);
             let what = if is_directory {
                 match object_key(format!("{key}/")) {
-                    Ok(key) => What::Marker { key },
+                    Ok(key) => What::Marker { key, ahead },
                     // No room for a marker: the directory is implicit.
                     Err(_) => return Ok(Step::Known(self.node_of_entry(tree, parent, name)?)),
                 }
             } else {
-                What::File { key: object_key(key)? }
+                What::File { key: object_key(key)?, ahead }
             };
             return Ok(Step::Ask(Question { since, what }));
         }
-        if dir.absent.get(name).is_some_and(|until| *until > now) {
+        if dir.absent.get(name).is_some_and(|until| believes(*until)) {
             return Ok(Step::Absent);
         }
         let was_listed = dir.complete_until.is_some();
         let shall_list = !dir.is_huge && (was_listed || dir.probes >= PROBES_BEFORE_LISTING);
+        let known = dir.children.get(name).and_then(|ino| tree.get(*ino)).filter(|child| child.version.is_some());
+        let known = known.map(|child| (Arc::clone(&child.segment), child.dir.is_some()));
         let since = tree.tick();
         let prefix = self.dir_prefix(tree, parent);
         if matches!(asked, Asked::Shortened) || shall_list {
@@ -136,6 +146,11 @@ impl Engine {
         }
         if let Some(dir) = tree.dir_mut(parent) {
             dir.probes += 1;
+        }
+        if let Some((segment, is_directory)) = known {
+            let slash = if is_directory { "/" } else { "" };
+            let key = object_key(format!("{prefix}{segment}{slash}"))?;
+            return Ok(Step::Ask(Question { since, what: What::Again { key, segment } }));
         }
         let (segment, file_only) = match asked {
             Asked::Segment(segment) => (segment, false),
@@ -172,7 +187,7 @@ impl Engine {
                     }
                 }
             }
-            What::File { key } => match self.head(&key).await? {
+            What::File { key, ahead } => match self.head_with(parent, &key, &ahead).await? {
                 Some(info) => {
                     let mut tree = self.tree();
                     if !tree.is_outdated(parent, name, since)
@@ -191,8 +206,31 @@ impl Engine {
                     }
                 }
             },
-            What::Marker { key } => {
-                let marker = self.head(&key).await?;
+            What::Again { key, segment } => {
+                let info = self.head(&key).await?;
+                let mut tree = self.tree();
+                if tree.is_outdated(parent, name, since) {
+                    return Ok(());
+                }
+                match info {
+                    Some(info) if key.as_str().ends_with('/') => {
+                        self.apply_directory(&mut tree, parent, name, segment, Some(info));
+                    }
+                    Some(info) => self.apply(&mut tree, parent, name, Found::File { segment, info }),
+                    // Gone, or something else now: the next step asks for everything.
+                    None => {
+                        let child = tree.child(parent, name).map(|node| node.ino);
+                        if let Some(node) = child.and_then(|ino| tree.get_mut(ino)) {
+                            node.version = None;
+                            if let Some(dir) = &mut node.dir {
+                                dir.has_marker = None;
+                            }
+                        }
+                    }
+                }
+            }
+            What::Marker { key, ahead } => {
+                let marker = self.head_with(parent, &key, &ahead).await?;
                 let mut tree = self.tree();
                 if !tree.is_outdated(parent, name, since) {
                     let segment = tree.dir(parent).and_then(|dir| dir.entries.get(name)?.segment.clone());
@@ -243,6 +281,12 @@ impl Engine {
             _ if file_only => Found::Nothing,
             _ => Found::Nothing,
         })
+    }
+
+    /// Describes an object, and asks for its neighbours beside.
+    async fn head_with(&self, parent: u64, key: &ObjectKey, ahead: &[DirItem]) -> FsResult<Option<ObjectInfo>> {
+        let (info, ()) = futures_util::future::join(self.head(key), self.head_unknown(parent, ahead, true)).await;
+        info
     }
 
     /// Describes an object; `None` if there is none.
@@ -422,9 +466,12 @@ impl Engine {
     /// Finds out again whether a path still stands for this node, when what is known of it is too old.
     pub(super) async fn revalidate(&self, ino: u64) -> FsResult<()> {
         let (parent, name) = {
-            let tree = self.tree();
+            let mut tree = self.tree();
+            let parent = tree.get(ino).ok_or_else(|| stale(ino))?.parent;
+            self.notice(&mut tree, parent);
             let node = tree.get(ino).ok_or_else(|| stale(ino))?;
-            let is_settled = node.fresh_until > Instant::now() || node.is_local() || !node.is_linked || node.opens > 0;
+            let is_fresh = tree.dir(parent).is_none_or(|dir| dir.believes(node.fresh_until, self.believed_for()));
+            let is_settled = is_fresh || node.is_local() || !node.is_linked || node.opens > 0;
             if ino == ROOT || is_settled {
                 return Ok(());
             }
@@ -436,6 +483,21 @@ impl Engine {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Programs that list a directory look its names up one by one, in the order of the listing (`ls -l`). As with the
+/// contents of a file, the more names were asked for in order, the more are fetched at once.
+fn ahead_of(tree: &mut Tree, parent: u64, name: &[u8]) -> Vec<DirItem> {
+    let Some(dir) = tree.dir_mut(parent) else { return Vec::new() };
+    let len = match &dir.ahead {
+        Some((next, len)) if **next == *name => (len * 4).min(AHEAD_LEN_MAX),
+        _ => 1,
+    };
+    let mut after = dir.entries.range::<[u8], _>((Bound::Excluded(name), Bound::Unbounded));
+    let item = |(name, entry): (&Name, &Entry)| DirItem { name: Arc::clone(name), is_directory: entry.is_directory() };
+    let ahead = after.by_ref().take(len - 1).map(item).collect();
+    dir.ahead = after.next().map(|(next, _)| (Arc::clone(next), len));
+    ahead
 }
 
 /// Adds a name; of a file and a directory of one name the directory wins, the file gets an escaped name.

@@ -10,6 +10,7 @@ mod attributes;
 mod directory;
 mod file;
 mod lookup;
+mod neighbours;
 mod rename;
 mod upload;
 
@@ -24,6 +25,7 @@ use sandpail_store::{ObjectKey, Store, StoreError};
 pub use self::attributes::{SetAttr, SetTime};
 pub use self::directory::{DirItem, Listed};
 pub use self::file::{OpenMode, Opened, Whence};
+use self::neighbours::Neighbours;
 use crate::attr::{Attr, Defaults};
 use crate::cache::DiskCache;
 use crate::content::Content;
@@ -83,6 +85,8 @@ pub struct EngineOptions {
     pub staging_limit: Option<u64>,
     /// Disk cache for reads: directory and size in bytes.
     pub cache: Option<(PathBuf, u64)>,
+    /// A file that all mounts of the bucket on this host share, to see each other's changes at once.
+    pub neighbours: Option<PathBuf>,
 }
 
 const MIB: u64 = 1 << 20;
@@ -106,6 +110,7 @@ impl EngineOptions {
             staging_dir,
             staging_limit: None,
             cache: None,
+            neighbours: None,
         }
     }
 }
@@ -168,6 +173,7 @@ pub struct Engine {
     dirs: Mutex<HashMap<u64, Arc<DirHandle>>>,
     next_handle: AtomicU64,
     structure: tokio::sync::RwLock<()>,
+    neighbours: Neighbours,
     failures: Mutex<HashMap<u64, String>>,
     reading: Arc<ReadContext>,
     writing: Arc<WriteContext>,
@@ -200,6 +206,10 @@ impl Engine {
             None => None,
         };
         let staging = StagingArea::open(&options.staging_dir, options.staging_limit)?;
+        let neighbours = match &options.neighbours {
+            Some(path) => Neighbours::open(path).map_err(io(&format!("cannot use {}", path.display())))?,
+            None => Neighbours::default(),
+        };
         let memory = MemoryBudget::new(options.memory_limit);
         let reading = Arc::new(ReadContext::new(Arc::clone(&store), memory, cache, runtime.clone()));
         let writing = Arc::new(WriteContext::new(
@@ -218,6 +228,7 @@ impl Engine {
             dirs: Mutex::default(),
             next_handle: AtomicU64::new(1),
             structure: tokio::sync::RwLock::default(),
+            neighbours,
             failures: Mutex::default(),
             reading,
             writing,
@@ -305,7 +316,31 @@ impl Engine {
     /// Until when an answer may be believed that came just now. Never at once over: what was asked for
     /// must still count when it is looked at.
     fn believed_until(&self) -> Instant {
-        Instant::now() + self.options.metadata_ttl.max(BELIEVED_MIN)
+        Instant::now() + self.believed_for()
+    }
+
+    fn believed_for(&self) -> Duration {
+        self.options.metadata_ttl.max(BELIEVED_MIN)
+    }
+
+    /// Takes in whether another mount of this host has changed something in a directory.
+    fn notice(&self, tree: &mut Tree, ino: u64) {
+        let value = self.neighbours.value(&self.dir_prefix(tree, ino));
+        if let Some(dir) = tree.dir_mut(ino)
+            && dir.told != value
+        {
+            dir.told = value;
+            dir.doubted = Some(Instant::now());
+        }
+    }
+
+    /// Tells the other mounts of this host that something was changed in a directory.
+    fn tell(&self, tree: &mut Tree, ino: u64) {
+        self.notice(tree, ino);
+        let value = self.neighbours.tell(&self.dir_prefix(tree, ino));
+        if let Some(dir) = tree.dir_mut(ino) {
+            dir.told = value;
+        }
     }
 
     fn new_handle(&self) -> u64 {

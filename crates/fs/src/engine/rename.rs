@@ -179,7 +179,8 @@ impl Engine {
         let moves = self.moves(&old_prefix, &new_prefix).await?;
         let (from, to) = (self.begin(parent, &name), self.begin(new_parent, new_name));
         let copied = self.copy_all(&moves).await?;
-        let old_keys: Vec<ObjectKey> = moves.iter().map(|(old, _, _)| old.clone()).collect();
+        // What is below first: stores made of directories (SeaweedFS) keep a directory that is not empty yet.
+        let old_keys: Vec<ObjectKey> = moves.iter().rev().map(|(old, _, _)| old.clone()).collect();
         let left = self.store.delete_many(&old_keys).await.map_err(failed(|| {
             format!("{old_prefix:?} was copied to {new_prefix:?}, but could not be removed; both are there")
         }))?;

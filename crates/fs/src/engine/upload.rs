@@ -37,6 +37,25 @@ impl Engine {
         }
     }
 
+    /// Where the provider does not check conditions on writes, looks before the write. What comes between the two is
+    /// not seen.
+    async fn check_unchanged(&self, key: &ObjectKey, version: Option<&Version>) -> FsResult<()> {
+        if self.options.on_conflict == OnConflict::Overwrite || self.store.capabilities().conditional_put {
+            return Ok(());
+        }
+        let stored = self.head(key).await?.map(|info| info.etag);
+        let is_unchanged = match version {
+            None => stored.is_none(),
+            Some(Version { etag: Some(etag), .. }) => stored.as_ref() == Some(etag),
+            Some(_) => true,
+        };
+        if is_unchanged {
+            return Ok(());
+        }
+        let source = StoreError::changed(key);
+        Err(FsError::Store { what: format!("cannot store {key}"), source })
+    }
+
     /// Stores a file's data and attributes.
     pub(super) async fn store_file(&self, ino: u64) -> FsResult<()> {
         let _shared = self.structure.read().await;
@@ -71,7 +90,12 @@ impl Engine {
         };
         dirty.set_attributes(attributes.clone());
         let base = self.base_of(&content);
-        let committed = match dirty.commit(&attributes, &self.condition(version.as_ref()), &base).await {
+        let unchanged = self.check_unchanged(&key, version.as_ref()).await;
+        let committed = match unchanged {
+            Ok(()) => dirty.commit(&attributes, &self.condition(version.as_ref()), &base).await,
+            Err(error) => Err(error),
+        };
+        let committed = match committed {
             Err(FsError::Store { source: StoreError::Precondition { .. }, .. })
                 if self.options.on_conflict == OnConflict::KeepBoth =>
             {

@@ -9,7 +9,7 @@ pub mod names;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use sandpail_store::{ETag, ObjectAttributes};
 
@@ -78,10 +78,23 @@ pub struct Directory {
     pub mutations: HashMap<Name, u64>,
     /// Lookups that had to ask for one name since the last listing.
     pub probes: u32,
+    /// The last value of this directory's slot that was seen (what other mounts of this host say).
+    pub told: u64,
+    /// When another mount of this host changed something here: older knowledge does not count.
+    pub doubted: Option<Instant>,
+    /// Reading ahead of lookups in listed order: which name comes next, and how many were asked for last.
+    pub ahead: Option<(Name, usize)>,
     /// More than one page: asking for single names is cheaper than listing.
     pub is_huge: bool,
     /// Whether the `dir/` object is known to exist.
     pub has_marker: Option<bool>,
+}
+
+impl Directory {
+    /// Whether something that may be believed `until` then, `ttl` after it was learnt, still counts.
+    pub fn believes(&self, until: Instant, ttl: Duration) -> bool {
+        until > Instant::now() && self.doubted.is_none_or(|at| until > at + ttl)
+    }
 }
 
 /// One file, directory or symbolic link.

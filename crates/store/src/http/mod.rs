@@ -28,6 +28,7 @@ mod download;
 mod error;
 mod headers;
 mod limiter;
+mod marker;
 mod send;
 
 use std::fmt;
@@ -244,6 +245,7 @@ impl HttpStoreBuilder {
             limiter: Limiter::new(self.max_connections),
             counters: counters::Counters::default(),
             skew: AtomicI64::new(0),
+            is_seaweedfs: AtomicBool::new(false),
         };
         Ok(HttpStore { shared: Arc::new(shared), single_deletes })
     }
@@ -441,6 +443,14 @@ impl Store for HttpStore {
         format!("s3://{} at {}", self.shared.bucket, self.shared.target().address.endpoint())
     }
 
+    fn check_key(&self, key: &ObjectKey) -> StoreResult<()> {
+        if key.as_str().contains('\\') && self.shared.turns_backslashes() {
+            let message = format!("SeaweedFS stores a backslash as '/', so the key {key:?} cannot be kept there");
+            return Err(StoreError::Invalid { message });
+        }
+        Ok(())
+    }
+
     async fn check_bucket(&self) -> StoreResult<()> {
         let call = Call::list("", false, None, None, 1);
         let deadline = CHECK_DEADLINE.min(self.shared.retry_deadline);
@@ -454,7 +464,11 @@ impl Store for HttpStore {
         let protocol = |message: String| StoreError::Protocol { message: format!("HeadObject of {key:?}: {message}") };
         let length = reply.header("content-length").and_then(|length| length.trim().parse().ok());
         let size = length.ok_or_else(|| protocol("no Content-Length".into()))?;
-        object_info(&reply.headers, size, None).map_err(protocol)
+        let mut info = object_info(&reply.headers, size, None).map_err(protocol)?;
+        if key.as_str().ends_with('/') {
+            marker::unpack(&mut info.attributes);
+        }
+        Ok(info)
     }
 
     async fn get(&self, key: &ObjectKey, range: Range<u64>, etag: Option<&ETag>) -> StoreResult<Download> {
@@ -468,6 +482,10 @@ impl Store for HttpStore {
         attributes: &ObjectAttributes,
         condition: &Condition,
     ) -> StoreResult<PutOutcome> {
+        self.check_key(key)?;
+        let packed =
+            (key.as_str().ends_with('/') && self.shared.loses_marker_metadata()).then(|| marker::pack(attributes));
+        let attributes = packed.as_ref().unwrap_or(attributes);
         let call = with_condition(with_attributes(Call::put(key.as_str()), attributes)?, condition);
         match self.upload(call, &body).await {
             Ok((reply, _)) => Ok(PutOutcome { etag: self.etag_of("PutObject", key, &reply)?, last_modified: None }),
@@ -491,6 +509,14 @@ impl Store for HttpStore {
         attributes: Option<&ObjectAttributes>,
         condition: &Condition,
     ) -> StoreResult<PutOutcome> {
+        self.check_key(target)?;
+        if source.key.as_str().ends_with('/') && self.shared.loses_marker_metadata() {
+            let info = self.head(&source.key).await?;
+            if info.size == 0 {
+                let attributes = attributes.unwrap_or(&info.attributes);
+                return self.put(target, PutBody::empty(), attributes, condition).await;
+            }
+        }
         let provider = self.shared.quirks.provider;
         let mut call = Call::copy(target.as_str(), &self.source_of(source), source.etag.as_ref().map(ETag::as_str));
         match attributes {
@@ -609,6 +635,7 @@ impl Store for HttpStore {
     }
 
     async fn create_multipart(&self, key: &ObjectKey, attributes: &ObjectAttributes) -> StoreResult<UploadId> {
+        self.check_key(key)?;
         let mut call = with_attributes(Call::create_multipart(key.as_str()), attributes)?;
         let kind = self.shared.quirks.checksum;
         if let Some(algorithm) = kind.algorithm() {

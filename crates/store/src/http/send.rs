@@ -3,7 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::error::Error;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -92,6 +92,8 @@ pub(super) struct Shared {
     pub(super) counters: Counters,
     /// The provider's clock minus ours, in seconds.
     pub(super) skew: AtomicI64,
+    /// An answer named SeaweedFS as its server, whatever the provider was said to be.
+    pub(super) is_seaweedfs: AtomicBool,
 }
 
 /// A pause before try `attempt + 1`: doubling, and never in step with other clients.
@@ -121,6 +123,16 @@ impl Shared {
         Arc::clone(&self.target.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Whether user metadata of keys that end in `/` is dropped here.
+    pub(super) fn loses_marker_metadata(&self) -> bool {
+        !self.quirks.marker_metadata || self.is_seaweedfs.load(Ordering::Relaxed)
+    }
+
+    /// Whether a backslash in a key becomes a `/` here.
+    pub(super) fn turns_backslashes(&self) -> bool {
+        !self.quirks.backslashes || self.is_seaweedfs.load(Ordering::Relaxed)
+    }
+
     /// Sends a call without a body of its own.
     pub(super) async fn ask(&self, call: &Call) -> Result<Reply, Failure> {
         self.exchange(call, None, false, self.retry_deadline).await
@@ -148,6 +160,9 @@ impl Shared {
             let mut failure = match result {
                 Ok(reply) => {
                     self.limiter.success();
+                    if reply.header("server").is_some_and(|server| server.starts_with("SeaweedFS")) {
+                        self.is_seaweedfs.store(true, Ordering::Relaxed);
+                    }
                     return Ok(reply);
                 }
                 Err(failure) => failure,
