@@ -6,10 +6,16 @@
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use crate::ObjectAttributes;
+use crate::{ObjectAttributes, ObjectInfo};
 
 const PARAMETER: &str = "x-amz-meta-";
 const DIRECTORY_TYPE: &str = "application/x-directory";
+
+/// Whether SeaweedFS speaks of a directory that is there only because keys are, or were, below it: such an answer has
+/// the tag of no parts.
+pub(super) fn is_implied(info: &ObjectInfo) -> bool {
+    info.size == 0 && info.etag.as_str().ends_with("-0")
+}
 
 /// Moves the metadata into the content type.
 pub(super) fn pack(attributes: &ObjectAttributes) -> ObjectAttributes {

@@ -466,6 +466,9 @@ impl Store for HttpStore {
         let size = length.ok_or_else(|| protocol("no Content-Length".into()))?;
         let mut info = object_info(&reply.headers, size, None).map_err(protocol)?;
         if key.as_str().ends_with('/') {
+            if self.shared.loses_marker_metadata() && marker::is_implied(&info) {
+                return Err(StoreError::no_object(key));
+            }
             marker::unpack(&mut info.attributes);
         }
         Ok(info)
