@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 pub enum Operation {
     HeadObject,
     GetObject,
+    GetObjectTagging,
     PutObject,
     CopyObject,
     DeleteObject,
@@ -29,9 +30,10 @@ pub enum Operation {
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::HeadObject,
         Self::GetObject,
+        Self::GetObjectTagging,
         Self::PutObject,
         Self::CopyObject,
         Self::DeleteObject,
@@ -52,6 +54,7 @@ impl Operation {
         match self {
             Self::HeadObject => "HeadObject",
             Self::GetObject => "GetObject",
+            Self::GetObjectTagging => "GetObjectTagging",
             Self::PutObject => "PutObject",
             Self::CopyObject => "CopyObject",
             Self::DeleteObject => "DeleteObject",
@@ -162,6 +165,11 @@ impl Call {
             Some(etag) => call.if_match(etag),
             None => call,
         }
+    }
+
+    /// GetObjectTagging.
+    pub fn get_tagging(key: &str) -> Self {
+        Self::new(Operation::GetObjectTagging, Method::GET, Some(key)).query("tagging", "")
     }
 
     /// PutObject; the body is sent apart.

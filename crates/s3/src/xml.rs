@@ -255,6 +255,17 @@ pub fn parse_complete(bytes: &[u8]) -> Result<Outcome<String>, XmlError> {
     root.some_text_of("ETag").map(|etag| Ok(etag.to_owned())).ok_or(XmlError::Field { document, field: "ETag" })
 }
 
+/// Reads the answer to GetObjectTagging: names and values.
+///
+/// # Errors
+/// [`XmlError`].
+pub fn parse_tagging(bytes: &[u8]) -> Result<Vec<(String, String)>, XmlError> {
+    let root = Element::parse_as(bytes, "Tagging")?;
+    let set = root.children("TagSet").flat_map(|set| set.children("Tag"));
+    let text = |tag: &Element, field| tag.text_of(field).unwrap_or_default().to_owned();
+    Ok(set.map(|tag| (text(tag, "Key"), text(tag, "Value"))).collect())
+}
+
 /// Reads the answer to CreateMultipartUpload: the upload's id.
 ///
 /// # Errors
@@ -327,6 +338,13 @@ pub fn parse_delete(bytes: &[u8]) -> Result<Outcome<Vec<(String, ErrorDocument)>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tags() {
+        let text = "<Tagging><TagSet><Tag><Key>a&amp;b</Key><Value>1</Value></Tag><Tag><Key>c</Key><Value></Value></Tag></TagSet></Tagging>";
+        let tags = parse_tagging(text.as_bytes()).unwrap();
+        assert_eq!(tags, [("a&b".to_owned(), "1".to_owned()), ("c".to_owned(), String::new())]);
+    }
 
     #[test]
     fn tree() {

@@ -126,6 +126,7 @@ pub(crate) fn run(plan: &Plan, ready: impl FnOnce() -> std::io::Result<()>) -> a
     options.neighbours = Some(registry::directory()?.join(plan.neighbours_file()));
     let engine = Engine::new(store, options, runtime.handle().clone())?;
     runtime.block_on(engine.probe())?;
+    engine.keep_trying();
     let options = MountOptions {
         source: plan.shown_source(),
         allow_other: plan.allow_other,

@@ -63,6 +63,14 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// [`StoreError::NotFound`] if there is none.
     async fn head(&self, key: &ObjectKey) -> StoreResult<ObjectInfo>;
 
+    /// The tags of an object, in the form of [`ObjectAttributes::tagging`]; `None` if it has none.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] if there is no object; [`StoreError::Denied`].
+    async fn tagging(&self, _key: &ObjectKey) -> StoreResult<Option<String>> {
+        Ok(None)
+    }
+
     /// Reads `range` (byte offsets, half-open, not empty, `start` inside the object; the end is cut at the object's
     /// length) of the version `etag`, or of the present one.
     ///

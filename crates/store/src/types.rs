@@ -60,6 +60,9 @@ pub struct ObjectAttributes {
     pub sse_kms_key_id: Option<String>,
     /// Number of tags, as HEAD and GET report it (`x-amz-tagging-count`); 0 if none or unknown.
     pub tag_count: u32,
+    /// The tags that a new object gets, in the form of `x-amz-tagging` (a URL query). Never reported, see
+    /// [`Store::tagging`](crate::Store::tagging).
+    pub tagging: Option<String>,
 }
 
 /// Most bytes of user metadata, names and values together (S3's limit).

@@ -37,7 +37,8 @@ fn is_one_clear_line(finished: &Finished) -> bool {
     let lines: Vec<_> = finished.stderr.lines().filter(|line| !line.trim().is_empty()).collect();
     // The argument parser adds its usage.
     let about_usage = |line: &&&str| {
-        !line.starts_with("Usage") && !line.starts_with("For more") && !line.trim_start().starts_with("tip:")
+        let own = line.trim_start();
+        !line.starts_with("Usage") && !line.starts_with("For more") && !own.starts_with("tip:") && !own.starts_with('<')
     };
     let own = lines.iter().filter(about_usage).count();
     own == 1 && !finished.stderr.contains("panicked") && !finished.stderr.contains("RUST_BACKTRACE")

@@ -8,6 +8,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("crashes::the_mountpoint_can_be_used_again", mount_again),
     Test::new("crashes::storms_are_waited_out", storms).minutes(8, 8),
     Test::new("crashes::answers_cut_short_are_no_data", cut_short).minutes(8, 8),
+    Test::new("crashes::stored_at_last", stored_at_last),
     Test::new("crashes::a_failed_upload_is_told", failed_upload).minutes(8, 8),
 ];
 
@@ -104,6 +105,29 @@ fn cut_short(world: &World) -> Result<()> {
         mount.unmount()?;
     }
     Ok(())
+}
+
+/// What could not be stored at close is stored when the server takes it, without anybody asking.
+fn stored_at_last(world: &World) -> Result<()> {
+    if on_peer() {
+        return Ok(());
+    }
+    let (mount, proxy) = world.mount_counted(&[])?;
+    proxy.break_next("PUT ", Fault::AccessDenied, 1_000_000);
+    world
+        .sh(&mount, "fails \"$PYTHON\" -c 'f = open(\"late\", \"w\"); f.write(\"precious\"); f.close()' 2>/dev/null")?;
+    proxy.heal();
+    world.python(
+        r#"
+        import time
+        for _ in range(600):
+            if keys() == ["late"]: break
+            time.sleep(0.1)
+        assert get("late") == b"precious"
+        "#,
+    )?;
+    world.sh(&mount, "[ \"$(cat late)\" = precious ]")?;
+    mount.unmount()
 }
 
 /// When the server refuses, close says so, the log names the file, and its bytes are kept.

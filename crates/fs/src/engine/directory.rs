@@ -286,7 +286,8 @@ impl Engine {
         self.store.delete(&marker, None).await.map_err(failed(|| format!("cannot remove directory {marker}")))?;
         self.removed(parent, name);
         change.done(&mut self.tree());
-        self.keep_parent(parent).await
+        self.keep_parent(parent).await;
+        Ok(())
     }
 
     /// Checks that a directory has no entries, here or in the bucket, and gives its key prefix.
@@ -341,7 +342,8 @@ impl Engine {
             }
             change.done(&mut tree);
         }
-        self.keep_parent(parent).await
+        self.keep_parent(parent).await;
+        Ok(())
     }
 
     /// Forgets a name that was removed from the bucket.
@@ -365,29 +367,31 @@ impl Engine {
         dirty.materialise(&self.base_of(&content)).await
     }
 
-    /// An implicit directory would vanish with its last entry; a marker keeps it.
-    pub(super) async fn keep_parent(&self, parent: u64) -> FsResult<()> {
+    /// An implicit directory would vanish with its last entry; a marker keeps it. The entry is gone already, so a marker
+    /// that cannot be written is no failure of what was asked for.
+    pub(super) async fn keep_parent(&self, parent: u64) {
         let (key, attr, attributes) = {
             let tree = self.tree();
-            let Some(node) = tree.get(parent) else { return Ok(()) };
-            let Some(dir) = node.dir.as_deref() else { return Ok(()) };
+            let Some(node) = tree.get(parent) else { return };
+            let Some(dir) = node.dir.as_deref() else { return };
             if parent == ROOT || dir.has_marker == Some(true) || node.version.is_some() || !node.is_linked {
-                return Ok(());
+                return;
             }
-            (object_key(self.dir_prefix(&tree, parent))?, node.attr.clone(), node.attributes.clone())
+            let Ok(key) = object_key(self.dir_prefix(&tree, parent)) else { return };
+            (key, node.attr.clone(), node.attributes.clone())
         };
         let mut attributes = (*attributes).clone();
         if self.has_posix_metadata() {
             attr.store_in(&mut attributes);
         }
-        self.store
-            .put(&key, PutBody::empty(), &attributes, &Condition::Always)
-            .await
-            .map_err(failed(|| format!("cannot keep directory {key}")))?;
-        if let Some(dir) = self.tree().dir_mut(parent) {
-            dir.has_marker = Some(true);
+        match self.store.put(&key, PutBody::empty(), &attributes, &Condition::Always).await {
+            Ok(_) => {
+                if let Some(dir) = self.tree().dir_mut(parent) {
+                    dir.has_marker = Some(true);
+                }
+            }
+            Err(error) => tracing::warn!(%key, %error, "an empty directory could not be kept and will be gone"),
         }
-        Ok(())
     }
 
     /// Makes a symbolic link.

@@ -297,19 +297,26 @@ impl Engine {
     }
 
     fn close_node(&self, ino: u64) {
-        let mut tree = self.tree();
-        if let Some(node) = tree.get_mut(ino) {
+        if let Some(node) = self.tree().get_mut(ino) {
             node.opens = node.opens.saturating_sub(1);
-            if node.opens == 0 {
-                let is_done = node.content.as_ref().is_none_or(|content| !content.has_unstored());
-                if let Some(content) = &node.content
-                    && (is_done || !node.is_linked)
-                {
-                    content.drop_dirty();
-                }
-                if !node.is_linked {
-                    node.content = None;
-                }
+        }
+        self.close_stored(ino);
+    }
+
+    /// Lets go of the staged bytes of a file that nobody has open and that is stored, or has no name any more.
+    pub(super) fn close_stored(&self, ino: u64) {
+        let mut tree = self.tree();
+        if let Some(node) = tree.get_mut(ino)
+            && node.opens == 0
+        {
+            let is_done = node.content.as_ref().is_none_or(|content| !content.has_unstored());
+            if let Some(content) = &node.content
+                && (is_done || !node.is_linked)
+            {
+                content.drop_dirty();
+            }
+            if !node.is_linked {
+                node.content = None;
             }
         }
         tree.drop_unused(ino);

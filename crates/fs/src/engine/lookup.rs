@@ -396,7 +396,7 @@ impl Engine {
             Attr::plain(Kind::File, version.size, version.modified, defaults)
         };
         let reusable = tree.child(parent, name).and_then(|node| {
-            let is_same = node.version.as_ref().is_some_and(|known| known.is_same(&version));
+            let is_same = node.version.as_ref().is_some_and(|known| known.has_same_bytes(&version));
             // An open file keeps the version that it was opened with: the new one is another inode.
             (node.dir.is_none() && (is_same || node.opens == 0)).then_some((node.ino, is_same))
         });
@@ -413,7 +413,7 @@ impl Engine {
             None => tree.insert(parent, name.into(), segment, attr.clone()),
         };
         if let Some(node) = tree.get_mut(ino) {
-            if node.version.as_ref().is_none_or(|known| !known.is_same(&version)) {
+            if node.version.as_ref().is_none_or(|known| !known.has_same_bytes(&version)) {
                 node.content = None;
                 node.target = None;
             }

@@ -62,12 +62,15 @@ impl Engine {
                 return Err(FsError::Invalid { what });
             }
         };
+        let new_key = self.key_in(&self.tree(), new_parent, &segment)?;
+        self.store.check_key(&new_key).map_err(|error| FsError::Invalid { what: error.to_string() })?;
         if source.attr.kind == Kind::Directory {
             self.rename_directory(source.ino, new_parent, new_name, segment, target.map(|target| target.ino)).await?;
         } else {
             self.rename_file(source.ino, new_parent, new_name, segment, target.map(|target| target.ino)).await?;
         }
-        self.keep_parent(parent).await
+        self.keep_parent(parent).await;
+        Ok(())
     }
 
     async fn rename_file(

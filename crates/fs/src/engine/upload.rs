@@ -1,17 +1,66 @@
 //! From staging to the bucket.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use sandpail_store::{Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, PutOutcome, StoreError};
 
 use super::{Engine, FsError, FsResult, OnConflict, failed, guard, object_key, stale};
 use crate::tree::{Node, Tree, Version};
 
+/// Pauses between tries to store what could not be stored when it was closed.
+const RETRY_PAUSE_MIN: Duration = Duration::from_secs(2);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Server-side copies of one large object that are under way at the same time.
 const COPIES_AT_ONCE: usize = 8;
 
 impl Engine {
+    /// Tries again, as long as the engine lives, to store files whose closing failed.
+    pub fn keep_trying(self: &Arc<Self>) {
+        let engine = Arc::downgrade(self);
+        self.runtime.spawn(async move {
+            let mut pause = RETRY_PAUSE_MIN;
+            loop {
+                tokio::time::sleep(pause).await;
+                let Some(engine) = engine.upgrade() else { return };
+                pause = match engine.store_closed().await {
+                    0 => RETRY_PAUSE_MIN,
+                    _ => (pause * 2).min(RETRY_PAUSE_MAX),
+                };
+            }
+        });
+    }
+
+    /// Stores what nobody has open and could not be stored before. Gives how many files are left.
+    async fn store_closed(&self) -> usize {
+        let failed: Vec<u64> = guard(&self.failures).keys().copied().collect();
+        let mut left = 0;
+        for ino in failed {
+            let is_closed = self.tree().get(ino).filter(|node| node.is_local()).map(|node| node.opens == 0);
+            match is_closed {
+                Some(true) => {}
+                Some(false) => continue,
+                // Removed, or stored by another way.
+                None => {
+                    guard(&self.failures).remove(&ino);
+                    continue;
+                }
+            }
+            let path = self.tree().path_of(ino);
+            match self.store_file(ino).await {
+                Ok(()) => {
+                    tracing::info!(path, "stored at last");
+                    self.close_stored(ino);
+                }
+                Err(error) => {
+                    left += 1;
+                    tracing::debug!(path, %error, "not stored yet");
+                }
+            }
+        }
+        left
+    }
+
     /// What the object of a node shall carry.
     pub(super) fn attributes_of(&self, node: &Node) -> ObjectAttributes {
         let mut attributes = (*node.attributes).clone();
@@ -74,7 +123,7 @@ impl Engine {
         if content.is_unlinked() || !content.has_unstored() {
             return Ok(());
         }
-        let (key, attributes, version, parent, name) = {
+        let (key, mut attributes, version, parent, name) = {
             let tree = self.tree();
             let node = tree.get(ino).ok_or_else(|| stale(ino))?;
             let (parent, name) = (node.parent, Arc::clone(&node.name));
@@ -88,6 +137,17 @@ impl Engine {
             change.done(&mut self.tree());
             return stored;
         };
+        if attributes.tag_count > 0 {
+            // A new version has only the tags that come with it.
+            attributes.tagging = match self.store.tagging(&key).await {
+                Ok(tagging) => tagging,
+                Err(StoreError::NotFound { .. }) => None,
+                Err(source) => {
+                    let what = format!("cannot read the tags of {key}, which an edit must keep");
+                    return Err(FsError::Store { what, source });
+                }
+            };
+        }
         dirty.set_attributes(attributes.clone());
         let base = self.base_of(&content);
         let unchanged = self.check_unchanged(&key, version.as_ref()).await;
@@ -164,7 +224,7 @@ impl Engine {
         ino: u64,
         outcome: &PutOutcome,
         size: u64,
-        attributes: ObjectAttributes,
+        mut attributes: ObjectAttributes,
     ) {
         let until = self.believed_until();
         let has_posix_metadata = self.has_posix_metadata();
@@ -179,6 +239,8 @@ impl Engine {
                 node.attr.mtime = time("mtime").unwrap_or(node.attr.mtime);
             }
         }
+        // They are asked for again before the next edit.
+        attributes.tagging = None;
         node.attributes = Arc::new(attributes);
         node.fresh_until = until;
         tree.note_stored(ino);

@@ -34,15 +34,24 @@ pub struct Version {
 }
 
 impl Version {
-    /// Whether both are one version. HEAD knows whole seconds only, so finer time is not compared.
+    /// Whether both are one version with the same attributes. HEAD knows whole seconds only, so finer time is not
+    /// compared.
     pub fn is_same(&self, other: &Self) -> bool {
-        let secs = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let same_tag = match (&self.etag, &other.etag) {
-            (Some(a), Some(b)) => a == b,
-            _ => true,
-        };
-        same_tag && self.size == other.size && secs(self.modified) == secs(other.modified)
+        self.has_same_bytes(other) && seconds(self.modified) == seconds(other.modified)
     }
+
+    /// Whether both are the same bytes. A change of attributes alone gives a new time, and a write that was answered
+    /// without one has only our guess of it.
+    pub fn has_same_bytes(&self, other: &Self) -> bool {
+        match (&self.etag, &other.etag) {
+            (Some(a), Some(b)) => a == b && self.size == other.size,
+            _ => self.size == other.size && seconds(self.modified) == seconds(other.modified),
+        }
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// What a directory's listing says of one name.
@@ -460,10 +469,10 @@ impl Tree {
             match listed.get_mut(name) {
                 None => gone.push(Arc::clone(name)),
                 Some(entry) if entry.is_directory() == node.dir.is_some() => {
-                    let same = match (&entry.version, &node.version) {
-                        (Some(a), Some(b)) => a.is_same(b),
-                        (None, _) => true,
-                        (Some(_), None) => false,
+                    let (same, same_bytes) = match (&entry.version, &node.version) {
+                        (Some(a), Some(b)) => (a.is_same(b), a.has_same_bytes(b)),
+                        (None, _) => (true, true),
+                        (Some(_), None) => (false, false),
                     };
                     if same {
                         // A directory's marker may have changed unseen: its own lookup asks again.
@@ -471,7 +480,7 @@ impl Tree {
                             node.fresh_until = believed_until;
                             entry.attributes = Some(Arc::clone(&node.attributes));
                         }
-                    } else if node.opens > 0 {
+                    } else if node.opens > 0 && !same_bytes {
                         gone.push(Arc::clone(name));
                     }
                 }

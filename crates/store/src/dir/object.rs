@@ -96,6 +96,7 @@ impl From<StoredAttributes> for ObjectAttributes {
             sse_kms_key_id: a.sse_kms_key_id,
             // This store has no tags.
             tag_count: 0,
+            tagging: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Attributes of objects as headers.
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderValue};
@@ -69,6 +70,19 @@ pub(super) fn with_attributes(mut call: Call, attributes: &ObjectAttributes) -> 
         }
     }
     with_placement(call, attributes)
+}
+
+/// Adds the tags of a new object.
+pub(super) fn with_tagging(call: Call, attributes: &ObjectAttributes) -> StoreResult<Call> {
+    let Some(tagging) = &attributes.tagging else { return Ok(call) };
+    call.header("x-amz-tagging", tagging).map_err(|error| StoreError::Invalid { message: error.to_string() })
+}
+
+/// Tags in the form of a URL query.
+pub(super) fn tagging(tags: &[(String, String)]) -> String {
+    let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    let pairs: Vec<_> = tags.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
+    pairs.join("&")
 }
 
 /// Adds what says how the object is kept: storage class and encryption.

@@ -54,7 +54,7 @@ pub use credentials::{CredentialProvider, StaticCredentials, environment};
 
 use self::connect::Connector;
 use self::error::{Failure, Names};
-use self::headers::{object_info, with_attributes, with_placement};
+use self::headers::{object_info, with_attributes, with_placement, with_tagging};
 use self::limiter::Limiter;
 use self::send::{Reply, Shared, Target};
 use crate::{
@@ -474,6 +474,13 @@ impl Store for HttpStore {
         Ok(info)
     }
 
+    async fn tagging(&self, key: &ObjectKey) -> StoreResult<Option<String>> {
+        let call = Call::get_tagging(key.as_str());
+        let reply = self.ask(&call).await.map_err(|failure| failure.error)?;
+        let tags = xml::parse_tagging(reply.bytes()).map_err(not_s3(&call))?;
+        Ok((!tags.is_empty()).then(|| headers::tagging(&tags)))
+    }
+
     async fn get(&self, key: &ObjectKey, range: Range<u64>, etag: Option<&ETag>) -> StoreResult<Download> {
         download::open(Arc::clone(&self.shared), key, range, etag).await
     }
@@ -489,7 +496,8 @@ impl Store for HttpStore {
         let packed =
             (key.as_str().ends_with('/') && self.shared.loses_marker_metadata()).then(|| marker::pack(attributes));
         let attributes = packed.as_ref().unwrap_or(attributes);
-        let call = with_condition(with_attributes(Call::put(key.as_str()), attributes)?, condition);
+        let call =
+            with_condition(with_tagging(with_attributes(Call::put(key.as_str()), attributes)?, attributes)?, condition);
         match self.upload(call, &body).await {
             Ok((reply, _)) => Ok(PutOutcome { etag: self.etag_of("PutObject", key, &reply)?, last_modified: None }),
             Err(failure) if failure.maybe_done && matches!(failure.error, StoreError::Precondition { .. }) => {
@@ -527,6 +535,11 @@ impl Store for HttpStore {
                 call = with_attributes(call, attributes)?
                     .header("x-amz-metadata-directive", "REPLACE")
                     .map_err(bad_header)?;
+                if attributes.tagging.is_some() && self.shared.quirks.tagging_directive {
+                    call = with_tagging(call, attributes)?
+                        .header("x-amz-tagging-directive", "REPLACE")
+                        .map_err(bad_header)?;
+                }
             }
             // Amazon puts a copy into the standard class unless told otherwise.
             None if provider == Provider::S3 => {
@@ -639,7 +652,7 @@ impl Store for HttpStore {
 
     async fn create_multipart(&self, key: &ObjectKey, attributes: &ObjectAttributes) -> StoreResult<UploadId> {
         self.check_key(key)?;
-        let mut call = with_attributes(Call::create_multipart(key.as_str()), attributes)?;
+        let mut call = with_tagging(with_attributes(Call::create_multipart(key.as_str()), attributes)?, attributes)?;
         let kind = self.shared.quirks.checksum;
         if let Some(algorithm) = kind.algorithm() {
             call = call.header("x-amz-checksum-algorithm", algorithm).map_err(bad_header)?;
