@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use sandpail_s3::ChecksumKind;
 use sandpail_spec::{Credentials, Provider, SecretKey};
 use sandpail_store::http::{HttpStore, HttpStoreBuilder, StaticCredentials, Timeouts};
 use sandpail_store::{
@@ -407,6 +408,39 @@ async fn what_is_not_s3_is_said() {
 }
 
 #[tokio::test]
+async fn a_server_that_refuses_crc32c_gets_md5() {
+    let stored = answer("200 OK", "ETag: \"v1\"\r\n", "");
+    let server = Server::play(vec![error("501 Not Implemented", "NotImplemented"), stored]).await;
+    let store = server.store();
+    put(&store, &Condition::Always).await.unwrap();
+    put(&store, &Condition::Absent).await.unwrap();
+    let sums: Vec<_> = server
+        .seen()
+        .iter()
+        .map(|seen| ["content-md5", "x-amz-checksum-crc32c"].map(|name| !seen.header(name).is_empty()))
+        .collect();
+    assert_eq!(sums, [[true, true], [true, false], [true, false]]);
+}
+
+#[tokio::test]
+async fn a_server_that_repeats_crc32c_gets_it_alone() {
+    let knows = || answer("200 OK", "ETag: \"v1\"\r\nx-amz-checksum-crc32c: mnG7TA==\r\n", "");
+    let forgets = answer("200 OK", "ETag: \"v1\"\r\n", "");
+    let server = Server::play(vec![knows(), knows(), forgets]).await;
+    let store = server.store();
+    for _ in 0..3 {
+        put(&store, &Condition::Always).await.unwrap();
+    }
+    let sums: Vec<_> = server
+        .seen()
+        .iter()
+        .map(|seen| ["content-md5", "x-amz-checksum-crc32c"].map(|name| !seen.header(name).is_empty()))
+        .collect();
+    // The last answer but one shows that nobody checked the body, so it is sent again.
+    assert_eq!(sums, [[true, true], [false, true], [false, true], [true, false]]);
+}
+
+#[tokio::test]
 async fn refusals_are_told_apart() {
     type Is = fn(&StoreError) -> bool;
     let cases: [(&str, &str, Is); 8] = [
@@ -421,7 +455,7 @@ async fn refusals_are_told_apart() {
     ];
     for (status, code, is) in cases {
         let server = Server::play(vec![error(status, code)]).await;
-        let store = server.store();
+        let store = server.store_with(|builder| builder.checksum(ChecksumKind::ContentMd5));
         let found = put(&store, &Condition::Always).await.unwrap_err();
         assert!(is(&found), "{code}: {found:?}");
         assert_eq!(server.seen().len(), 1, "{code} is not tried again");

@@ -30,6 +30,7 @@ mod headers;
 mod limiter;
 mod marker;
 mod send;
+mod sums;
 
 use std::fmt;
 use std::ops::Range;
@@ -57,6 +58,7 @@ use self::error::{Failure, Names};
 use self::headers::{object_info, with_attributes, with_placement, with_tagging};
 use self::limiter::Limiter;
 use self::send::{Reply, Shared, Target};
+use self::sums::Sums;
 use crate::{
     Capabilities, Condition, CopySource, Download, ETag, ListPage, ListRequest, ListedObject, ListedPart,
     ObjectAttributes, ObjectInfo, ObjectKey, Part, PutBody, PutOutcome, Store, StoreError, StoreResult, UploadId,
@@ -197,6 +199,7 @@ impl HttpStoreBuilder {
         if let Some(checksum) = self.checksum {
             quirks.checksum = checksum;
         }
+        let sums = Sums::new(quirks.checksum, self.checksum.is_none() && self.provider == Provider::Generic);
         let connector = if self.endpoint.is_tls() {
             Connector::tls(self.timeouts.connect, self.ca_file.as_deref(), self.insecure)?
         } else {
@@ -238,6 +241,7 @@ impl HttpStoreBuilder {
             path_style,
             names,
             quirks,
+            sums,
             capabilities,
             credentials: self.credentials,
             timeouts: self.timeouts,
@@ -349,14 +353,26 @@ impl HttpStore {
     }
 
     /// Sends a body with its checksum. Gives the answer and the checksum.
-    async fn upload(&self, mut call: Call, body: &PutBody) -> Result<(Reply, Option<String>), Failure> {
-        let kind = self.shared.quirks.checksum;
-        let sum = body::checksum(kind, body).await?;
-        if let (Some(name), Some(sum)) = (kind.header(), &sum) {
-            call = call.header(name, sum).map_err(bad_header)?;
+    async fn upload(&self, call: Call, body: &PutBody) -> Result<(Reply, Option<String>), Failure> {
+        let sums = &self.shared.sums;
+        let is_conditional = call.headers.contains_key("if-match") || call.headers.contains_key("if-none-match");
+        loop {
+            let kinds = sums.kinds();
+            let (mut call, mut last) = (call.clone(), None);
+            for kind in kinds {
+                last = body::checksum(*kind, body).await?;
+                if let (Some(name), Some(sum)) = (kind.header(), &last) {
+                    call = call.header(name, sum).map_err(bad_header)?;
+                }
+            }
+            match self.shared.exchange(&call, Some(body), false, self.shared.retry_deadline).await {
+                // Stored, but nobody checked the bytes: once more, where that does no harm.
+                Ok(reply) if !sums.answered(kinds, last.as_deref(), &reply) && !is_conditional => {}
+                Ok(reply) => return Ok((reply, last)),
+                Err(failure) if sums.refused(kinds, &failure) => {}
+                Err(failure) => return Err(failure),
+            }
         }
-        let reply = self.shared.exchange(&call, Some(body), false, self.shared.retry_deadline).await?;
-        Ok((reply, sum))
     }
 
     /// The ETag header, without which a write is not believed.

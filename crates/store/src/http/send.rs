@@ -27,6 +27,7 @@ use super::counters::Counters;
 use super::credentials::CredentialProvider;
 use super::error::{Failure, Names, classify, clean};
 use super::limiter::Limiter;
+use super::sums::Sums;
 use crate::{Capabilities, PutBody, StoreError, StoreResult};
 
 /// Longest answer that is not a download: a page of 1000 keys of 1024 bytes, each byte as `%XX`, and room.
@@ -84,6 +85,7 @@ pub(super) struct Shared {
     pub(super) path_style: bool,
     pub(super) names: Names,
     pub(super) quirks: Quirks,
+    pub(super) sums: Sums,
     pub(super) capabilities: Capabilities,
     pub(super) credentials: Option<Arc<dyn CredentialProvider>>,
     pub(super) timeouts: Timeouts,
