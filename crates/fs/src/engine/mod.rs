@@ -105,7 +105,7 @@ impl EngineOptions {
             on_conflict: OnConflict::default(),
             part_len: 8 * MIB,
             max_parallel_parts: 4,
-            stream_threshold: 64 * MIB,
+            stream_threshold: 16 * MIB,
             memory_limit: 512 * MIB,
             staging_dir,
             staging_limit: None,
