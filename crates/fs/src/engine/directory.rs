@@ -15,7 +15,7 @@ use crate::tree::{Name, Node, ROOT, Tree, Version};
 use crate::{FsError, FsResult};
 
 /// HEADs of one listing that are under way at the same time.
-const HEADS_AT_ONCE: usize = 64;
+const HEADS_AT_ONCE: usize = 32;
 /// Linux's longest link target in bytes; a larger object is no symbolic link.
 const TARGET_LEN_MAX: u64 = 4095;
 

@@ -16,8 +16,9 @@ use crate::{FsError, FsResult};
 
 /// After so many questions for single names of a directory it is listed instead.
 const PROBES_BEFORE_LISTING: u32 = 1;
-/// Most names that are asked for ahead of their lookups.
-const AHEAD_LEN_MAX: usize = 64;
+/// Most names that are asked for at once ahead of their lookups, and how their number grows.
+const AHEAD_LEN_MAX: usize = 256;
+const AHEAD_GROWTH: usize = 8;
 /// A local change in the middle of every question would have to happen this often.
 const TRIES: usize = 16;
 
@@ -489,8 +490,10 @@ impl Engine {
 /// contents of a file, the more names were asked for in order, the more are fetched at once.
 fn ahead_of(tree: &mut Tree, parent: u64, name: &[u8]) -> Vec<DirItem> {
     let Some(dir) = tree.dir_mut(parent) else { return Vec::new() };
+    let is_first = dir.entries.first_key_value().is_some_and(|(first, _)| **first == *name);
     let len = match &dir.ahead {
-        Some((next, len)) if **next == *name => (len * 4).min(AHEAD_LEN_MAX),
+        Some((next, len)) if **next == *name => (len * AHEAD_GROWTH).min(AHEAD_LEN_MAX),
+        _ if is_first => AHEAD_GROWTH,
         _ => 1,
     };
     let mut after = dir.entries.range::<[u8], _>((Bound::Excluded(name), Bound::Unbounded));

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use futures_util::{FutureExt, StreamExt};
 use sandpail_store::{CopySource, ListRequest, ListedObject, ObjectKey, PutOutcome};
 
 use super::directory::touch;
@@ -247,17 +248,25 @@ impl Engine {
         &self,
         moves: &[(ObjectKey, ObjectKey, ListedObject)],
     ) -> FsResult<HashMap<ObjectKey, (PutOutcome, u64)>> {
+        let has_failed = AtomicBool::new(false);
         let mut copies = Vec::new();
         for (old, new, object) in moves {
+            let has_failed = &has_failed;
             let copy = async move {
+                if has_failed.load(Ordering::Relaxed) {
+                    return Ok(None);
+                }
                 let source = CopySource { key: old.clone(), etag: object.etag.clone() };
-                let outcome = self.copy_object(&source, new, object.size, None).await?;
-                Ok::<_, FsError>((new.clone(), (outcome, object.size)))
+                let outcome = self.copy_object(&source, new, object.size, None).await;
+                has_failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
+                Ok::<_, FsError>(Some((new.clone(), (outcome?, object.size))))
             };
             copies.push(copy.boxed());
         }
-        let result = futures_util::stream::iter(copies).buffer_unordered(COPIES_AT_ONCE).try_collect().await;
-        if result.is_err() {
+        // All that began are waited for: a copy that came after its removal would stay.
+        let copied: Vec<_> = futures_util::stream::iter(copies).buffer_unordered(COPIES_AT_ONCE).collect().await;
+        let result = copied.into_iter().filter_map(Result::transpose).collect();
+        if has_failed.load(Ordering::Relaxed) {
             let targets: Vec<ObjectKey> = moves.iter().map(|(_, new, _)| new.clone()).collect();
             match self.store.delete_many(&targets).await {
                 Ok(left) if left.is_empty() => {}

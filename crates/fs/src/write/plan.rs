@@ -54,22 +54,28 @@ pub fn plan(
     }
     let part_len = part_len_for(size, part_len, limits)?;
     let base_limit = if limits.part_copy { base_limit.unwrap_or(0) } else { 0 };
+    // Around a change as little as possible is uploaded: the grid is the finest that the provider takes.
+    let has_one_grid = limits.equal_parts || base_limit == 0;
+    let cell_len = if has_one_grid { part_len } else { part_len_for(size, limits.part_len_min, limits)? };
+    let upload_len_max = part_len.next_multiple_of(cell_len);
     let mut parts: Vec<PartSource> = Vec::new();
     let mut start = 0;
     while start < size {
-        let range = start..(start + part_len).min(size);
+        let range = start..(start + cell_len).min(size);
         start = range.end;
-        if range.end > base_limit || dirty.intersects(&range) {
-            parts.push(PartSource::Upload(range));
-            continue;
-        }
-        match parts.last_mut() {
-            Some(PartSource::Copy(last))
-                if !limits.equal_parts && range.end - last.start <= COPY_LEN_MAX.min(limits.part_len_max) =>
-            {
-                last.end = range.end;
+        let is_upload = range.end > base_limit || dirty.intersects(&range);
+        let (last, len_max) = match parts.last_mut() {
+            Some(PartSource::Copy(last)) if !is_upload => (last, COPY_LEN_MAX.min(limits.part_len_max)),
+            Some(PartSource::Upload(last)) if is_upload => (last, upload_len_max),
+            _ => {
+                parts.push(if is_upload { PartSource::Upload(range) } else { PartSource::Copy(range) });
+                continue;
             }
-            _ => parts.push(PartSource::Copy(range)),
+        };
+        if !limits.equal_parts && range.end - last.start <= len_max {
+            last.end = range.end;
+        } else {
+            parts.push(if is_upload { PartSource::Upload(range) } else { PartSource::Copy(range) });
         }
     }
     Ok(UploadPlan::Multipart(parts))
@@ -112,9 +118,9 @@ mod tests {
         assert_eq!(
             parts,
             [
-                PartSource::Copy(0..96 * MIB),
-                PartSource::Upload(96 * MIB..104 * MIB),
-                PartSource::Copy(104 * MIB..256 * MIB)
+                PartSource::Copy(0..100 * MIB),
+                PartSource::Upload(100 * MIB..105 * MIB),
+                PartSource::Copy(105 * MIB..256 * MIB)
             ]
         );
     }
