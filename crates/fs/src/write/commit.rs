@@ -1,9 +1,11 @@
 //! The upload of a staged file.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use sandpail_store::{
     Condition, CopySource, ObjectAttributes, ObjectKey, Part, PutBody, PutOutcome, StoreError, UploadId,
@@ -13,6 +15,9 @@ use super::stream::Stream;
 use super::{Base, BaseReader, Committed, DirtyFile, PartSource, RangeSet, UploadPlan, plan};
 use crate::read::ObjectVersion;
 use crate::{FsError, FsResult};
+
+/// Most parts that are read before the copies beside them begin.
+const READY_MAX: usize = 2;
 
 /// What an upload set out to store.
 struct Snapshot {
@@ -120,9 +125,15 @@ impl DirtyFile {
             UploadPlan::Multipart(parts) => parts,
         };
         loop {
-            let id = store.create_multipart(&key, attributes).await.map_err(failed)?;
+            let begun = store.create_multipart(&key, attributes);
+            let (id, ready) = futures_util::future::join(begun, self.read_ahead_of_copies(&parts, base)).await;
+            let id = id.map_err(failed)?;
             let copy_refused = AtomicBool::new(false);
-            let result = match self.upload_parts(snapshot, &id, &parts, base, &copy_refused).await {
+            let uploaded = match ready {
+                Ok(ready) => self.upload_parts(snapshot, &id, &parts, ready, base, &copy_refused).await,
+                Err(error) => Err(error),
+            };
+            let result = match uploaded {
                 Ok(done) => self.complete(&key, &id, &done, snapshot.size, condition).await.map_err(failed),
                 Err(error) => Err(error),
             };
@@ -148,18 +159,38 @@ impl DirtyFile {
         }
     }
 
+    /// For a small change of a large object: what goes up with the change is fetched while the upload begins, before
+    /// the provider is busy with copies.
+    async fn read_ahead_of_copies(
+        self: &Arc<Self>,
+        parts: &[PartSource],
+        base: &dyn BaseReader,
+    ) -> FsResult<HashMap<u32, Vec<Bytes>>> {
+        let uploads: Vec<_> =
+            (1u32..).zip(parts).filter(|(_, part)| matches!(part, PartSource::Upload(_))).take(READY_MAX + 1).collect();
+        let mut ready = HashMap::new();
+        if uploads.len() < parts.len() && uploads.len() <= READY_MAX {
+            for (number, part) in uploads {
+                ready.insert(number, self.read(0, part.range().clone(), base).await?);
+            }
+        }
+        Ok(ready)
+    }
+
     async fn upload_parts(
         self: &Arc<Self>,
         snapshot: &Snapshot,
         id: &UploadId,
         parts: &[PartSource],
+        mut ready: HashMap<u32, Vec<Bytes>>,
         base: &dyn BaseReader,
         copy_refused: &AtomicBool,
     ) -> FsResult<Vec<Part>> {
         // Boxed one by one: a closure over borrowed parts would not do for a stream.
         let mut uploads = Vec::new();
         for (number, part) in (1u32..).zip(parts) {
-            uploads.push(self.upload_one(snapshot, id, number, part, base, copy_refused).boxed());
+            let ready = ready.remove(&number);
+            uploads.push(self.upload_one(snapshot, id, (number, part, ready), base, copy_refused).boxed());
         }
         futures_util::stream::iter(uploads).buffered(self.context.max_parallel_parts).try_collect().await
     }
@@ -168,8 +199,7 @@ impl DirtyFile {
         self: &Arc<Self>,
         snapshot: &Snapshot,
         id: &UploadId,
-        number: u32,
-        part: &PartSource,
+        (number, part, ready): (u32, &PartSource, Option<Vec<Bytes>>),
         base: &dyn BaseReader,
         copy_refused: &AtomicBool,
     ) -> FsResult<Part> {
@@ -190,7 +220,11 @@ impl DirtyFile {
             }
             _ => {
                 let _permit = self.context.parts.acquire().await;
-                let body = PutBody::Chunks(self.read(0, part.range().clone(), base).await?);
+                let body = match ready {
+                    Some(ready) => ready,
+                    None => self.read(0, part.range().clone(), base).await?,
+                };
+                let body = PutBody::Chunks(body);
                 self.context.store.upload_part(key, id, number, body).await.map_err(failed)
             }
         }

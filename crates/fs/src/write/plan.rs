@@ -52,16 +52,26 @@ pub fn plan(
     if size <= part_len && size <= limits.put_len_max {
         return Ok(UploadPlan::Put);
     }
-    let part_len = part_len_for(size, part_len, limits)?;
-    let base_limit = if limits.part_copy { base_limit.unwrap_or(0) } else { 0 };
-    // Around a change as little as possible is uploaded: the grid is the finest that the provider takes.
+    // A base that is shorter than the shortest part cannot be copied as one.
+    let base_limit = base_limit.filter(|limit| limits.part_copy && *limit >= limits.part_len_min);
+    let base_limit = base_limit.map_or(0, |limit| limit.min(size));
     let has_one_grid = limits.equal_parts || base_limit == 0;
-    let cell_len = if has_one_grid { part_len } else { part_len_for(size, limits.part_len_min, limits)? };
+    // Where the base ends one part more may begin, and one at the end.
+    let count_max = if has_one_grid { limits.part_count_max } else { limits.part_count_max - 2 };
+    let part_len = part_len_for(size, part_len, count_max, limits)?;
+    // Around a change as little as possible is uploaded: the grid is the finest that the provider takes.
+    let cell_len = if has_one_grid { part_len } else { part_len_for(size, 0, count_max, limits)? };
     let upload_len_max = part_len.next_multiple_of(cell_len);
     let mut parts: Vec<PartSource> = Vec::new();
     let mut start = 0;
     while start < size {
-        let range = start..(start + cell_len).min(size);
+        let range = start..match start {
+            _ if has_one_grid => (start + part_len).min(size),
+            // The base ends a cell, so that an append copies all of it.
+            _ if start < base_limit && start + cell_len + limits.part_len_min > base_limit => base_limit,
+            _ if start < base_limit => start + cell_len,
+            _ => (start + part_len).min(size),
+        };
         start = range.end;
         let is_upload = range.end > base_limit || dirty.intersects(&range);
         let (last, len_max) = match parts.last_mut() {
@@ -82,9 +92,9 @@ pub fn plan(
 }
 
 /// The shortest part length, at least `part_len`, that fits the provider's number of parts.
-fn part_len_for(size: u64, part_len: u64, limits: &Capabilities) -> FsResult<u64> {
+fn part_len_for(size: u64, part_len: u64, count_max: u32, limits: &Capabilities) -> FsResult<u64> {
     const MIB: u64 = 1 << 20;
-    let needed = size.div_ceil(u64::from(limits.part_count_max)).next_multiple_of(MIB);
+    let needed = size.div_ceil(u64::from(count_max.max(1))).next_multiple_of(MIB);
     let len = needed.max(part_len).max(limits.part_len_min);
     if len > limits.part_len_max {
         return Err(FsError::TooLarge { what: format!("{size} bytes do not fit the provider's limits for parts") });
@@ -123,6 +133,13 @@ mod tests {
                 PartSource::Copy(105 * MIB..256 * MIB)
             ]
         );
+    }
+
+    #[test]
+    fn an_append_copies_all_that_was_there() {
+        let size = 32 * MIB + 70_000;
+        let plan = plan(size + 9, &one(size..size + 9), Some(size), 8 * MIB, &Capabilities::default()).unwrap();
+        assert_eq!(plan, UploadPlan::Multipart(vec![PartSource::Copy(0..size), PartSource::Upload(size..size + 9)]));
     }
 
     #[test]
