@@ -110,14 +110,24 @@ impl Engine {
         let origin = CopySource { key: old_key.clone(), etag: version.etag.clone() };
         let outcome = self.copy_object(&origin, &new_key, version.size, None).await?;
         let removed = self.store.delete(&old_key, self.believed(&version).as_ref()).await;
-        if let Err(source) = removed {
-            // Both names exist now: take the new one back, so that the rename has not happened.
-            if let Err(error) = self.store.delete(&new_key, None).await {
-                tracing::warn!(%new_key, %error, "a copy was left behind by a rename that failed");
+        if let Err(source) = removed
+            && !self.is_gone(&old_key).await
+        {
+            // Both names exist, or may exist. The copy is taken back only if it has replaced nothing and the old one is
+            // certainly there: two names of a file are better than none.
+            if target.is_none() && self.head(&old_key).await.is_ok_and(|info| info.is_some()) {
+                if let Err(error) = self.store.delete(&new_key, None).await {
+                    tracing::warn!(%new_key, %error, "a copy was left behind by a rename that failed");
+                }
             }
-            if let Some(dir) = self.tree().dir_mut(new_parent) {
-                dir.complete_until = None;
-                dir.absent.clear();
+            {
+                let mut tree = self.tree();
+                tree.detach(new_parent, new_name);
+                if let Some(dir) = tree.dir_mut(new_parent) {
+                    dir.complete_until = None;
+                    dir.entries.remove(new_name);
+                    dir.absent.clear();
+                }
             }
             return Err(FsError::Store {
                 what: format!("cannot move {old_key}: its old name cannot be removed"),
@@ -135,6 +145,11 @@ impl Engine {
         from.done(&mut tree);
         to.done(&mut tree);
         Ok(())
+    }
+
+    /// Whether an object is certainly not there: the answer to its removal may only have been lost.
+    async fn is_gone(&self, key: &ObjectKey) -> bool {
+        matches!(self.head(key).await, Ok(None))
     }
 
     /// A node's object has another key now, and perhaps another tag.

@@ -98,7 +98,7 @@ mod tests {
     fn a_server_that_repeats_the_sum_gets_it_alone() {
         let sums = learning();
         assert_eq!(sums.kinds(), [ChecksumKind::ContentMd5, ChecksumKind::Crc32c]);
-        assert!(sums.answered(&sums.kinds().to_vec(), Some("abc="), &reply(Some("abc="))));
+        assert!(sums.answered(sums.kinds(), Some("abc="), &reply(Some("abc="))));
         assert_eq!(sums.kinds(), [ChecksumKind::Crc32c]);
     }
 
@@ -107,7 +107,7 @@ mod tests {
         for echo in [None, Some("other")] {
             let sums = learning();
             // MD5 was sent besides, so these bytes were checked.
-            assert!(sums.answered(&sums.kinds().to_vec(), Some("abc="), &reply(echo)));
+            assert!(sums.answered(sums.kinds(), Some("abc="), &reply(echo)));
             assert_eq!(sums.kinds(), [ChecksumKind::ContentMd5], "{echo:?}");
         }
     }
@@ -115,8 +115,8 @@ mod tests {
     #[test]
     fn a_server_that_forgets_is_no_longer_trusted() {
         let sums = learning();
-        assert!(sums.answered(&sums.kinds().to_vec(), Some("abc="), &reply(Some("abc="))));
-        assert!(!sums.answered(&sums.kinds().to_vec(), Some("abc="), &reply(None)));
+        assert!(sums.answered(sums.kinds(), Some("abc="), &reply(Some("abc="))));
+        assert!(!sums.answered(sums.kinds(), Some("abc="), &reply(None)));
         assert_eq!(sums.kinds(), [ChecksumKind::ContentMd5]);
         // An answer that comes late brings the trust not back.
         assert!(sums.answered(&[ChecksumKind::Crc32c], Some("abc="), &reply(Some("abc="))));
@@ -130,17 +130,17 @@ mod tests {
             ..Failure::lasting(StoreError::Unsupported { what: "checksums".into() })
         };
         let sums = learning();
-        assert!(!sums.refused(&sums.kinds().to_vec(), &refusal(true)));
-        assert!(sums.refused(&sums.kinds().to_vec(), &refusal(false)));
+        assert!(!sums.refused(sums.kinds(), &refusal(true)));
+        assert!(sums.refused(sums.kinds(), &refusal(false)));
         assert_eq!(sums.kinds(), [ChecksumKind::ContentMd5]);
-        assert!(!sums.refused(&sums.kinds().to_vec(), &refusal(false)), "and no further");
+        assert!(!sums.refused(sums.kinds(), &refusal(false)), "and no further");
     }
 
     #[test]
     fn the_table_has_the_last_word() {
         for kind in [ChecksumKind::Crc64Nvme, ChecksumKind::Crc32c, ChecksumKind::None] {
             let sums = Sums::new(kind, true);
-            assert!(sums.answered(&sums.kinds().to_vec(), None, &reply(None)));
+            assert!(sums.answered(sums.kinds(), None, &reply(None)));
             assert_eq!(sums.kinds(), [kind]);
         }
     }
