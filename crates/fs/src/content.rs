@@ -17,6 +17,7 @@ pub struct Content {
     attributes_pending: AtomicBool,
     times_were_set: AtomicBool,
     unlinked: AtomicBool,
+    may_be_stored: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -91,5 +92,14 @@ impl Content {
 
     pub(crate) fn is_unlinked(&self) -> bool {
         self.unlinked.load(Ordering::Acquire)
+    }
+
+    /// Remembers that an upload failed, which may have been done all the same: its answer may only have been lost.
+    pub(crate) fn set_may_be_stored(&self) {
+        self.may_be_stored.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn may_be_stored(&self) -> bool {
+        self.may_be_stored.load(Ordering::Acquire)
     }
 }

@@ -8,10 +8,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sandpail_fs::FsResult;
 use sandpail_fs::attr::{Kind, Time};
 use sandpail_fs::engine::{Engine, EngineOptions, OpenMode, SetAttr, SetTime};
 use sandpail_fs::errno::{Errno, errno};
-use sandpail_fs::{FsError, FsResult};
 use sandpail_store::dir::DirStore;
 use sandpail_store::memory::MemoryStore;
 use sandpail_store::{Condition, ObjectAttributes, ObjectKey, PutBody, Store};

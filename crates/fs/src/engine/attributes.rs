@@ -111,10 +111,12 @@ impl Engine {
             before
         };
         let result = self.store_changed_attributes(ino, set.handle).await;
-        if result.is_err()
-            && let Some(node) = self.tree().get_mut(ino)
-        {
-            node.attr = before;
+        if result.is_err() {
+            let mut tree = self.tree();
+            if let Some(node) = tree.get_mut(ino) {
+                node.attr = before;
+            }
+            tree.doubt(ino);
         }
         result
     }

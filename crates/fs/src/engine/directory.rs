@@ -11,7 +11,7 @@ use super::{DirHandle, Engine, Metadata, Stat, failed, guard, not_found, object_
 use crate::attr::{Attr, Kind, Time};
 use crate::content::Content;
 use crate::tree::names::{Asked, asked_for};
-use crate::tree::{Name, Node, ROOT, Tree, Version};
+use crate::tree::{Entry, Name, Node, ROOT, Tree, Version};
 use crate::{FsError, FsResult};
 
 /// HEADs of one listing that are under way at the same time.
@@ -115,18 +115,19 @@ impl Engine {
     fn hint(&self, parent: u64, item: &DirItem, next: u64) -> Listed {
         let tree = self.tree();
         let ino = tree.ino_hint(parent, &item.name);
-        let kind = match tree.child(parent, &item.name) {
-            Some(node) => node.attr.kind,
-            None if item.is_directory => Kind::Directory,
-            None => {
-                let entry = tree.dir(parent).and_then(|dir| dir.entries.get(&item.name));
-                match entry.and_then(|entry| Some((entry.attributes.as_ref()?, entry.version.as_ref()?))) {
-                    Some((attributes, version)) => {
-                        Attr::of_object(attributes, version.size, version.modified, false, &tree.defaults).kind
-                    }
-                    None => Kind::File,
-                }
+        let child = tree.child(parent, &item.name);
+        let entry = tree.dir(parent).and_then(|dir| dir.entries.get(&item.name));
+        let stored = entry.and_then(|entry| Some((entry.attributes.as_ref()?, entry.version.as_ref()?)));
+        // The listing is newer than a node that nobody has looked up since.
+        let kind = match (child, stored) {
+            (Some(node), _) if node.is_local() => node.attr.kind,
+            (_, Some((attributes, version))) => {
+                Attr::of_object(attributes, version.size, version.modified, false, &tree.defaults).kind
             }
+            _ if item.is_directory => Kind::Directory,
+            // Only of small ones it is asked whether they are links.
+            (Some(node), None) if node.dir.is_none() && entry.is_none_or(may_be_link) => node.attr.kind,
+            _ => Kind::File,
         };
         let attr = Attr::plain(kind, 0, std::time::SystemTime::UNIX_EPOCH, &tree.defaults);
         Listed { next, name: Arc::clone(&item.name), stat: Stat { ino, attr, is_linked: true }, is_known: false }
@@ -190,8 +191,7 @@ impl Engine {
                     None => Arc::from(String::from_utf8_lossy(&item.name)),
                 };
                 let slash = if entry.is_directory() { "/" } else { "" };
-                let may_be_link = entry.version.as_ref().is_some_and(|v| v.size > 0 && v.size <= TARGET_LEN_MAX);
-                if (all || may_be_link)
+                if (all || may_be_link(entry))
                     && let Ok(key) = object_key(format!("{prefix}{segment}{slash}"))
                 {
                     keys.push((Arc::clone(&item.name), key, entry.is_directory()));
@@ -330,8 +330,9 @@ impl Engine {
             (self.file_key(&tree, stat.ino)?, node.version.clone())
         };
         let change = self.begin(parent, name);
-        if let Some(version) = version {
-            let etag = self.believed(&version);
+        let may_be_stored = content.as_ref().is_some_and(|content| content.may_be_stored());
+        if version.is_some() || may_be_stored {
+            let etag = version.and_then(|version| self.believed(&version));
             self.store.delete(&key, etag.as_ref()).await.map_err(failed(|| format!("cannot remove {key}")))?;
         }
         self.removed(parent, name);
@@ -571,4 +572,9 @@ pub(super) fn touch(tree: &mut Tree, ino: u64) {
         node.attr.mtime = now;
         node.attr.ctime = now;
     }
+}
+
+/// Whether a listed object is small enough to be a link, which its metadata says.
+fn may_be_link(entry: &Entry) -> bool {
+    entry.version.as_ref().is_some_and(|version| version.size > 0 && version.size <= TARGET_LEN_MAX)
 }

@@ -370,6 +370,10 @@ impl Engine {
             dirty.allocate_to(range.end)?;
         }
         self.modified(file.ino, true);
+        if !dirty.is_dirty() {
+            // Only the times have changed.
+            file.content.set_attributes_pending(true);
+        }
         Ok(())
     }
 

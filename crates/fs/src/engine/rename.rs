@@ -115,10 +115,11 @@ impl Engine {
         {
             // Both names exist, or may exist. The copy is taken back only if it has replaced nothing and the old one is
             // certainly there: two names of a file are better than none.
-            if target.is_none() && self.head(&old_key).await.is_ok_and(|info| info.is_some()) {
-                if let Err(error) = self.store.delete(&new_key, None).await {
-                    tracing::warn!(%new_key, %error, "a copy was left behind by a rename that failed");
-                }
+            if target.is_none()
+                && self.head(&old_key).await.is_ok_and(|info| info.is_some())
+                && let Err(error) = self.store.delete(&new_key, None).await
+            {
+                tracing::warn!(%new_key, %error, "a copy was left behind by a rename that failed");
             }
             {
                 let mut tree = self.tree();
@@ -217,8 +218,16 @@ impl Engine {
                 dir.absent.clear();
             }
             let Ok(key) = self.file_key(&tree, *child) else { continue };
-            if let Some((outcome, size)) = copied.get(&key) {
-                self.moved(&mut tree, *child, &key, outcome, *size);
+            let Some((outcome, origin)) = copied.get(&key) else { continue };
+            let known = tree.get(*child).and_then(|node| node.version.clone());
+            if known.as_ref().is_some_and(|known| known.has_same_bytes(origin)) {
+                self.moved(&mut tree, *child, &key, outcome, origin.size);
+                if known.is_some_and(|known| !known.is_same(origin)) {
+                    tree.doubt(*child);
+                }
+            } else if let Some((parent, name)) = tree.get(*child).map(|node| (node.parent, Arc::clone(&node.name))) {
+                // Replaced by another client since it was looked up.
+                tree.detach(parent, &name);
             }
         }
         let until = self.believed_until();
@@ -262,7 +271,7 @@ impl Engine {
     async fn copy_all(
         &self,
         moves: &[(ObjectKey, ObjectKey, ListedObject)],
-    ) -> FsResult<HashMap<ObjectKey, (PutOutcome, u64)>> {
+    ) -> FsResult<HashMap<ObjectKey, (PutOutcome, Version)>> {
         let has_failed = AtomicBool::new(false);
         let mut copies = Vec::new();
         for (old, new, object) in moves {
@@ -273,8 +282,9 @@ impl Engine {
                 }
                 let source = CopySource { key: old.clone(), etag: object.etag.clone() };
                 let outcome = self.copy_object(&source, new, object.size, None).await;
+                let (etag, size, modified) = (object.etag.clone(), object.size, object.last_modified);
                 has_failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
-                Ok::<_, FsError>(Some((new.clone(), (outcome?, object.size))))
+                Ok::<_, FsError>(Some((new.clone(), (outcome?, Version { etag, size, modified }))))
             };
             copies.push(copy.boxed());
         }

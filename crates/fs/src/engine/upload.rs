@@ -161,7 +161,13 @@ impl Engine {
             {
                 return self.store_beside(ino, &key, &attributes, &dirty, &base).await;
             }
-            other => other?,
+            Err(error) => {
+                if !matches!(error, FsError::Store { source: StoreError::Precondition { .. }, .. }) {
+                    content.set_may_be_stored();
+                }
+                return Err(error);
+            }
+            Ok(committed) => committed,
         };
         let mut stored = committed.attributes_stored;
         let mut outcome = committed.outcome;

@@ -433,6 +433,20 @@ impl Tree {
         }
     }
 
+    /// Says that a change of a node's attributes has failed, and may have been done all the same: what is known of them
+    /// is asked for again. A listing could not tell: the bytes are the same, and the time may be.
+    pub fn doubt(&mut self, ino: u64) {
+        let Some(node) = self.nodes.get_mut(&ino) else { return };
+        node.fresh_until = Instant::now();
+        if let Some(version) = &mut node.version {
+            version.modified = UNIX_EPOCH;
+        }
+        let (parent, name) = (node.parent, Arc::clone(&node.name));
+        if let Some(entry) = self.dir_mut(parent).and_then(|dir| dir.entries.get_mut(&name)) {
+            entry.attributes = None;
+        }
+    }
+
     /// Takes a whole listing that was asked for at `since`. Names changed here since then stay as they are.
     pub fn install_listing(
         &mut self,
