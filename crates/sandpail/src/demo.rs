@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 
 use crate::cli::DemoArgs;
 use crate::host;
+use crate::report;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -90,7 +91,7 @@ struct Demo {
 
 pub(crate) fn run(arguments: &DemoArgs) -> anyhow::Result<()> {
     if let Err(error) = host::check_fuse() {
-        println!("This host cannot mount yet: {error:#}");
+        println!("This host cannot mount yet: {}", report::in_one_line(&error));
         println!("What works without: sandpail bucket create, bucket serve, bucket list, doctor.");
         bail!("the demo needs a mount");
     }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::cli::DoctorArgs;
 use crate::host;
+use crate::report;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -55,7 +56,7 @@ fn host_findings() -> Vec<Finding> {
     let mut found = Vec::new();
     found.push(match host::check_fuse() {
         Result::Ok(()) => finding(Ok, "FUSE", "mounts can be made by this user"),
-        Err(error) => finding(Fail, "FUSE", format!("{error:#}")),
+        Err(error) => finding(Fail, "FUSE", report::in_one_line(&error)),
     });
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let version: Vec<u32> = release.split(['.', '-']).take(2).filter_map(|part| part.parse().ok()).collect();
@@ -110,7 +111,7 @@ fn host_findings() -> Vec<Finding> {
 }
 
 fn bucket_findings(bucket: &str, arguments: &DoctorArgs) -> Vec<Finding> {
-    crate::backend::probe(bucket, arguments)
+    crate::probe::probe(bucket, arguments)
         .into_iter()
         .map(|step| {
             let grade = match step.result {

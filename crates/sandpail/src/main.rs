@@ -9,7 +9,10 @@ mod demo;
 mod doctor;
 mod host;
 mod mount;
+mod probe;
+mod profiles;
 mod registry;
+mod report;
 mod umount;
 mod worker;
 
@@ -28,7 +31,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("sandpail: {error:#}");
+            eprintln!("sandpail: {}", report::in_one_line(&error));
             ExitCode::FAILURE
         }
     }

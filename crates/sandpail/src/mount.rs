@@ -1,7 +1,6 @@
 //! `sandpail mount`: checks everything, starts the worker, and returns when the mount answers.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
@@ -20,6 +19,9 @@ const SECRET_VARIABLES: [&str; 6] = [
     "R2_SECRET_ACCESS_KEY",
     "AWS_SECURITY_TOKEN",
 ];
+
+/// Variables that name files; a worker runs in another directory.
+const FILE_VARIABLES: [&str; 3] = ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE"];
 
 pub(crate) fn run(arguments: &MountArgs) -> anyhow::Result<()> {
     let arguments = match arguments.clone().with_options() {
@@ -98,7 +100,7 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
         memory_limit: arguments.memory_limit,
         staging_dir: match &arguments.staging_dir {
             Some(dir) => std::path::absolute(dir)?,
-            None => default_staging()?,
+            None => registry::state_directory().context("give --staging-dir")?.join("staging"),
         },
         staging_limit: arguments.staging_limit,
         cache: match &arguments.cache_dir {
@@ -110,23 +112,19 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
     })
 }
 
-fn default_staging() -> anyhow::Result<PathBuf> {
-    if rustix::process::geteuid().is_root() {
-        return Ok(PathBuf::from("/var/lib/sandpail/staging"));
-    }
-    let state = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    let state = state.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")));
-    Ok(state.context("HOME is not set; give --staging-dir")?.join("sandpail/staging"))
-}
-
 /// A worker that is killed unless it is let go.
 fn start(plan: &Plan) -> anyhow::Result<Child> {
-    registry::directory()?;
+    registry::prune();
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let mut command = Command::new(program);
     command.arg("mount-worker").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).current_dir("/");
     for variable in SECRET_VARIABLES {
         command.env_remove(variable);
+    }
+    for variable in FILE_VARIABLES {
+        if let Some(Ok(path)) = std::env::var_os(variable).filter(|path| !path.is_empty()).map(std::path::absolute) {
+            command.env(variable, path);
+        }
     }
     let mut worker = command.spawn().context("cannot start the mount's process")?;
     let mut text = serde_json::to_string(plan)?;

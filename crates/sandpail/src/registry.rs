@@ -2,9 +2,13 @@
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+
+/// How long the log of a mount that ended badly is kept after its last line.
+const LOG_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +50,16 @@ pub(crate) fn directory() -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
+/// The directory of what outlives mounts: staged bytes, provider profiles. Not made here.
+pub(crate) fn state_directory() -> anyhow::Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/sandpail"));
+    }
+    let state = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let state = state.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")));
+    Ok(state.context("HOME is not set")?.join("sandpail"))
+}
+
 /// The name of a mount's files in the directory.
 pub(crate) fn name_of(pid: u32) -> String {
     format!("mount-{pid}")
@@ -70,17 +84,38 @@ impl Entry {
         let Ok(path) = self.path() else { return };
         let _ = std::fs::remove_file(&path);
         let _ = std::fs::remove_file(path.with_extension("sock"));
-        let log = path.with_extension("log");
-        let is_quiet = |text: String| !text.contains(" WARN ") && !text.contains(" ERROR ");
-        if std::fs::read_to_string(&log).is_ok_and(is_quiet) {
-            let _ = std::fs::remove_file(log);
-        }
     }
 
     fn is_alive(&self) -> bool {
         let command = std::fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
         let text = String::from_utf8_lossy(&command);
         text.contains("mount-worker") || text.contains("sandpail") || text.contains("--foreground")
+    }
+}
+
+/// Removes what mounts that were killed have left and nobody reads any more.
+pub(crate) fn prune() {
+    let Ok(files) = directory().and_then(|dir| Ok(std::fs::read_dir(dir)?)) else { return };
+    for path in files.flatten().map(|file| file.path()) {
+        let is_over = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("log") => std::fs::metadata(&path)
+                .and_then(|meta| meta.modified())
+                .is_ok_and(|time| time.elapsed().is_ok_and(|age| age > LOG_AGE_MAX)),
+            // Living mounts hold a lock on theirs.
+            Some("changes") => std::fs::File::open(&path).is_ok_and(|file| file.try_lock().is_ok()),
+            _ => false,
+        };
+        if is_over {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Removes a log that tells nothing of interest.
+pub(crate) fn remove_quiet_log(log: &Path) {
+    let is_quiet = |text: String| !text.contains(" WARN ") && !text.contains(" ERROR ");
+    if std::fs::read_to_string(log).is_ok_and(is_quiet) {
+        let _ = std::fs::remove_file(log);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::hash::{Hash, Hasher};
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::{self, Source};
 use crate::control;
 use crate::registry::{self, Entry};
+use crate::report;
 
 /// Threads that move data; the FUSE threads come besides.
 const DATA_THREADS: usize = 2;
@@ -88,7 +89,7 @@ pub(crate) fn run_from_stdin() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            println!("error: {error:#}");
+            println!("error: {}", report::in_one_line(&error));
             ExitCode::FAILURE
         }
     }
@@ -108,10 +109,17 @@ impl Drop for Wiped {
 
 /// Mounts, says so through `ready`, and serves until it is unmounted.
 pub(crate) fn run(plan: &Plan, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
-    let pid = std::process::id();
-    let default_log = registry::directory()?.join(format!("{}.log", registry::name_of(pid)));
+    let default_log = registry::directory()?.join(format!("{}.log", registry::name_of(std::process::id())));
     let log_file = plan.log_file.clone().unwrap_or(default_log);
     start_log(&plan.log, &log_file)?;
+    let result = serve(plan, &log_file, ready);
+    if plan.log_file.is_none() {
+        registry::remove_quiet_log(&log_file);
+    }
+    result
+}
+
+fn serve(plan: &Plan, log_file: &Path, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(DATA_THREADS)
         .enable_all()
@@ -125,6 +133,19 @@ pub(crate) fn run(plan: &Plan, ready: impl FnOnce() -> std::io::Result<()>) -> a
     let mut options = engine_options(plan);
     options.neighbours = Some(registry::directory()?.join(plan.neighbours_file()));
     let engine = Engine::new(store, options, runtime.handle().clone())?;
+    let result = serve_engine(plan, log_file, &runtime, &engine, ready);
+    engine.end();
+    result
+}
+
+fn serve_engine(
+    plan: &Plan,
+    log_file: &Path,
+    runtime: &tokio::runtime::Runtime,
+    engine: &Arc<Engine>,
+    ready: impl FnOnce() -> std::io::Result<()>,
+) -> anyhow::Result<()> {
+    let pid = std::process::id();
     runtime.block_on(engine.probe())?;
     engine.keep_trying();
     let options = MountOptions {
@@ -133,23 +154,23 @@ pub(crate) fn run(plan: &Plan, ready: impl FnOnce() -> std::io::Result<()>) -> a
         read_only: plan.read_only,
         extra: plan.kernel_options.clone(),
     };
-    let mounted = adapter::mount(Arc::clone(&engine), &plan.mountpoint, &options)
+    let mounted = adapter::mount(Arc::clone(engine), &plan.mountpoint, &options)
         .with_context(|| format!("cannot mount on {}", plan.mountpoint.display()))?;
     let entry = Entry {
         pid,
         source: plan.shown_source(),
         mountpoint: plan.mountpoint.clone(),
         started: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs(),
-        log_file: Some(log_file),
+        log_file: Some(log_file.to_owned()),
     };
-    let registered = entry.write().and_then(|()| control::serve(&registry::socket_of(pid)?, Arc::clone(&engine)));
+    let registered = entry.write().and_then(|()| control::serve(&registry::socket_of(pid)?, Arc::clone(engine)));
     if let Err(error) = registered.and_then(|()| Ok(ready()?)) {
         entry.remove();
         let _ = mounted.unmount();
         return Err(error);
     }
     tracing::info!(source = entry.source, mountpoint = %plan.mountpoint.display(), "mounted");
-    end_on_signal(&runtime, Arc::clone(&engine), plan.mountpoint.clone());
+    end_on_signal(runtime, Arc::clone(engine), plan.mountpoint.clone());
     let served = mounted.wait();
     let left = runtime.block_on(engine.keep_unstored());
     entry.remove();

@@ -49,3 +49,10 @@ fn profiles_processes_and_variables() {
     let text = run("absent", config, &[]);
     assert!(text.contains("FAILED credentials refused: no AWS credentials found with profile \"absent\""), "{text}");
 }
+
+#[test]
+fn a_profile_that_was_asked_for_comes_before_variables() {
+    let config = "[profile work]\naws_access_key_id = W\naws_secret_access_key = w\nregion = eu-west-1\n";
+    let variables = [("AWS_ACCESS_KEY_ID", "E"), ("AWS_SECRET_ACCESS_KEY", "e")];
+    assert!(run("work", config, &variables).contains("FOUND W w none"));
+}

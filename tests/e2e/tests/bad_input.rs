@@ -186,7 +186,7 @@ fn daemonised(world: &World) -> Result<()> {
             "$SANDPAIL" mount --endpoint "$ENDPOINT" --region us-east-1 "$BUCKET" "m nt" </dev/null | cat
             echo x >"m nt/a"; "$SANDPAIL" list | grep -F "$PWD/m nt" >/dev/null; pid=$("$SANDPAIL" list | grep -F "$PWD/m nt" | sed 's/.*pid //'); [ -d /proc/$pid ]
             tr '\0' '\n' </proc/$pid/environ >env; tr '\0' ' ' </proc/$pid/cmdline >cmd
-            fails grep -q "$AWS_SECRET_ACCESS_KEY" cmd
+            fails grep -q "$AWS_SECRET_ACCESS_KEY" cmd env
             "$SANDPAIL" umount "m nt"; [ -z "$(ls -A "m nt")" ]; for n in $(seq 100); do [ -d /proc/$pid ] || break; sleep 0.1; done; [ ! -d /proc/$pid ]
             trap - EXIT; [ ! -e "/run/sandpail/mount-$pid.json" ]; [ ! -e "/run/sandpail/mount-$pid.sock" ]; [ ! -e "/run/sandpail/mount-$pid.log" ] || echo "log left"
             "#,

@@ -44,7 +44,7 @@ fn mount_again(world: &World) -> Result<()> {
             mkdir mnt; mount() { "$SANDPAIL" mount --endpoint "$ENDPOINT" --region us-east-1 "$BUCKET" mnt; }
             mount; echo x >mnt/a; pid=$("$SANDPAIL" list | sed -n "s|.*$LOCAL/mnt.*pid ||p"); kill -KILL $pid; sleep 0.3
             if ! mount 2>err; then cat err >&2; grep -q umount err; "$SANDPAIL" umount mnt; mount; fi
-            [ "$(cat mnt/a)" = x ]; "$SANDPAIL" umount mnt; fails mountpoint -q mnt
+            [ "$(cat mnt/a)" = x ]; "$SANDPAIL" umount mnt; fails mountpoint -q mnt; rm "/run/sandpail/mount-$pid.log"
             "#,
         )?
         .run()?;

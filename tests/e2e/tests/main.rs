@@ -8,6 +8,7 @@ mod limits;
 mod names;
 mod posix;
 mod requests;
+mod set_up;
 mod two_mounts;
 
 fn main() -> std::process::ExitCode {
@@ -19,6 +20,7 @@ fn main() -> std::process::ExitCode {
         interop::TESTS,
         requests::TESTS,
         bad_input::TESTS,
+        set_up::TESTS,
         crashes::TESTS,
         limits::TESTS,
     ];

@@ -309,6 +309,13 @@ impl Engine {
         kept
     }
 
+    /// Removes what only a living mount needs from this host. The process ends with tasks that still hold the engine, so
+    /// nobody else would.
+    pub fn end(&self) {
+        self.neighbours.leave();
+        self.writing.end();
+    }
+
     fn tree(&self) -> MutexGuard<'_, Tree> {
         guard(&self.tree)
     }

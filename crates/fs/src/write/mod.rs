@@ -87,4 +87,9 @@ impl WriteContext {
         let parts = Arc::new(tokio::sync::Semaphore::new(PARTS_AT_ONCE));
         Self { store, staging, part_len, max_parallel_parts, stream_threshold, runtime, parts }
     }
+
+    /// Removes the staging directory of this process, unless something in it must be kept.
+    pub(crate) fn end(&self) {
+        self.staging.end();
+    }
 }

@@ -80,10 +80,17 @@ impl StagingArea {
     }
 }
 
-impl Drop for StagingArea {
-    fn drop(&mut self) {
+impl StagingArea {
+    /// Removes the directory of this process.
+    pub(crate) fn end(&self) {
         // Not empty if something is left that must be kept; the next process finds it.
         let _ = std::fs::remove_dir(&self.own);
+    }
+}
+
+impl Drop for StagingArea {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -5,6 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_config::BehaviorVersion;
+use aws_config::meta::region::ProvideRegion;
+use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
+use aws_config::provider_config::ProviderConfig;
+use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_smithy_http_client::Builder;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
@@ -47,18 +51,24 @@ impl fmt::Debug for AwsChain {
 }
 
 impl AwsChain {
-    /// With the profile of that name, else `AWS_PROFILE` or the default one. Nothing is looked for yet.
+    /// With the profile of that name and nothing else; without one, the whole chain, which knows `AWS_PROFILE`. Nothing
+    /// is looked for yet.
     pub fn new(profile: Option<String>) -> Self {
         Self { profile, state: Mutex::default() }
     }
 
     async fn provider(&self) -> StoreResult<SharedCredentialsProvider> {
         let client = Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
-        let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(client);
         if let Some(profile) = &self.profile {
-            loader = loader.profile_name(profile);
+            // The whole chain would prefer keys of the environment to a profile that was asked for.
+            let config = ProviderConfig::without_region().with_http_client(client);
+            let region = ProfileFileRegionProvider::builder().configure(&config).profile_name(profile).build();
+            let region = region.region().await;
+            let config = config.with_region(region);
+            let provider = ProfileFileCredentialsProvider::builder().configure(&config).profile_name(profile).build();
+            return Ok(SharedCredentialsProvider::new(provider));
         }
-        let config = loader.load().await;
+        let config = aws_config::defaults(BehaviorVersion::latest()).http_client(client).load().await;
         config.credentials_provider().ok_or_else(|| self.none("no source of credentials"))
     }
 
@@ -76,13 +86,16 @@ impl AwsChain {
             None => state.provider.insert(self.provider().await?).clone(),
         };
         let found = provider.provide_credentials().await.map_err(|error| {
+            if let (CredentialsError::CredentialsNotLoaded(_), Some(_)) = (&error, &self.profile) {
+                return self.none("the AWS shared files have no such profile, or it has no keys");
+            }
             let mut cause = error.to_string();
             let mut source = std::error::Error::source(&error);
             while let Some(error) = source {
                 cause = format!("{cause}: {error}");
                 source = error.source();
             }
-            self.none(&super::error::clean(&cause))
+            self.none(super::error::clean(&cause).trim_end_matches('.'))
         })?;
         let expires = found.expiry();
         Ok(Found {

@@ -125,7 +125,8 @@ pub(super) fn classify(call: &Call, names: &Names, status: StatusCode, headers: 
     failure.server_time = server_time;
     failure.retry_after = retry_after(headers, server_time);
     failure.region = region;
-    let credentials = |fix: &str| StoreError::Credentials { message: format!("{detail}. {fix}") };
+    let credentials =
+        |fix: &str| StoreError::Credentials { message: format!("{}. {fix}", detail.trim_end_matches('.')) };
 
     match code.as_str() {
         "NoSuchKey" => failure.error = StoreError::NotFound { what: what(call) },

@@ -29,6 +29,7 @@ mod error;
 mod headers;
 mod limiter;
 mod marker;
+mod probe;
 mod send;
 mod sums;
 
@@ -52,6 +53,7 @@ use sandpail_spec::{Endpoint, Provider};
 pub use chain::AwsChain;
 pub use counters::RequestCounts;
 pub use credentials::{CredentialProvider, StaticCredentials, environment};
+pub use probe::{FirstAnswer, ProbeStep, ProviderProfile};
 
 use self::connect::Connector;
 use self::error::{Failure, Names};
@@ -110,6 +112,7 @@ pub struct HttpStoreBuilder {
     retry_deadline: Duration,
     capabilities: Option<Capabilities>,
     checksum: Option<ChecksumKind>,
+    profile: Option<ProviderProfile>,
 }
 
 impl HttpStoreBuilder {
@@ -176,10 +179,17 @@ impl HttpStoreBuilder {
         self
     }
 
-    /// What a probe found out, in place of the provider's table.
+    /// What the provider can do, in place of the provider's table and of a profile.
     #[must_use]
     pub fn capabilities(mut self, capabilities: Capabilities) -> Self {
         self.capabilities = Some(capabilities);
+        self
+    }
+
+    /// What [`HttpStore::probe`] found out, in place of the provider's table.
+    #[must_use]
+    pub fn profile(mut self, profile: ProviderProfile) -> Self {
+        self.profile = Some(profile);
         self
     }
 
@@ -199,7 +209,16 @@ impl HttpStoreBuilder {
         if let Some(checksum) = self.checksum {
             quirks.checksum = checksum;
         }
-        let sums = Sums::new(quirks.checksum, self.checksum.is_none() && self.provider == Provider::Generic);
+        let mut sums = Sums::new(quirks.checksum, self.checksum.is_none() && self.provider == Provider::Generic);
+        if let Some(profile) = &self.profile {
+            quirks.conditional_put = profile.conditional_put;
+            quirks.conditional_delete = profile.conditional_delete;
+            quirks.part_copy = profile.part_copy;
+            quirks.equal_parts = !profile.unequal_parts;
+            quirks.url_encoded_lists = profile.url_encoded_lists;
+            quirks.delete_objects = profile.delete_objects;
+            sums.was_probed(profile.checks(ChecksumKind::Crc32c));
+        }
         let connector = if self.endpoint.is_tls() {
             Connector::tls(self.timeouts.connect, self.ca_file.as_deref(), self.insecure)?
         } else {
@@ -318,6 +337,7 @@ impl HttpStore {
             retry_deadline: Duration::from_secs(60),
             capabilities: None,
             checksum: None,
+            profile: None,
         }
     }
 
@@ -413,6 +433,30 @@ impl HttpStore {
                 StoreError::no_object(&source.key)
             }
             error => error,
+        }
+    }
+
+    /// UploadPartCopy, whether or not the provider is said to have it.
+    async fn copy_part(
+        &self,
+        key: &ObjectKey,
+        id: &UploadId,
+        number: u32,
+        source: &CopySource,
+        range: Range<u64>,
+    ) -> StoreResult<Part> {
+        let etag = source.etag.as_ref().map(ETag::as_str);
+        let call = Call::upload_part_copy(key.as_str(), &id.0, number, &self.source_of(source), etag, &range);
+        let reply = match self.ask(&call).await {
+            Ok(reply) => reply,
+            Err(failure) if matches!(failure.error, StoreError::Precondition { .. }) => {
+                return Err(StoreError::changed(&source.key));
+            }
+            Err(failure) => return Err(Self::copy_error(source, failure)),
+        };
+        match xml::parse_copy(reply.bytes()).map_err(not_s3(&call))? {
+            Ok(result) => Ok(Part { number, etag: ETag::new(&result.etag), checksum: result.crc64nvme }),
+            Err(error) => Err(StoreError::Server { message: format!("copy of a part of {key:?}: {}", error.code) }),
         }
     }
 
@@ -698,19 +742,7 @@ impl Store for HttpStore {
         if !self.shared.capabilities.part_copy {
             return Err(StoreError::Unsupported { what: "copy a range into a part (UploadPartCopy)".into() });
         }
-        let etag = source.etag.as_ref().map(ETag::as_str);
-        let call = Call::upload_part_copy(key.as_str(), &id.0, number, &self.source_of(source), etag, &range);
-        let reply = match self.ask(&call).await {
-            Ok(reply) => reply,
-            Err(failure) if matches!(failure.error, StoreError::Precondition { .. }) => {
-                return Err(StoreError::changed(&source.key));
-            }
-            Err(failure) => return Err(Self::copy_error(source, failure)),
-        };
-        match xml::parse_copy(reply.bytes()).map_err(not_s3(&call))? {
-            Ok(result) => Ok(Part { number, etag: ETag::new(&result.etag), checksum: result.crc64nvme }),
-            Err(error) => Err(StoreError::Server { message: format!("copy of a part of {key:?}: {}", error.code) }),
-        }
+        self.copy_part(key, id, number, source, range).await
     }
 
     async fn complete_multipart(

@@ -41,7 +41,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) address: Address,
-    signer: Signer,
+    pub(super) signer: Signer,
 }
 
 impl Target {
@@ -254,7 +254,7 @@ impl Shared {
         if skew >= 0 { now + offset } else { now.checked_sub(offset).unwrap_or(SystemTime::UNIX_EPOCH) }
     }
 
-    fn unreachable(&self, message: String) -> StoreError {
+    pub(super) fn unreachable(&self, message: String) -> StoreError {
         StoreError::Unreachable { endpoint: self.names.endpoint.clone(), message }
     }
 
@@ -297,6 +297,15 @@ impl Shared {
             headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
         }
         Ok(request)
+    }
+
+    /// A request that asks for nothing, unsigned: to see whether anybody answers.
+    pub(super) fn bare_request(&self) -> StoreResult<Request<UploadBody>> {
+        let url = self.target().address.url("/", "");
+        let (body, _) = UploadBody::new(&PutBody::empty());
+        Request::head(&url)
+            .body(body)
+            .map_err(|error| StoreError::Invalid { message: format!("{url} is no URL: {error}") })
     }
 
     async fn attempt(&self, call: &Call, upload: Option<&PutBody>, stream: bool) -> Result<Reply, Failure> {
@@ -354,7 +363,7 @@ impl Shared {
     }
 
     /// A request that broke before there was an answer.
-    fn broken(&self, error: &hyper_util::client::legacy::Error) -> Failure {
+    pub(super) fn broken(&self, error: &hyper_util::client::legacy::Error) -> Failure {
         let text = chain(error);
         if text.contains("invalid peer certificate") {
             let message = format!(

@@ -35,6 +35,13 @@ impl Sums {
         Self { table, learnt: learns.then(|| AtomicU8::new(UNKNOWN)) }
     }
 
+    /// A probe has seen whether a wrong CRC32C is refused.
+    pub(super) fn was_probed(&mut self, checks: bool) {
+        if self.table == ChecksumKind::ContentMd5 {
+            self.learnt = Some(AtomicU8::new(if checks { KNOWN } else { IGNORED }));
+        }
+    }
+
     /// What the next upload carries.
     pub(super) fn kinds(&self) -> &[ChecksumKind] {
         match self.learnt.as_ref().map(|learnt| learnt.load(Ordering::Relaxed)) {
