@@ -49,6 +49,7 @@ pub struct Server {
     pub kind: ServerKind,
     addr: SocketAddr,
     child: Option<Child>,
+    ports: Vec<u16>,
     next_bucket: AtomicUsize,
     // Removed last, after the child has ended.
     directory: tempfile::TempDir,
@@ -105,8 +106,9 @@ impl Server {
         let port = free_port()?;
         let addr = SocketAddr::from(([127, 0, 0, 1], port));
         let log = File::create(directory.path().join("server.log"))?;
+        let mut ports = vec![port];
         let mut command = match kind {
-            ServerKind::SeaweedFs => seaweedfs(directory.path(), port)?,
+            ServerKind::SeaweedFs => seaweedfs(directory.path(), &mut ports)?,
             ServerKind::Embedded | ServerKind::Directory => embedded(directory.path(), port)?,
         };
         let child = command
@@ -117,7 +119,7 @@ impl Server {
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start the {} server; is `scripts/setup test` done?", kind.name()))?;
-        let mut server = Self { kind, addr, child: Some(child), next_bucket: AtomicUsize::new(0), directory };
+        let mut server = Self { kind, addr, child: Some(child), ports, next_bucket: AtomicUsize::new(0), directory };
         server.wait_until_ready()?;
         if kind == ServerKind::SeaweedFs {
             server.python(&format!("for n in range({BUCKET_COUNT}): s3.create_bucket(Bucket=f'b{{n:03}}')"), "b000")?;
@@ -204,6 +206,18 @@ impl Drop for Server {
             let _ = child.kill();
             let _ = child.wait();
         }
+        remove_sockets(&self.ports);
+    }
+}
+
+/// SeaweedFS leaves sockets, named by port, in `/tmp` wherever `TMPDIR` points.
+fn remove_sockets(ports: &[u16]) {
+    for file in std::fs::read_dir("/tmp").into_iter().flatten().flatten() {
+        let name = file.file_name().to_string_lossy().into_owned();
+        if name.starts_with("seaweedfs-") && ports.iter().any(|port| name.ends_with(&format!("-{port}.sock"))) {
+            // One that stays takes no more than a name.
+            let _ = std::fs::remove_file(file.path());
+        }
     }
 }
 
@@ -242,7 +256,8 @@ fn embedded(directory: &Path, port: u16) -> Result<Command> {
     Ok(command)
 }
 
-fn seaweedfs(directory: &Path, port: u16) -> Result<Command> {
+/// `ports` begins with the port for S3; the others are added.
+fn seaweedfs(directory: &Path, ports: &mut Vec<u16>) -> Result<Command> {
     let identities = directory.join("identities.json");
     std::fs::write(
         &identities,
@@ -262,12 +277,14 @@ fn seaweedfs(directory: &Path, port: u16) -> Result<Command> {
     // An empty directory marker must stay, as it does elsewhere.
     command.args(["-volume.max=1000", "-master.volumeSizeLimitMB=256", "-master.volumePreallocate=false"]);
     command.arg(format!("-dir={}", data.display())).arg(format!("-s3.config={}", identities.display()));
-    command.arg(format!("-s3.port={port}"));
+    command.arg(format!("-s3.port={}", ports[0]));
     for role in ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc"]
         .into_iter()
         .chain(["s3.port.grpc"])
     {
-        command.arg(format!("-{role}={}", free_port()?));
+        let port = free_port()?;
+        ports.push(port);
+        command.arg(format!("-{role}={port}"));
     }
     Ok(command)
 }
