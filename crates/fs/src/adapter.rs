@@ -537,6 +537,16 @@ impl Filesystem for Adapter {
                     reply.written(u32::try_from(len).unwrap_or(u32::MAX));
                 });
             }
+            Err(error) if errno(&error) == Errno::ENOSPC => {
+                let data = data.to_vec();
+                answer!(
+                    self,
+                    "write",
+                    reply,
+                    |engine| engine.write_when_there_is_room(handle.0, offset, &data, kill_set_id),
+                    |len| reply.written(u32::try_from(len).unwrap_or(u32::MAX))
+                );
+            }
             Err(error) => reply.error(report("write", &error)),
         }
     }

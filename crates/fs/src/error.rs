@@ -92,6 +92,12 @@ pub enum FsError {
         /// The key.
         what: String,
     },
+    /// The bytes are in the bucket already, in an upload that has to be completed before they can be had again.
+    #[error("{what} was let go of before its upload was complete")]
+    InUpload {
+        /// The key.
+        what: String,
+    },
     /// The store failed.
     #[error("{what}: {source}")]
     Store {

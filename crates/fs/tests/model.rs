@@ -14,7 +14,7 @@ use sandpail_fs::engine::{Engine, EngineOptions, OpenMode, SetAttr, SetTime};
 use sandpail_fs::errno::{Errno, errno};
 use sandpail_store::dir::DirStore;
 use sandpail_store::memory::MemoryStore;
-use sandpail_store::{Condition, ObjectAttributes, ObjectKey, PutBody, Store};
+use sandpail_store::{Capabilities, Condition, ObjectAttributes, ObjectKey, PutBody, Store};
 use sandpail_testkit::faults::{FaultPlan, Faults, Random};
 use sandpail_testkit::model::{Content, Model, NodeId, Outcome, Replace};
 
@@ -58,6 +58,7 @@ fn new_engine(store: &Arc<dyn Store>, staging: &tempfile::TempDir) -> Arc<Engine
     options.metadata_ttl = Duration::ZERO;
     options.part_len = 50_000;
     options.stream_threshold = 60_000;
+    options.let_go_above = 80_000;
     Engine::new(Arc::clone(store), options, tokio::runtime::Handle::current()).unwrap()
 }
 
@@ -582,6 +583,14 @@ async fn run(seed: u64, count: u64, bucket: Arc<dyn Store>, plan: Option<FaultPl
     run.finish().await;
 }
 
+/// Parts are short, so that files of the model have many; and not every store can copy them, or mix lengths.
+fn memory(seed: u64) -> Arc<dyn Store> {
+    let part_copy = !seed.is_multiple_of(4);
+    let equal_parts = seed.is_multiple_of(3);
+    let limits = Capabilities { part_len_min: 20_000, part_copy, equal_parts, ..Capabilities::default() };
+    Arc::new(MemoryStore::with_capabilities(limits))
+}
+
 fn seeds(short: u64, long: u64) -> Range<u64> {
     match std::env::var("SANDPAIL_SEED").ok().and_then(|seed| seed.parse().ok()) {
         Some(seed) => seed..seed + 1,
@@ -601,7 +610,7 @@ async fn run_all(seeds: Range<u64>, count: u64, start: impl Fn(u64) -> (Arc<dyn 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_engine_is_what_the_reference_is() {
-    run_all(seeds(40, 2000), 200, |_| (Arc::new(MemoryStore::new()), None)).await;
+    run_all(seeds(40, 2000), 200, |seed| (memory(seed), None)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -625,7 +634,7 @@ async fn a_store_that_fails_makes_no_wrong_bytes() {
             truncations: 0.03,
             delay_max: Duration::from_micros(200),
         };
-        (Arc::new(MemoryStore::new()), Some(plan))
+        (memory(seed), Some(plan))
     };
     run_all(seeds(40, 2000), 120, start).await;
 }

@@ -169,6 +169,7 @@ pub struct Seaweed {
     child: Child,
     endpoint: String,
     filer: SocketAddr,
+    grpc_ports: [u16; 4],
     // After the process: it is removed last.
     directory: TempDir,
 }
@@ -225,7 +226,9 @@ impl Seaweed {
             .spawn()
             .with_context(|| format!("cannot run {}", program.display()))?;
         let endpoint = format!("http://127.0.0.1:{s3}");
-        let mut server = Self { child, endpoint, filer: SocketAddr::from(([127, 0, 0, 1], filer)), directory };
+        let grpc_ports = [master_grpc, volume_grpc, filer_grpc, s3_grpc];
+        let filer = SocketAddr::from(([127, 0, 0, 1], filer));
+        let mut server = Self { child, endpoint, filer, grpc_ports, directory };
         server.wait(SocketAddr::from(([127, 0, 0, 1], s3)))?;
         Ok(server)
     }
@@ -269,6 +272,10 @@ impl Drop for Seaweed {
         // It has nothing to save; if it is gone already, that is as well.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // It makes these in /tmp wherever TMPDIR points. One that stays takes no more than a name.
+        for (role, port) in ["master", "volume", "filer", "s3"].iter().zip(self.grpc_ports) {
+            let _ = fs::remove_file(format!("/tmp/seaweedfs-{role}-grpc-{port}.sock"));
+        }
     }
 }
 

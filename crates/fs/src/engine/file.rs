@@ -10,6 +10,7 @@ use sandpail_store::CopySource;
 use super::{Engine, FileHandle, Stat, failed, guard, stale, stat_of};
 use crate::attr::{Kind, Time};
 use crate::content::Content;
+use crate::errno::{Errno, errno};
 use crate::read::{ObjectVersion, ReadContext};
 use crate::tree::Version;
 use crate::write::{Base, BaseReader, DirtyFile};
@@ -214,7 +215,13 @@ impl Engine {
                 if end <= offset {
                     return Ok(Vec::new());
                 }
-                return dirty.read(handle, offset..end, &self.base_of(&file.content)).await;
+                let base = self.base_of(&file.content);
+                let read = dirty.read(handle, offset..end, &base).await;
+                if !matches!(read, Err(FsError::InUpload { .. })) {
+                    return read;
+                }
+                self.store_file(file.ino).await?;
+                return dirty.read(handle, offset..end, &base).await;
             }
             let Some(version) = self.object_version(file.ino)? else { return Ok(Vec::new()) };
             let end = offset.saturating_add(len).min(version.size);
@@ -254,6 +261,30 @@ impl Engine {
         dirty.write(offset, data)?;
         self.modified(file.ino, !kill_set_id);
         Ok(data.len())
+    }
+
+    /// Writes as [`Engine::write`] does, after that found no room: as soon as uploads beside the writing have made some.
+    ///
+    /// # Errors
+    /// As [`Engine::write`]; [`FsError::NoSpace`] if nothing that makes room is under way.
+    pub async fn write_when_there_is_room(
+        &self,
+        handle: u64,
+        offset: u64,
+        data: &[u8],
+        kill_set_id: bool,
+    ) -> FsResult<usize> {
+        let file = self.file(handle)?;
+        loop {
+            let has_room = match file.content.dirty() {
+                Some(dirty) => dirty.make_room().await,
+                None => false,
+            };
+            match self.write(handle, offset, data, kill_set_id) {
+                Err(error) if has_room && errno(&error) == Errno::ENOSPC => {}
+                other => return other,
+            }
+        }
     }
 
     /// Waits while an upload that runs beside the writing lags behind.
@@ -331,8 +362,7 @@ impl Engine {
             if !file.can_write {
                 return Err(FsError::Invalid { what: "the file is not open for writing".to_owned() });
             }
-            let dirty = self.staged(ino, &file.content)?;
-            dirty.truncate(size)?;
+            self.cut(ino, &file.content, size).await?;
             self.modified(ino, !kill_set_id);
             return Ok(());
         }
@@ -340,13 +370,24 @@ impl Engine {
         let opened = self.open(ino, mode).await?;
         let cut = async {
             let file = self.file(opened.handle)?;
-            self.staged(ino, &file.content)?.truncate(size)?;
+            self.cut(ino, &file.content, size).await?;
             self.modified(ino, !kill_set_id);
             self.flush(opened.handle).await
         }
         .await;
         self.release(opened.handle).await;
         cut
+    }
+
+    async fn cut(&self, ino: u64, content: &Content, size: u64) -> FsResult<()> {
+        let dirty = self.staged(ino, content)?;
+        match dirty.truncate(size) {
+            Err(FsError::InUpload { .. }) => {
+                self.store_file(ino).await?;
+                dirty.truncate(size)
+            }
+            other => other,
+        }
     }
 
     /// Reserves or clears a range, as `fallocate` with these flags.

@@ -31,7 +31,7 @@ use crate::cache::DiskCache;
 use crate::content::Content;
 use crate::read::{MemoryBudget, ReadContext};
 use crate::tree::Tree;
-use crate::write::{StagingArea, WriteContext};
+use crate::write::{StagingArea, WriteContext, WriteOptions};
 use crate::{FsError, FsResult};
 
 /// Whether POSIX attributes are kept in the objects' metadata.
@@ -83,6 +83,9 @@ pub struct EngineOptions {
     pub staging_dir: PathBuf,
     /// The most bytes that may be staged; `None`: what the disk holds.
     pub staging_limit: Option<u64>,
+    /// While more bytes than this (or half the limit) are staged, those of a file that is uploaded while it is written
+    /// are let go of as soon as they are in the bucket.
+    pub let_go_above: u64,
     /// Disk cache for reads: directory and size in bytes.
     pub cache: Option<(PathBuf, u64)>,
     /// A file that all mounts of the bucket on this host share, to see each other's changes at once.
@@ -109,6 +112,7 @@ impl EngineOptions {
             memory_limit: 512 * MIB,
             staging_dir,
             staging_limit: None,
+            let_go_above: 1024 * MIB,
             cache: None,
             neighbours: None,
         }
@@ -212,14 +216,15 @@ impl Engine {
         };
         let memory = MemoryBudget::new(options.memory_limit);
         let reading = Arc::new(ReadContext::new(Arc::clone(&store), memory, cache, runtime.clone()));
-        let writing = Arc::new(WriteContext::new(
-            Arc::clone(&store),
-            staging,
-            options.part_len,
-            options.max_parallel_parts,
-            options.stream_threshold,
-            runtime.clone(),
-        ));
+        let let_go_above = options.let_go_above.min(options.staging_limit.unwrap_or(u64::MAX) / 2);
+        let write_options = WriteOptions {
+            part_len: options.part_len,
+            max_parallel_parts: options.max_parallel_parts,
+            stream_threshold: options.stream_threshold,
+            // Under the other policies an upload may be refused at its end, and then all bytes must be here.
+            let_go_above: (options.on_conflict == OnConflict::Overwrite).then_some(let_go_above),
+        };
+        let writing = Arc::new(WriteContext::new(Arc::clone(&store), staging, write_options, runtime.clone()));
         Ok(Arc::new(Self {
             tree: Mutex::new(Tree::new(options.defaults.clone())),
             store,

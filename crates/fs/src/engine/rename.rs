@@ -108,7 +108,14 @@ impl Engine {
         };
         let (from, to) = (self.begin(parent, &name), self.begin(new_parent, new_name));
         let origin = CopySource { key: old_key.clone(), etag: version.etag.clone() };
-        let outcome = self.copy_object(&origin, &new_key, version.size, None).await?;
+        let copied = self.copy_object(&origin, &new_key, version.size, None).await;
+        if copied.is_err()
+            && let Some(target) = target
+        {
+            // It may be replaced all the same.
+            self.tree().doubt(target);
+        }
+        let outcome = copied?;
         let removed = self.store.delete(&old_key, self.believed(&version).as_ref()).await;
         if let Err(source) = removed
             && !self.is_gone(&old_key).await

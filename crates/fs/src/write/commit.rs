@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use sandpail_store::{
-    Condition, CopySource, ObjectAttributes, ObjectKey, Part, PutBody, PutOutcome, StoreError, UploadId,
+    Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, PutBody, PutOutcome, StoreError, UploadId,
 };
 
+use super::dirty_file::{Attempt, State};
 use super::stream::Stream;
 use super::{Base, BaseReader, Committed, DirtyFile, PartSource, RangeSet, UploadPlan, plan};
 use crate::read::ObjectVersion;
@@ -25,7 +26,22 @@ struct Snapshot {
     size: u64,
     dirty: RangeSet,
     base: Option<Base>,
-    stream: Option<Stream>,
+    /// The number of the stream that uploads it.
+    stream: Option<u64>,
+}
+
+/// What an upload did.
+pub(super) struct Stored {
+    pub(super) outcome: PutOutcome,
+    pub(super) attributes: ObjectAttributes,
+    /// Changes that are not in it.
+    pub(super) left_out: RangeSet,
+}
+
+impl Stored {
+    fn all(outcome: PutOutcome, attributes: &ObjectAttributes) -> Self {
+        Self { outcome, attributes: attributes.clone(), left_out: RangeSet::default() }
+    }
 }
 
 impl DirtyFile {
@@ -40,6 +56,29 @@ impl DirtyFile {
         condition: &Condition,
         base: &dyn BaseReader,
     ) -> FsResult<Committed> {
+        let mut condition = condition.clone();
+        if let Some(made) = self.clear_up_attempt().await?
+            && !matches!(condition, Condition::Always)
+        {
+            // What the caller believes to be there was replaced by the upload itself.
+            condition = Condition::Matches(made);
+        }
+        loop {
+            let (committed, is_whole) = self.commit_once(attributes, &condition, base).await?;
+            if is_whole {
+                return Ok(committed);
+            }
+        }
+    }
+
+    /// Stores the file. `false`: without changes to parts whose other bytes are only in the bucket, which need one more
+    /// commit, over the object that this one made.
+    async fn commit_once(
+        self: &Arc<Self>,
+        attributes: &ObjectAttributes,
+        condition: &Condition,
+        base: &dyn BaseReader,
+    ) -> FsResult<(Committed, bool)> {
         let mut snapshot = {
             let mut state = self.state();
             state.is_changed = false;
@@ -49,22 +88,22 @@ impl DirtyFile {
                 size: state.size,
                 dirty: std::mem::take(&mut state.dirty),
                 base: state.base.clone(),
-                stream: state.stream.take(),
+                // It stays where its parts report to.
+                stream: state.stream.as_mut().map(Stream::begin_finish),
             }
         };
         let result = self.upload(&mut snapshot, attributes, condition, base).await;
         let mut state = self.state();
         match result {
-            Ok((outcome, attributes_stored)) => {
+            Ok(Stored { outcome, attributes: attributes_stored, mut left_out }) => {
                 let version = ObjectVersion { key: snapshot.key, etag: outcome.etag.clone(), size: snapshot.size };
                 // What was punched meanwhile is neither local nor the base's.
                 let limit = snapshot.size.min(state.low_water);
-                state.base = Some(Base { version, limit });
-                let punched: Vec<_> = state.dirty.iter().collect();
-                for range in punched {
-                    self.stage_holes(&mut state, range.start..range.end.min(limit))?;
-                }
-                Ok(Committed { outcome, size: snapshot.size, attributes_stored })
+                left_out.remove(limit..u64::MAX);
+                state.dirty.extend(&left_out);
+                state.is_changed |= !left_out.is_empty();
+                self.rebase(&mut state, version)?;
+                Ok((Committed { outcome, size: snapshot.size, attributes_stored }, left_out.is_empty()))
             }
             Err(error) => {
                 let size = state.size;
@@ -76,8 +115,48 @@ impl DirtyFile {
         }
     }
 
+    /// The file stands on `version` now, which holds what it was when the upload of that began.
+    fn rebase(&self, state: &mut State, version: ObjectVersion) -> FsResult<()> {
+        // What was cut meanwhile is not to come back.
+        let limit = version.size.min(state.low_water);
+        state.replaces = Some(version.etag.clone());
+        state.base = Some(Base { version, limit });
+        state.attempt = None;
+        state.in_upload.remove(0..limit);
+        // What was punched meanwhile is neither local nor the base's.
+        let punched: Vec<_> = state.dirty.iter().collect();
+        for range in punched {
+            self.stage_holes(state, range.start..range.end.min(limit))?;
+        }
+        Ok(())
+    }
+
+    /// If the answer to the last completion was lost: looks whether the object was made, and stands on it if so. Gives
+    /// its tag.
+    pub(super) async fn clear_up_attempt(&self) -> FsResult<Option<ETag>> {
+        let Some(attempt) = self.state().attempt.clone() else { return Ok(None) };
+        let info = match self.context.store.head(&attempt.key).await {
+            Ok(info) => Some(info),
+            Err(StoreError::NotFound { .. }) => None,
+            Err(source) => {
+                let what = format!("cannot see whether {} was stored", attempt.key);
+                return Err(FsError::Store { what, source });
+            }
+        };
+        let mut state = self.state();
+        let Some(info) = info.filter(|info| attempt.made(info)) else {
+            state.attempt = None;
+            return Ok(None);
+        };
+        if state.attempt.is_some() {
+            let version = ObjectVersion { key: attempt.key, etag: info.etag.clone(), size: info.size };
+            self.rebase(&mut state, version)?;
+        }
+        Ok(Some(info.etag))
+    }
+
     /// Dirty bytes that are not local are zeros; under a new base they must be staged as such.
-    fn stage_holes(&self, state: &mut super::dirty_file::State, range: Range<u64>) -> FsResult<()> {
+    fn stage_holes(&self, state: &mut State, range: Range<u64>) -> FsResult<()> {
         if range.is_empty() {
             return Ok(());
         }
@@ -104,23 +183,27 @@ impl DirtyFile {
         attributes: &ObjectAttributes,
         condition: &Condition,
         base: &dyn BaseReader,
-    ) -> FsResult<(PutOutcome, ObjectAttributes)> {
+    ) -> FsResult<Stored> {
         let store = &self.context.store;
         let key = snapshot.key.clone();
         let failed = |source| FsError::Store { what: format!("cannot store {key}"), source };
-        if let Some(stream) = snapshot.stream.take()
+        if let Some(stream) = snapshot.stream
             && let Some(finished) = self.finish_stream(stream, snapshot.size, condition).await?
         {
             return Ok(finished);
         }
         let base_limit = snapshot.base.as_ref().map(|base| base.limit);
         let limits = store.capabilities();
-        let mut parts = match plan(snapshot.size, &snapshot.dirty, base_limit, self.context.part_len, limits)? {
+        let mut parts = match plan(snapshot.size, &snapshot.dirty, base_limit, self.context.options.part_len, limits)? {
             UploadPlan::Put => {
                 let _permit = self.context.parts.acquire().await;
-                let body = PutBody::Chunks(self.read(0, 0..snapshot.size, base).await?);
-                let outcome = store.put(&key, body, attributes, condition).await.map_err(failed)?;
-                return Ok((outcome, attributes.clone()));
+                let body = self.read(0, 0..snapshot.size, base).await?;
+                let outcome = store.put(&key, PutBody::Chunks(body.clone()), attributes, condition).await;
+                if outcome.is_err() && snapshot.base.is_some() {
+                    // It may have been stored all the same, and the base be gone.
+                    self.stage_fetched(0, &body)?;
+                }
+                return Ok(Stored::all(outcome.map_err(failed)?, attributes));
             }
             UploadPlan::Multipart(parts) => parts,
         };
@@ -134,11 +217,18 @@ impl DirtyFile {
                 Err(error) => Err(error),
             };
             let result = match uploaded {
-                Ok(done) => self.complete(&key, &id, &done, snapshot.size, condition).await.map_err(failed),
+                Ok(done) => {
+                    let attempt = self.attempt(&key, snapshot.size, &done);
+                    let completed = self.complete(&attempt, &id, &done, condition).await;
+                    if completed.is_err() && snapshot.base.is_some() {
+                        self.state().attempt = Some(attempt);
+                    }
+                    completed.map_err(failed)
+                }
                 Err(error) => Err(error),
             };
             match result {
-                Ok(outcome) => return Ok((outcome, attributes.clone())),
+                Ok(outcome) => return Ok(Stored::all(outcome, attributes)),
                 Err(error) => {
                     self.abort(&key, &id).await;
                     let has_copies = parts.iter().any(|part| matches!(part, PartSource::Copy(_)));
@@ -149,7 +239,7 @@ impl DirtyFile {
                     let everything = RangeSet::default();
                     let without = sandpail_store::Capabilities { part_copy: false, ..limits.clone() };
                     let UploadPlan::Multipart(all) =
-                        plan(snapshot.size, &everything, None, self.context.part_len, &without)?
+                        plan(snapshot.size, &everything, None, self.context.options.part_len, &without)?
                     else {
                         return Err(error);
                     };
@@ -192,7 +282,7 @@ impl DirtyFile {
             let ready = ready.remove(&number);
             uploads.push(self.upload_one(snapshot, id, (number, part, ready), base, copy_refused).boxed());
         }
-        futures_util::stream::iter(uploads).buffered(self.context.max_parallel_parts).try_collect().await
+        futures_util::stream::iter(uploads).buffered(self.context.options.max_parallel_parts).try_collect().await
     }
 
     async fn upload_one(
@@ -230,19 +320,23 @@ impl DirtyFile {
         }
     }
 
+    pub(super) fn attempt(&self, key: &ObjectKey, size: u64, parts: &[Part]) -> Attempt {
+        let replaces = self.state().replaces.clone();
+        Attempt { key: key.clone(), size, part_count: parts.len(), replaces }
+    }
+
     /// Completes an upload. If the answer to an earlier try was lost, the upload is gone and the object is there.
     pub(super) async fn complete(
         &self,
-        key: &ObjectKey,
+        attempt: &Attempt,
         id: &UploadId,
         parts: &[Part],
-        size: u64,
         condition: &Condition,
     ) -> Result<PutOutcome, StoreError> {
         let store = &self.context.store;
-        match store.complete_multipart(key, id, parts, condition).await {
-            Err(error @ StoreError::NotFound { .. }) => match store.head(key).await {
-                Ok(info) if info.size == size && info.etag.as_str().ends_with(&format!("-{}", parts.len())) => {
+        match store.complete_multipart(&attempt.key, id, parts, condition).await {
+            Err(error @ StoreError::NotFound { .. }) => match store.head(&attempt.key).await {
+                Ok(info) if attempt.made(&info) => {
                     Ok(PutOutcome { etag: info.etag, last_modified: Some(info.last_modified) })
                 }
                 _ => Err(error),

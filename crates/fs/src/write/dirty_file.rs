@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use sandpail_store::{ObjectAttributes, ObjectKey};
+use sandpail_store::{ETag, ObjectAttributes, ObjectInfo, ObjectKey};
 use tokio::sync::Notify;
 
 use super::staging::Staged;
@@ -40,15 +40,43 @@ pub(super) struct State {
     /// Something changed since the last upload, if only the size or that the file exists.
     pub(super) is_changed: bool,
     pub(super) base: Option<Base>,
+    /// The tag of the object that the next upload replaces, as far as known; also when nothing of it shows any more.
+    pub(super) replaces: Option<ETag>,
+    /// An upload whose completion failed, and may have been done all the same: then it has replaced the base.
+    pub(super) attempt: Option<Attempt>,
+    /// Bytes that are not here any more, only in parts of the upload under way.
+    pub(super) in_upload: RangeSet,
+    /// How often bytes were let go of: a read that saw another number looks again.
+    pub(super) times_let_go: u64,
     /// The smallest size since the upload under way began.
     pub(super) low_water: u64,
     pub(super) attributes: ObjectAttributes,
     pub(super) stream: Option<Stream>,
 }
 
+/// What an upload of which nobody knows whether it was completed would have made.
+#[derive(Clone, Debug)]
+pub(super) struct Attempt {
+    pub(super) key: ObjectKey,
+    pub(super) size: u64,
+    pub(super) part_count: usize,
+    /// The object before.
+    pub(super) replaces: Option<ETag>,
+}
+
+impl Attempt {
+    /// Whether `info` is the object that the upload would have made.
+    pub(super) fn made(&self, info: &ObjectInfo) -> bool {
+        info.size == self.size
+            && self.replaces.as_ref() != Some(&info.etag)
+            && info.etag.as_str().ends_with(&format!("-{}", self.part_count))
+    }
+}
+
 /// Where bytes come from.
 enum Piece {
     Local(Range<u64>),
+    InUpload,
     Base(ObjectVersion, Range<u64>),
     Zeros(Range<u64>),
 }
@@ -66,7 +94,11 @@ impl DirtyFile {
             local: RangeSet::default(),
             dirty: RangeSet::default(),
             is_changed: false,
+            replaces: base.as_ref().map(|base| base.version.etag.clone()),
             base,
+            attempt: None,
+            in_upload: RangeSet::default(),
+            times_let_go: 0,
             low_water: size,
             attributes: ObjectAttributes::default(),
             stream: None,
@@ -105,6 +137,7 @@ impl DirtyFile {
     /// The same bytes stand under another key or tag now.
     pub fn set_base_version(&self, version: ObjectVersion) {
         let mut state = self.state();
+        state.replaces = Some(version.etag.clone());
         if let Some(base) = &mut state.base {
             base.limit = base.limit.min(version.size);
             base.version = version;
@@ -144,9 +177,13 @@ impl DirtyFile {
     /// Cuts the file, or grows it with zeros.
     ///
     /// # Errors
+    /// [`FsError::InUpload`] if bytes that stay are only in the upload under way: commit, then try again;
     /// [`FsError::Io`].
     pub fn truncate(self: &Arc<Self>, size: u64) -> FsResult<()> {
         let mut state = self.state();
+        if size < state.size && state.in_upload.intersects(&(0..size)) {
+            return Err(FsError::InUpload { what: state.key.to_string() });
+        }
         state.is_changed = true;
         if size < state.size {
             let cut = size..u64::MAX;
@@ -158,10 +195,13 @@ impl DirtyFile {
                 .map(|(r, _)| r.end - r.start)
                 .sum();
             state.local.remove(cut.clone());
+            state.in_upload.remove(cut.clone());
             state.dirty.remove(cut);
             if let Some(base) = &mut state.base {
                 base.limit = base.limit.min(size);
             }
+            // Nothing of it shows: what is written now is a new file, which goes up while it is written.
+            state.base.take_if(|base| base.limit == 0);
             state.low_water = state.low_water.min(size);
             let what = || format!("cannot cut the staging file of {}", state.key);
             self.staged.file.set_len(size).map_err(|source| FsError::Io { what: what(), source })?;
@@ -187,7 +227,10 @@ impl DirtyFile {
         let mut at = range.start;
         // A hole inside the base must hide it, so it is staged as zeros.
         while at < range.end {
-            let base_limit = self.state().base.as_ref().map_or(0, |base| base.limit);
+            let base_limit = {
+                let state = self.state();
+                state.base.as_ref().map_or(0, |base| base.limit).max(state.in_upload.end())
+            };
             if at >= base_limit {
                 let mut state = self.state();
                 let rest = at..range.end;
@@ -212,12 +255,17 @@ impl DirtyFile {
         if size > self.size() { self.truncate(size) } else { Ok(()) }
     }
 
-    fn pieces(&self, range: Range<u64>) -> Vec<Piece> {
+    /// Where the bytes of `range` are; and [`State::times_let_go`].
+    fn pieces(&self, range: Range<u64>) -> (Vec<Piece>, u64) {
         let state = self.state();
         let mut pieces = Vec::new();
         for (part, is_local) in state.local.split(range) {
             if is_local {
                 pieces.push(Piece::Local(part));
+                continue;
+            }
+            if state.in_upload.intersects(&part) {
+                pieces.push(Piece::InUpload);
                 continue;
             }
             let (limit, version) = match &state.base {
@@ -231,18 +279,21 @@ impl DirtyFile {
                 pieces.push(Piece::Zeros(limit..part.end));
             }
         }
-        pieces
+        (pieces, state.times_let_go)
     }
 
     /// Reads `range`, all of it; behind the end come zeros.
     ///
     /// # Errors
-    /// [`FsError::Changed`] if the base object was replaced; [`FsError::Store`].
+    /// [`FsError::Changed`] if the base object was replaced; [`FsError::InUpload`]: commit, then try again;
+    /// [`FsError::Store`].
     pub async fn read(&self, handle: u64, range: Range<u64>, base: &dyn BaseReader) -> FsResult<Vec<Bytes>> {
         'again: loop {
             let mut chain = Vec::new();
-            for piece in self.pieces(range.clone()) {
+            let (pieces, times_let_go) = self.pieces(range.clone());
+            for piece in pieces {
                 match piece {
+                    Piece::InUpload => return Err(FsError::InUpload { what: self.state().key.to_string() }),
                     Piece::Local(range) => {
                         let mut at = range.start;
                         while at < range.end {
@@ -257,6 +308,10 @@ impl DirtyFile {
                             chain.push(bytes.freeze());
                             at += len;
                         }
+                        // A hole that was punched under the read would be taken for zeros.
+                        if self.state().times_let_go != times_let_go {
+                            continue 'again;
+                        }
                     }
                     Piece::Base(version, range) => match base.read_base(handle, &version, range).await {
                         Ok(chunks) => chain.extend(chunks),
@@ -264,6 +319,7 @@ impl DirtyFile {
                         Err(FsError::Changed { .. }) if self.base_version().as_ref() != Some(&version) => {
                             continue 'again;
                         }
+                        Err(FsError::Changed { .. }) if self.clear_up_attempt().await?.is_some() => continue 'again,
                         Err(error) => return Err(error),
                     },
                     Piece::Zeros(range) => {
@@ -302,23 +358,28 @@ impl DirtyFile {
                 }
             };
             let chunks = self.read(0, missing.clone(), base).await?;
-            let mut state = self.state();
-            let mut at = missing.start;
-            for chunk in chunks {
-                let end = at + chunk.len() as u64;
-                // What was written or cut meanwhile stays as it is.
-                let limit = state.base.as_ref().map_or(0, |base| base.limit);
-                for (part, is_local) in state.local.split(at..end.min(limit).max(at)) {
-                    if !is_local {
-                        self.staged.reserve(part.end - part.start)?;
-                        let slice = |offset: u64| usize::try_from(offset - at).unwrap_or(0);
-                        self.staged.write(part.start, &chunk[slice(part.start)..slice(part.end)])?;
-                        state.local.insert(part);
-                    }
-                }
-                at = end;
-            }
+            self.stage_fetched(missing.start, &chunks)?;
         }
+    }
+
+    /// Stages bytes that were read at `at`, where the base still shows through.
+    pub(super) fn stage_fetched(&self, mut at: u64, chunks: &[Bytes]) -> FsResult<()> {
+        let mut state = self.state();
+        for chunk in chunks {
+            let end = at + chunk.len() as u64;
+            // What was written or cut meanwhile stays as it is.
+            let limit = state.base.as_ref().map_or(0, |base| base.limit);
+            for (part, is_local) in state.local.split(at..end.min(limit).max(at)) {
+                if !is_local {
+                    self.staged.reserve(part.end - part.start)?;
+                    let slice = |offset: u64| usize::try_from(offset - at).unwrap_or(0);
+                    self.staged.write(part.start, &chunk[slice(part.start)..slice(part.end)])?;
+                    state.local.insert(part);
+                }
+            }
+            at = end;
+        }
+        Ok(())
     }
 
     /// Moves the staged bytes to where the operator finds them; what they lack is said in a note beside them.
@@ -326,7 +387,10 @@ impl DirtyFile {
     /// # Errors
     /// [`FsError::Io`].
     pub fn keep(&self, key: &str, reason: &str) -> FsResult<PathBuf> {
-        let state = self.state();
+        let mut state = self.state();
+        // Parts that hold the only copy stay in the bucket.
+        let upload =
+            if state.in_upload.is_empty() { None } else { state.stream.take().and_then(|stream| stream.note()) };
         let missing: Vec<_> = state
             .local
             .split(0..state.size)
@@ -341,9 +405,147 @@ impl DirtyFile {
         });
         let note = serde_json::json!({
             "key": key, "size": state.size, "reason": reason, "not_here": missing, "not_here_is_of": base,
+            "upload": upload,
         });
         self.staged.keep(key, &note)
     }
 }
 
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use proptest::prelude::*;
+    use sandpail_store::memory::MemoryStore;
+    use sandpail_store::{Capabilities, Condition, PutBody, Store, StoreResult, collect};
+
+    use super::*;
+    use crate::write::{StagingArea, WriteOptions};
+
+    const PART_LEN: u64 = 1000;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Write(u64, usize, u8),
+        Append(usize, u8),
+        Truncate(u64),
+        Punch(u64, u64),
+        Read(u64, u64),
+        Commit,
+        Wait,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (0..12_000u64, 1..3000usize, 1..=255u8).prop_map(|(at, len, byte)| Step::Write(at, len, byte)),
+            6 => (1..3000usize, 1..=255u8).prop_map(|(len, byte)| Step::Append(len, byte)),
+            1 => (0..12_000u64).prop_map(Step::Truncate),
+            1 => (0..12_000u64, 1..3000u64).prop_map(|(at, len)| Step::Punch(at, len)),
+            3 => (0..12_000u64, 1..4000u64).prop_map(|(at, len)| Step::Read(at, len)),
+            1 => Just(Step::Commit),
+            3 => Just(Step::Wait),
+        ];
+        prop::collection::vec(step, 1..30)
+    }
+
+    struct FromStore(Arc<dyn Store>);
+
+    #[async_trait]
+    impl BaseReader for FromStore {
+        async fn read_base(&self, _handle: u64, version: &ObjectVersion, range: Range<u64>) -> FsResult<Vec<Bytes>> {
+            let bytes = stored(&*self.0, &version.key, range, Some(&version.etag)).await;
+            Ok(vec![bytes.map_err(|source| FsError::Store { what: "read".into(), source })?])
+        }
+    }
+
+    async fn stored(store: &dyn Store, key: &ObjectKey, range: Range<u64>, etag: Option<&ETag>) -> StoreResult<Bytes> {
+        collect(store.get(key, range, etag).await?, 1 << 20).await
+    }
+
+    async fn commit(file: &Arc<DirtyFile>, base: &FromStore) {
+        file.commit(&ObjectAttributes::default(), &Condition::Always, base).await.unwrap();
+    }
+
+    async fn play(steps: Vec<Step>, let_go_above: Option<u64>, on_base: bool) -> Result<(), TestCaseError> {
+        let directory = tempfile::tempdir().unwrap();
+        // Parts below what S3 takes, so that short files have many.
+        let limits = Capabilities { part_len_min: 1, ..Capabilities::default() };
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::with_capabilities(limits));
+        let staging = StagingArea::open(directory.path(), None).unwrap();
+        let options = WriteOptions { part_len: PART_LEN, max_parallel_parts: 2, stream_threshold: 2000, let_go_above };
+        let runtime = tokio::runtime::Handle::current();
+        let context = WriteContext::new(Arc::clone(&store), staging, options, runtime);
+        let key = ObjectKey::new("key").unwrap();
+        let mut expected: Vec<u8> = Vec::new();
+        let mut base = None;
+        if on_base {
+            expected = (0..7000).map(|at| u8::try_from(at % 251).unwrap()).collect();
+            let body = PutBody::from(Bytes::from(expected.clone()));
+            let put = store.put(&key, body, &ObjectAttributes::default(), &Condition::Always).await.unwrap();
+            base = Some(Base { version: ObjectVersion { key: key.clone(), etag: put.etag, size: 7000 }, limit: 7000 });
+        }
+        let file = DirtyFile::new(Arc::new(context), key.clone(), base, expected.len() as u64).unwrap();
+        let base = FromStore(Arc::clone(&store));
+        let index = |at: u64| usize::try_from(at).unwrap();
+        for step in steps {
+            match step {
+                Step::Write(at, len, byte) => {
+                    file.write(at, &vec![byte; len]).unwrap();
+                    expected.resize(expected.len().max(index(at) + len), 0);
+                    expected[index(at)..][..len].fill(byte);
+                }
+                Step::Append(len, byte) => {
+                    file.write(expected.len() as u64, &vec![byte; len]).unwrap();
+                    expected.resize(expected.len() + len, byte);
+                }
+                Step::Truncate(size) => {
+                    if let Err(FsError::InUpload { .. }) = file.truncate(size) {
+                        commit(&file, &base).await;
+                        file.truncate(size).unwrap();
+                    }
+                    expected.resize(index(size), 0);
+                }
+                Step::Punch(at, len) => {
+                    let end = (at + len).min(expected.len() as u64);
+                    if at < end {
+                        file.punch(at..end).unwrap();
+                        expected[index(at)..index(end)].fill(0);
+                    }
+                }
+                Step::Read(at, len) => {
+                    let range = at.min(expected.len() as u64)..(at + len).min(expected.len() as u64);
+                    let mut read = file.read(0, range.clone(), &base).await;
+                    if let Err(FsError::InUpload { .. }) = read {
+                        commit(&file, &base).await;
+                        read = file.read(0, range.clone(), &base).await;
+                    }
+                    prop_assert_eq!(read.unwrap().concat(), &expected[index(range.start)..index(range.end)]);
+                }
+                Step::Commit => commit(&file, &base).await,
+                Step::Wait => {
+                    while file.state().stream.as_ref().is_some_and(|stream| stream.is_busy()) {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+            prop_assert_eq!(file.size(), expected.len() as u64);
+        }
+        commit(&file, &base).await;
+        prop_assert!(!file.is_dirty());
+        prop_assert_eq!(store.head(&key).await.unwrap().size, expected.len() as u64);
+        if !expected.is_empty() {
+            let object = stored(&*store, &key, 0..expected.len() as u64, None).await.unwrap();
+            prop_assert_eq!(object, expected);
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn it_agrees_with_a_vector(steps in steps(), let_go_above in prop::option::of(0..4000u64), on_base: bool) {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+            runtime.block_on(play(steps, let_go_above, on_base))?;
+        }
+    }
+}

@@ -20,6 +20,11 @@ impl RangeSet {
         self.iter().map(|range| range.end - range.start).sum()
     }
 
+    /// Where the last range ends; 0 if there is none.
+    pub fn end(&self) -> u64 {
+        self.ends.last_key_value().map_or(0, |(_, end)| *end)
+    }
+
     /// The ranges in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.ends.iter().map(|(start, end)| *start..*end)

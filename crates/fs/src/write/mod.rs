@@ -59,33 +59,42 @@ pub struct Committed {
     pub attributes_stored: ObjectAttributes,
 }
 
+/// How staged files are uploaded.
+#[derive(Clone, Debug)]
+pub struct WriteOptions {
+    /// Length of a part, in bytes.
+    pub part_len: u64,
+    /// Parts of one file that are uploaded at the same time.
+    pub max_parallel_parts: usize,
+    /// A new file larger than this is uploaded while it is written, in bytes.
+    pub stream_threshold: u64,
+    /// While more bytes than this are staged, those of parts that are uploaded are let go of. `None`: never.
+    pub let_go_above: Option<u64>,
+}
+
 /// What all staged files of a mount share.
 #[derive(Debug)]
 pub struct WriteContext {
     store: Arc<dyn Store>,
     staging: Arc<StagingArea>,
-    part_len: u64,
-    max_parallel_parts: usize,
-    stream_threshold: u64,
+    options: WriteOptions,
     runtime: tokio::runtime::Handle,
     /// One permit for each part in memory.
     parts: Arc<tokio::sync::Semaphore>,
 }
 
 impl WriteContext {
-    /// Uploads to `store` in parts of `part_len` bytes, `max_parallel_parts` of one file at a time; new files above
-    /// `stream_threshold` bytes while they are written.
+    /// Uploads to `store`.
     pub fn new(
         store: Arc<dyn Store>,
         staging: Arc<StagingArea>,
-        part_len: u64,
-        max_parallel_parts: usize,
-        stream_threshold: u64,
+        mut options: WriteOptions,
         runtime: tokio::runtime::Handle,
     ) -> Self {
-        let part_len = part_len.clamp(store.capabilities().part_len_min, store.capabilities().part_len_max);
+        let limits = store.capabilities();
+        options.part_len = options.part_len.clamp(limits.part_len_min, limits.part_len_max);
         let parts = Arc::new(tokio::sync::Semaphore::new(PARTS_AT_ONCE));
-        Self { store, staging, part_len, max_parallel_parts, stream_threshold, runtime, parts }
+        Self { store, staging, options, runtime, parts }
     }
 
     /// Removes the staging directory of this process, unless something in it must be kept.

@@ -5,13 +5,14 @@
 //! that was not stored.
 
 use std::fs::{File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
 use crate::{FsError, FsResult};
 
@@ -27,6 +28,7 @@ pub struct StagingArea {
     limit: Option<u64>,
     used: AtomicU64,
     next: AtomicU64,
+    can_punch: AtomicBool,
 }
 
 /// One staging file; removed when dropped, unless its bytes must be kept.
@@ -57,8 +59,8 @@ impl StagingArea {
         mkdir(&own).map_err(io(failed))?;
         let lock = File::open(&own).map_err(io(failed))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| io(failed)(error.into()))?;
-        let (used, next) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Arc::new(Self { root: root.to_owned(), own, _lock: lock, limit, used, next }))
+        let (used, next, can_punch) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(true));
+        Ok(Arc::new(Self { root: root.to_owned(), own, _lock: lock, limit, used, next, can_punch }))
     }
 
     /// Bytes that are staged now.
@@ -105,6 +107,30 @@ impl Staged {
         }
         self.reserved.fetch_add(len, Ordering::AcqRel);
         Ok(())
+    }
+
+    /// Whether more than `len` bytes are staged by all files together.
+    pub(super) fn holds_more_than(&self, len: u64) -> bool {
+        self.area.used() > len
+    }
+
+    /// The most that may be staged.
+    pub(super) fn limit(&self) -> Option<u64> {
+        self.area.limit
+    }
+
+    /// Gives a range back to the disk. `false` if the disk's file system cannot do that.
+    pub(super) fn let_go(&self, range: &Range<u64>) -> bool {
+        let len = range.end - range.start;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let punched =
+            self.area.can_punch.load(Ordering::Relaxed) && fallocate(&self.file, flags, range.start, len).is_ok();
+        if punched {
+            self.give_back(len);
+        } else if self.area.can_punch.swap(false, Ordering::Relaxed) {
+            tracing::warn!(dir = %self.area.root.display(), "this file system has no holes; large files stay staged until they are closed");
+        }
+        punched
     }
 
     pub(super) fn give_back(&self, len: u64) {

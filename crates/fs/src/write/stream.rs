@@ -3,16 +3,21 @@
 //! A file without a base whose first bytes are complete, beyond a threshold, becomes a multipart upload:
 //! each part goes up as soon as all of its bytes are there. A part that is written again later goes up
 //! again at the end. Cutting or renaming the file gives the upload up; its bytes are still in staging.
+//!
+//! When much is staged, parts that are uploaded are let go of: the bucket has them, but nobody can read them
+//! before the upload is complete. Who needs them all the same has the file committed first. The first part
+//! stays here as long as the file is open, for that is where programs patch headers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
-use sandpail_store::{Condition, ObjectAttributes, ObjectKey, Part, PutBody, PutOutcome, StoreError, UploadId};
+use sandpail_store::{Condition, ObjectAttributes, ObjectKey, Part, PutBody, StoreError, UploadId};
 
+use super::commit::Stored;
 use super::dirty_file::State;
-use super::{BaseReader, DirtyFile};
+use super::{BaseReader, DirtyFile, RangeSet};
 use crate::{FsError, FsResult};
 
 /// After so many parts their length doubles, so that any size fits the number of parts.
@@ -24,19 +29,44 @@ const LAG_MAX: u64 = 4;
 #[derive(Debug)]
 pub(super) struct Stream {
     /// Tells this stream from one that was given up.
-    pub(super) serial: u64,
+    serial: u64,
     key: ObjectKey,
     attributes: ObjectAttributes,
     /// `None` while it is being begun.
     id: Option<UploadId>,
     parts: BTreeMap<u32, Part>,
-    /// Parts that were written again since their upload began.
-    outdated: BTreeSet<u32>,
+    /// Bytes that were written again since the upload of their part began.
+    rewritten: RangeSet,
     /// The next part to begin, and where it starts.
     next: u32,
     next_start: u64,
+    /// The next part to let go of, and where it starts.
+    let_go_next: u32,
+    let_go_start: u64,
     running: usize,
+    /// No more parts are begun.
+    is_finishing: bool,
     failure: Option<StoreError>,
+}
+
+impl Stream {
+    /// Whether parts are on their way.
+    #[cfg(test)]
+    pub(super) fn is_busy(&self) -> bool {
+        self.running > 0
+    }
+
+    /// Begins no more parts. Gives the stream's number.
+    pub(super) fn begin_finish(&mut self) -> u64 {
+        self.is_finishing = true;
+        self.serial
+    }
+
+    /// What an operator needs to find the upload.
+    pub(super) fn note(&self) -> Option<serde_json::Value> {
+        let id = &self.id.as_ref()?.0;
+        Some(serde_json::json!({ "key": self.key.as_str(), "id": id, "parts": self.parts.keys().collect::<Vec<_>>() }))
+    }
 }
 
 /// Nothing of a streamed file is in the bucket.
@@ -59,29 +89,21 @@ impl DirtyFile {
     fn stream_part_len(&self, number: u32) -> u64 {
         let limits = self.context.store.capabilities();
         if limits.equal_parts {
-            return self.context.part_len;
+            return self.context.options.part_len;
         }
         let doublings = (number - 1) / PARTS_PER_LEN;
-        (self.context.part_len << doublings.min(20)).min(limits.part_len_max)
+        (self.context.options.part_len << doublings.min(20)).min(limits.part_len_max)
     }
 
     /// Bytes changed: begins or goes on with an upload, if it makes sense.
     pub(super) fn on_change(self: &Arc<Self>, state: &mut State, range: &Range<u64>) {
         if let Some(stream) = &mut state.stream {
-            if range.start < stream.next_start {
-                // Rare: a header is patched at the end, say. Which parts it touches is found by their lengths.
-                let mut start = 0;
-                for number in 1..stream.next {
-                    let end = start + self.stream_part_len(number);
-                    if range.start < end && range.end > start {
-                        stream.outdated.insert(number);
-                    }
-                    start = end;
-                }
-            }
+            // Rare: a header is patched at the end, say.
+            stream.rewritten.insert(range.start..range.end.min(stream.next_start));
         } else {
-            let is_new = state.base.is_none() && state.size > self.context.stream_threshold;
-            if !is_new || !state.local.covers(&(0..self.context.stream_threshold)) || self.is_committing(state) {
+            let is_new = state.base.is_none() && state.size > self.context.options.stream_threshold;
+            if !is_new || !state.local.covers(&(0..self.context.options.stream_threshold)) || self.is_committing(state)
+            {
                 return;
             }
             state.stream = Some(Stream {
@@ -90,10 +112,13 @@ impl DirtyFile {
                 attributes: state.attributes.clone(),
                 id: None,
                 parts: BTreeMap::new(),
-                outdated: BTreeSet::new(),
+                rewritten: RangeSet::default(),
                 next: 1,
                 next_start: 0,
+                let_go_next: 2,
+                let_go_start: self.stream_part_len(1),
                 running: 0,
+                is_finishing: false,
                 failure: None,
             });
             self.spawn_begin(state);
@@ -134,6 +159,9 @@ impl DirtyFile {
             if let Some(stream) = state.stream.as_mut().filter(|stream| stream.serial == serial) {
                 stream.running -= 1;
                 write(stream, result);
+                if let Some(keep) = self.context.options.let_go_above {
+                    self.let_go(&mut state, keep);
+                }
                 self.spawn_parts(&mut state);
             }
         }
@@ -144,7 +172,10 @@ impl DirtyFile {
         let limits = self.context.store.capabilities();
         let State { stream: Some(stream), local, .. } = state else { return };
         let Some(id) = stream.id.clone() else { return };
-        while stream.failure.is_none() && stream.running < self.context.max_parallel_parts {
+        while !stream.is_finishing
+            && stream.failure.is_none()
+            && stream.running < self.context.options.max_parallel_parts
+        {
             let number = stream.next;
             let range = stream.next_start..stream.next_start + self.stream_part_len(number);
             // The last number is left for the end of the file.
@@ -182,6 +213,49 @@ impl DirtyFile {
         self.context.store.upload_part(key, id, number, PutBody::Chunks(body)).await
     }
 
+    /// Lets go of uploaded parts, the oldest first, until no more than `keep` bytes are staged. Says whether it did.
+    fn let_go(&self, state: &mut State, keep: u64) -> bool {
+        let State { stream: Some(stream), local, in_upload, times_let_go, .. } = state else { return false };
+        let before = *times_let_go;
+        while self.staged.holds_more_than(keep) && stream.parts.contains_key(&stream.let_go_next) {
+            let range = stream.let_go_start..stream.let_go_start + self.stream_part_len(stream.let_go_next);
+            // What was written again since then is in no part.
+            if local.covers(&range) && !stream.rewritten.intersects(&range) {
+                if !self.staged.let_go(&range) {
+                    break;
+                }
+                local.remove(range.clone());
+                in_upload.insert(range.clone());
+                *times_let_go += 1;
+            }
+            stream.let_go_next += 1;
+            stream.let_go_start = range.end;
+        }
+        *times_let_go > before
+    }
+
+    /// There is no room for more: lets go of what is uploaded, or waits until something is. `false` if there is nothing
+    /// to wait for.
+    pub async fn make_room(&self) -> bool {
+        let progressed = self.progress.notified();
+        tokio::pin!(progressed);
+        progressed.as_mut().enable();
+        {
+            let mut state = self.state();
+            if self.context.options.let_go_above.is_none() {
+                return false;
+            }
+            if self.let_go(&mut state, 0) {
+                return true;
+            }
+            if state.stream.as_ref().is_none_or(|stream| stream.running == 0) {
+                return false;
+            }
+        }
+        progressed.await;
+        true
+    }
+
     /// Waits while more is complete than the store takes.
     pub async fn backpressure(&self) {
         loop {
@@ -191,7 +265,9 @@ impl DirtyFile {
             {
                 let state = self.state();
                 let Some(stream) = &state.stream else { return };
-                let lag_max = LAG_MAX * self.stream_part_len(stream.next) * self.context.max_parallel_parts as u64;
+                let lag_max =
+                    LAG_MAX * self.stream_part_len(stream.next) * self.context.options.max_parallel_parts as u64;
+                let lag_max = self.staged.limit().map_or(lag_max, |limit| lag_max.min(limit / 4));
                 if stream.failure.is_some() || state.size.saturating_sub(stream.next_start) <= lag_max {
                     return;
                 }
@@ -217,17 +293,14 @@ impl DirtyFile {
     }
 
     /// Waits for the parts under way, uploads the rest and completes. `None` if the stream had failed: then the
-    /// file is uploaded anew.
+    /// file is uploaded anew. A stream with parts that were let go of is never given up.
     pub(super) async fn finish_stream(
         self: &Arc<Self>,
-        stream: Stream,
+        serial: u64,
         size: u64,
         condition: &Condition,
-    ) -> FsResult<Option<(PutOutcome, ObjectAttributes)>> {
-        // Put back while its parts are under way: they report to the file's state.
-        let serial = stream.serial;
-        self.state().stream = Some(stream);
-        let stream = loop {
+    ) -> FsResult<Option<Stored>> {
+        let (stream, in_upload) = loop {
             let progressed = self.progress.notified();
             tokio::pin!(progressed);
             progressed.as_mut().enable();
@@ -236,35 +309,39 @@ impl DirtyFile {
                 match &mut state.stream {
                     Some(stream) if stream.serial == serial => {
                         if stream.running == 0 {
-                            break state.stream.take();
+                            break (state.stream.take(), state.in_upload.clone());
                         }
                     }
                     // Cut or renamed meanwhile: it was given up.
-                    _ => break None,
+                    _ => return Ok(None),
                 }
             }
             progressed.await;
         };
         let Some(mut stream) = stream else { return Ok(None) };
-        let Some(id) = stream.id.clone().filter(|_| stream.failure.is_none()) else {
-            if let Some(error) = &stream.failure {
-                tracing::info!(key = %stream.key, %error, "the upload beside the writing failed; uploading anew");
+        if let Some(error) = stream.failure.take() {
+            tracing::info!(key = %stream.key, %error, "the upload beside the writing failed; trying again");
+            if in_upload.is_empty() {
+                self.abandon(stream);
+                return Ok(None);
             }
+        }
+        let Some(id) = stream.id.clone().filter(|_| stream.next_start <= size) else {
             self.abandon(stream);
             return Ok(None);
         };
-        if stream.next_start > size {
-            self.abandon(stream);
-            return Ok(None);
-        }
         let mut todo: Vec<(u32, Range<u64>)> = Vec::new();
+        let mut left_out = RangeSet::default();
         let mut start = 0;
         for number in 1..stream.next {
-            let end = start + self.stream_part_len(number);
-            if stream.outdated.contains(&number) {
-                todo.push((number, start..end));
+            let range = start..start + self.stream_part_len(number);
+            if in_upload.intersects(&range) {
+                let changes = stream.rewritten.split(range.clone()).into_iter().filter(|(_, is_inside)| *is_inside);
+                changes.for_each(|(change, _)| left_out.insert(change));
+            } else if !stream.parts.contains_key(&number) || stream.rewritten.intersects(&range) {
+                todo.push((number, range.clone()));
             }
-            start = end;
+            start = range.end;
         }
         let mut number = stream.next;
         while start < size {
@@ -286,21 +363,32 @@ impl DirtyFile {
             uploads.push(upload.boxed());
         }
         let rest: Result<Vec<_>, StoreError> =
-            futures_util::stream::iter(uploads).buffered(self.context.max_parallel_parts).try_collect().await;
+            futures_util::stream::iter(uploads).buffered(self.context.options.max_parallel_parts).try_collect().await;
         let result = match rest {
             Ok(rest) => {
                 stream.parts.extend(rest);
                 let parts: Vec<Part> = stream.parts.values().cloned().collect();
-                self.complete(&key, &id, &parts, size, condition).await
+                self.complete(&self.attempt(&key, size, &parts), &id, &parts, condition).await
             }
             Err(error) => Err(error),
         };
         match result {
-            Ok(outcome) => Ok(Some((outcome, stream.attributes))),
+            Ok(outcome) => Ok(Some(Stored { outcome, attributes: stream.attributes, left_out })),
             Err(source) => {
-                self.abort(&key, &id).await;
+                self.put_back(stream);
                 Err(FsError::Store { what: format!("cannot store {key}"), source })
             }
+        }
+    }
+
+    /// After a failure: a stream that holds the only copy of some bytes is finished by the next try.
+    fn put_back(&self, mut stream: Stream) {
+        let mut state = self.state();
+        if state.in_upload.is_empty() || state.stream.is_some() {
+            self.abandon(stream);
+        } else {
+            stream.is_finishing = false;
+            state.stream = Some(stream);
         }
     }
 }
