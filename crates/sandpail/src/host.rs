@@ -111,10 +111,13 @@ pub(crate) fn check_fuse() -> anyhow::Result<()> {
     if !device.exists() {
         bail!("/dev/fuse is missing: load the module with \"modprobe fuse\", or give the container --device /dev/fuse");
     }
-    if rustix::process::geteuid().is_root() {
-        let opened = std::fs::File::options().read(true).write(true).open(device);
-        opened.context("/dev/fuse cannot be opened: give the container --device /dev/fuse and CAP_SYS_ADMIN")?;
-    } else if find_program("fusermount3").is_none() {
+    let is_root = rustix::process::geteuid().is_root();
+    std::fs::File::options().read(true).write(true).open(device).context(if is_root {
+        "/dev/fuse cannot be opened: give the container --device /dev/fuse and CAP_SYS_ADMIN"
+    } else {
+        "/dev/fuse cannot be opened by this user: as root, chmod 666 /dev/fuse (its mode on most systems), or mount as root"
+    })?;
+    if !is_root && find_program("fusermount3").is_none() {
         bail!("fusermount3 is missing, which mounts for ordinary users: apt install fuse3, or run as root");
     }
     Ok(())

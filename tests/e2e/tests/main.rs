@@ -3,6 +3,8 @@
 mod bad_input;
 mod crashes;
 mod everyday;
+mod host;
+mod https;
 mod interop;
 mod limits;
 mod names;
@@ -21,6 +23,8 @@ fn main() -> std::process::ExitCode {
         requests::TESTS,
         bad_input::TESTS,
         set_up::TESTS,
+        https::TESTS,
+        host::TESTS,
         crashes::TESTS,
         limits::TESTS,
     ];

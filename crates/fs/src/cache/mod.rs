@@ -26,6 +26,8 @@ const PRESENT: u64 = 1 << 63;
 pub struct DiskCache {
     dir: PathBuf,
     limit: u64,
+    /// Nobody's server can make its bytes those of another bucket by giving the same tag.
+    store: String,
     /// Bytes written since old files were last removed.
     written: AtomicU64,
     was_reported: AtomicBool,
@@ -36,16 +38,18 @@ fn crc(bytes: &[u8]) -> u64 {
 }
 
 impl DiskCache {
-    /// Opens or makes a cache of at most `limit` bytes. Several processes may use one directory.
+    /// Opens or makes a cache of at most `limit` bytes for objects of `store`, by which name nobody else's are meant.
+    /// Several processes and stores may use one directory.
     ///
     /// # Errors
     /// If the directory cannot be made or read.
-    pub fn open(dir: &Path, limit: u64) -> io::Result<Arc<Self>> {
+    pub fn open(dir: &Path, limit: u64, store: String) -> io::Result<Arc<Self>> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         std::fs::read_dir(dir)?;
         let cache = Arc::new(Self {
             dir: dir.to_owned(),
             limit,
+            store,
             written: AtomicU64::new(0),
             was_reported: AtomicBool::new(false),
         });
@@ -58,6 +62,8 @@ impl DiskCache {
         let half = |seed: u64| {
             let mut hasher = DefaultHasher::new();
             hasher.write_u64(seed);
+            hasher.write(self.store.as_bytes());
+            hasher.write_u8(0xff);
             hasher.write(version.key.as_str().as_bytes());
             hasher.write_u8(0xff);
             hasher.write(version.etag.as_str().as_bytes());
@@ -156,9 +162,103 @@ impl DiskCache {
             if total <= goal {
                 break;
             }
-            std::fs::remove_file(path)?;
-            total -= len;
+            match std::fs::remove_file(path) {
+                // Another process may have been first.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => total -= len,
+            }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sandpail_store::{ETag, ObjectKey};
+
+    use super::*;
+
+    const LEN: usize = 2 * BLOCK_LEN as usize + 1000;
+
+    fn version(key: &str) -> ObjectVersion {
+        ObjectVersion { key: ObjectKey::new(key).unwrap(), etag: ETag::new("tag"), size: LEN as u64 }
+    }
+
+    fn bytes() -> Bytes {
+        (0..LEN).map(|at| u8::try_from(at % 251).unwrap()).collect::<Vec<_>>().into()
+    }
+
+    fn all_of(cache: &DiskCache, version: &ObjectVersion) -> Option<Vec<u8>> {
+        let mut all: Vec<u8> = Vec::new();
+        while (all.len() as u64) < version.size {
+            all.extend(cache.get(version, all.len() as u64..version.size)?.concat());
+        }
+        Some(all)
+    }
+
+    fn files(dir: &Path, kind: &str) -> Vec<PathBuf> {
+        let paths = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.extension().is_some_and(|found| found == kind)).collect()
+    }
+
+    #[test]
+    fn what_was_put_in_comes_out_of_whole_blocks() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(dir.path(), 1 << 30, "store".into()).unwrap();
+        let one = version("a");
+        assert!(cache.get(&one, 0..10).is_none());
+        // The first block is cut, so only the others are kept.
+        cache.insert(&one, 5, vec![bytes().slice(5..)]);
+        assert!(cache.get(&one, 0..10).is_none());
+        let from = BLOCK_LEN as usize + 7;
+        assert_eq!(cache.get(&one, from as u64..from as u64 + 9).unwrap().concat(), bytes()[from..from + 9]);
+        cache.insert(&one, 0, vec![bytes().slice(..70_000), bytes().slice(70_000..)]);
+        assert_eq!(all_of(&cache, &one).unwrap(), bytes());
+        assert!(cache.get(&ObjectVersion { etag: ETag::new("other"), ..one }, 0..10).is_none());
+    }
+
+    #[test]
+    fn another_store_sees_nothing_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(dir.path(), 1 << 30, "one".into()).unwrap();
+        cache.insert(&version("a"), 0, vec![bytes()]);
+        let other = DiskCache::open(dir.path(), 1 << 30, "two".into()).unwrap();
+        assert!(other.get(&version("a"), 0..10).is_none());
+        let again = DiskCache::open(dir.path(), 1 << 30, "one".into()).unwrap();
+        assert_eq!(all_of(&again, &version("a")).unwrap(), bytes());
+    }
+
+    #[test]
+    fn a_flipped_bit_costs_a_block_and_is_never_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(dir.path(), 1 << 30, "store".into()).unwrap();
+        let one = version("a");
+        cache.insert(&one, 0, vec![bytes()]);
+        let data = OpenOptions::new().read(true).write(true).open(&files(dir.path(), "data")[0]).unwrap();
+        let mut byte = [0];
+        data.read_exact_at(&mut byte, BLOCK_LEN + 33).unwrap();
+        data.write_all_at(&[byte[0] ^ 4], BLOCK_LEN + 33).unwrap();
+        assert!(cache.get(&one, BLOCK_LEN..BLOCK_LEN + 10).is_none());
+        assert!(cache.get(&one, 0..10).is_some());
+        cache.insert(&one, 0, vec![bytes()]);
+        assert_eq!(all_of(&cache, &one).unwrap(), bytes());
+        // Files cut short or gone are nothing worse than empty.
+        data.set_len(100).unwrap();
+        assert!(cache.get(&one, 0..10).is_none());
+        std::fs::remove_file(&files(dir.path(), "index")[0]).unwrap();
+        assert!(cache.get(&one, 0..10).is_none());
+    }
+
+    #[test]
+    fn the_limit_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let limit = 20 << 20;
+        let cache = DiskCache::open(dir.path(), limit, "store".into()).unwrap();
+        for number in 0..30 {
+            cache.insert(&version(&format!("key-{number}")), 0, vec![bytes()]);
+            let used: u64 = files(dir.path(), "data").iter().map(|path| path.metadata().unwrap().len()).sum();
+            assert!(used <= limit + limit / 8, "{used} bytes");
+        }
+        assert!(files(dir.path(), "data").len() > 4);
     }
 }

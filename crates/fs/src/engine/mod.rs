@@ -205,7 +205,8 @@ impl Engine {
         };
         let cache = match &options.cache {
             Some((dir, size)) => Some(
-                DiskCache::open(dir, *size).map_err(io(&format!("cannot use cache directory {}", dir.display())))?,
+                DiskCache::open(dir, *size, store.describe())
+                    .map_err(io(&format!("cannot use cache directory {}", dir.display())))?,
             ),
             None => None,
         };

@@ -367,7 +367,7 @@ impl Shared {
         let text = chain(error);
         if text.contains("invalid peer certificate") {
             let message = format!(
-                "{text}. If you trust this server, name its certificate authority's file, or allow insecure TLS."
+                "{text}. If you trust this server, name its authority with --ca-file, or take any with --insecure."
             );
             return Failure::lasting(self.unreachable(message));
         }

@@ -1,0 +1,148 @@
+//! A host that lacks something: no FUSE, no room on its disks.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use sandpail_e2e::{Mount, ServerKind, Test, World, on_peer};
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("host::no_fuse", no_fuse).on(&[ServerKind::Embedded]),
+    Test::new("host::a_full_staging_disk", full_staging),
+    Test::new("host::staging_limit", staging_limit).on(&[ServerKind::Embedded]),
+    Test::new("host::a_full_cache_disk", full_cache),
+];
+
+/// A small disk in memory; gone after the test.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(path: &Path, mib: u64) -> Result<Self> {
+        let size = format!("size={mib}m");
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(path).status()?;
+        ensure!(done.success(), "cannot mount a disk in memory on {}", path.display());
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn is_root() -> bool {
+    std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").expect("/proc")) == 0
+}
+
+/// In a mount namespace of its own the device is missing, or closed to the user.
+fn no_fuse(world: &World) -> Result<()> {
+    if on_peer() || !is_root() {
+        return Ok(());
+    }
+    let script = r#"
+        mkdir mnt; chmod 755 . ..; chown 65534:65534 mnt
+        without() {
+            unshare --mount bash -ec '
+                mount --make-rprivate /; mount -t tmpfs none /dev
+                mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9; eval "$1"; shift; exec "$@"' - "$@"
+        }
+        try() { "$SANDPAIL" mount --endpoint "$ENDPOINT" --region us-east-1 "$BUCKET" mnt; }
+        refused() {
+            fails "$@" "$SANDPAIL" mount --endpoint "$ENDPOINT" --region us-east-1 "$BUCKET" mnt 2>err
+            [ "$(wc -l <err)" = 1 ] || { cat err >&2; return 1; }; grep -q /dev/fuse err || { cat err >&2; return 1; }
+            fails mountpoint -q mnt
+        }
+        refused without true
+        without true "$SANDPAIL" doctor >out || true; grep -q '/dev/fuse' out
+        # Everybody must reach the program for the second half.
+        cp "$SANDPAIL" sandpail; chmod 755 sandpail; SANDPAIL=$PWD/sandpail
+        refused without 'mknod -m 600 /dev/fuse c 10 229' setpriv --reuid 65534 --regid 65534 --clear-groups env HOME="$PWD/mnt" XDG_RUNTIME_DIR="$PWD/mnt"
+    "#;
+    world.script_in(&world.local(), script)?.run()?;
+    Ok(())
+}
+
+/// Writes a file from its end to its front, which cannot go up meanwhile, until there is no room; and a large one from
+/// its front.
+const FILL: &str = r#"
+    "$PYTHON" - <<'PY'
+import errno, os
+block = os.urandom(1 << 20)
+f = os.open("backwards", os.O_CREAT | os.O_RDWR)
+try:
+    for n in reversed(range(100)): os.pwrite(f, block, n << 20)
+    raise SystemExit("everything found room")
+except OSError as error: assert error.errno == errno.ENOSPC, error
+# What was taken is there, and the file can still be cut, and used.
+assert n < 90 and os.pread(f, 1 << 20, 99 << 20) == block and os.pread(f, 10, n << 20) == bytes(10)
+os.ftruncate(f, 0); os.pwrite(f, b"small", 0); os.close(f)
+assert open("backwards").read() == "small"
+PY
+    "#;
+
+const LARGE: &str = r#"
+    "$PYTHON" - <<'PY'
+import hashlib, os, random
+block = random.Random(7).randbytes(1 << 20)
+with open("large", "wb", buffering=0) as f:
+    for n in range(300): f.write(n.to_bytes(8, "big") + block[8:])
+    # A header that is patched at the end, and a place whose bytes have left the disk.
+    f.seek(100); f.write(b"header"); f.seek(150 << 20); f.write(b"middle")
+expected = hashlib.sha256()
+for n in range(300):
+    data = bytearray(n.to_bytes(8, "big") + block[8:])
+    if n == 0: data[100:106] = b"header"
+    if n == 150: data[:6] = b"middle"
+    expected.update(data)
+found = hashlib.sha256()
+with open("large", "rb") as f:
+    while data := f.read(1 << 20): found.update(data)
+assert found.digest() == expected.digest()
+PY
+    [ "$(cat kept)" = x ]; rm large
+    "#;
+
+fn full_staging(world: &World) -> Result<()> {
+    if on_peer() || !is_root() {
+        return Ok(());
+    }
+    let plan = world.plan("mnt", &[])?;
+    let disk = Disk::new(&plan.scratch, 80)?;
+    let mount = Mount::start(plan)?;
+    world.sh(&mount, "echo x >kept")?;
+    world.sh(&mount, FILL)?;
+    world.sh(&mount, LARGE)?;
+    mount.unmount()?;
+    drop(disk);
+    Ok(())
+}
+
+fn staging_limit(world: &World) -> Result<()> {
+    if on_peer() {
+        return Ok(());
+    }
+    let mount = world.mount(&["--staging-limit", "64MiB"])?;
+    world.sh(&mount, "echo x >kept")?;
+    world.sh(&mount, FILL)?;
+    world.sh(&mount, LARGE)?;
+    mount.unmount()
+}
+
+/// A cache without room costs only time.
+fn full_cache(world: &World) -> Result<()> {
+    if on_peer() || !is_root() {
+        return Ok(());
+    }
+    let cache = world.directory().join("cache");
+    std::fs::create_dir(&cache)?;
+    let disk = Disk::new(&cache, 8)?;
+    let mount = world.mount(&["--cache-dir", &cache.display().to_string()])?;
+    world.sh(&mount, "head -c 40000000 /dev/urandom >\"$LOCAL/a\"; cp \"$LOCAL/a\" a")?;
+    let mount = mount.remount(&[])?;
+    world.sh(&mount, "cmp a \"$LOCAL/a\"; cmp a \"$LOCAL/a\"")?;
+    ensure!(mount.log().contains("cache"), "the log does not name the cache:\n{}", mount.log());
+    mount.unmount()?;
+    drop(disk);
+    Ok(())
+}
