@@ -5,6 +5,7 @@ mod config;
 mod daemon;
 mod error;
 mod types;
+pub mod worker;
 
 pub use config::{Config, Secrets};
 pub use daemon::Daemon;

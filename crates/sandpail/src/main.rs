@@ -1,24 +1,19 @@
 //! The program: arguments, processes, signals, logging.
 #![forbid(unsafe_code)]
 
-mod backend;
 mod bucket;
 mod cli;
-mod control;
 mod demo;
 mod doctor;
-mod host;
 mod mount;
 mod probe;
-mod profiles;
-mod registry;
-mod report;
+mod store;
 mod umount;
-mod worker;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use sandpail_daemon::worker::{self, control, host, profiles, registry, report};
 
 use crate::cli::{Cli, Command};
 
@@ -40,7 +35,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Mount(arguments) => mount::run(&arguments)?,
-        Command::MountWorker => return Ok(worker::run_from_stdin()),
+        Command::MountWorker => return Ok(worker::main()),
         Command::Umount(arguments) => return umount::run(&arguments),
         Command::List => registry::print_list()?,
         Command::Bucket(command) => bucket::run(command)?,

@@ -1,7 +1,7 @@
 //! Errors as people read them.
 
 /// An error and its causes in one line, each said once: some texts hold their cause's already.
-pub(crate) fn in_one_line(error: &anyhow::Error) -> String {
+pub fn in_one_line(error: &anyhow::Error) -> String {
     let mut line = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !line.contains(&cause) {

@@ -9,14 +9,14 @@ use rustix::mount::UnmountFlags;
 
 /// One line of the mount table.
 #[derive(Clone, Debug)]
-pub(crate) struct MountLine {
-    pub(crate) mountpoint: PathBuf,
-    pub(crate) fs_type: String,
-    pub(crate) source: String,
+pub struct MountLine {
+    pub mountpoint: PathBuf,
+    pub fs_type: String,
+    pub source: String,
 }
 
 /// The mount table of this process.
-pub(crate) fn mounts() -> Vec<MountLine> {
+pub fn mounts() -> Vec<MountLine> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     text.lines().filter_map(mount_line).collect()
 }
@@ -56,13 +56,13 @@ fn unescape(text: &str) -> String {
 }
 
 /// The mount on top of a directory, if it is a sandpail mount.
-pub(crate) fn sandpail_mount(mountpoint: &Path) -> Option<MountLine> {
+pub fn sandpail_mount(mountpoint: &Path) -> Option<MountLine> {
     let top = mounts().into_iter().rev().find(|line| line.mountpoint == mountpoint)?;
     (top.fs_type == "fuse.sandpail").then_some(top)
 }
 
 /// Unmounts: directly as root, else through `fusermount3`.
-pub(crate) fn unmount(mountpoint: &Path, lazy: bool) -> anyhow::Result<()> {
+pub fn unmount(mountpoint: &Path, lazy: bool) -> anyhow::Result<()> {
     if rustix::process::geteuid().is_root() {
         let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() } | UnmountFlags::NOFOLLOW;
         return rustix::mount::unmount(mountpoint, flags).map_err(|error| match error {
@@ -106,7 +106,7 @@ fn users(mountpoint: &Path) -> Vec<String> {
 }
 
 /// Says what is missing for a mount by this user.
-pub(crate) fn check_fuse() -> anyhow::Result<()> {
+pub fn check_fuse() -> anyhow::Result<()> {
     let device = Path::new("/dev/fuse");
     if !device.exists() {
         bail!("/dev/fuse is missing: load the module with \"modprobe fuse\", or give the container --device /dev/fuse");
@@ -124,13 +124,13 @@ pub(crate) fn check_fuse() -> anyhow::Result<()> {
 }
 
 /// Finds a program on the path.
-pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
 /// Checks a directory to mount on, and says its absolute path.
-pub(crate) fn check_mountpoint(path: &Path) -> anyhow::Result<PathBuf> {
+pub fn check_mountpoint(path: &Path) -> anyhow::Result<PathBuf> {
     let shown = path.display();
     let absolute = std::path::absolute(path).with_context(|| format!("invalid path {shown}"))?;
     if let Some(line) = sandpail_mount(&absolute) {

@@ -12,21 +12,24 @@ const LOG_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// The process behind it.
-    pub(crate) pid: u32,
+    pub pid: u32,
     /// What is mounted.
-    pub(crate) source: String,
+    pub source: String,
     /// Where.
-    pub(crate) mountpoint: PathBuf,
+    pub mountpoint: PathBuf,
+    /// The sandbox that the path belongs to; `None` for the host itself.
+    #[serde(default)]
+    pub sandbox: Option<String>,
     /// Since when, in seconds since 1970.
-    pub(crate) started: u64,
+    pub started: u64,
     /// Where it logs.
-    pub(crate) log_file: Option<PathBuf>,
+    pub log_file: Option<PathBuf>,
 }
 
 /// The directory of entries and control sockets, for this user alone.
-pub(crate) fn directory() -> anyhow::Result<PathBuf> {
+pub fn directory() -> anyhow::Result<PathBuf> {
     let uid = rustix::process::geteuid();
     let dir = if uid.is_root() {
         PathBuf::from("/run/sandpail")
@@ -51,7 +54,7 @@ pub(crate) fn directory() -> anyhow::Result<PathBuf> {
 }
 
 /// The directory of what outlives mounts: staged bytes, provider profiles. Not made here.
-pub(crate) fn state_directory() -> anyhow::Result<PathBuf> {
+pub fn state_directory() -> anyhow::Result<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/var/lib/sandpail"));
     }
@@ -61,11 +64,15 @@ pub(crate) fn state_directory() -> anyhow::Result<PathBuf> {
 }
 
 /// The name of a mount's files in the directory.
-pub(crate) fn name_of(pid: u32) -> String {
+pub fn name_of(pid: u32) -> String {
     format!("mount-{pid}")
 }
 
-pub(crate) fn socket_of(pid: u32) -> anyhow::Result<PathBuf> {
+/// Where a mount's process answers.
+///
+/// # Errors
+/// Without a runtime directory.
+pub fn socket_of(pid: u32) -> anyhow::Result<PathBuf> {
     Ok(directory()?.join(format!("{}.sock", name_of(pid))))
 }
 
@@ -74,13 +81,13 @@ impl Entry {
         Ok(directory()?.join(format!("{}.json", name_of(self.pid))))
     }
 
-    pub(crate) fn write(&self) -> anyhow::Result<()> {
+    pub fn write(&self) -> anyhow::Result<()> {
         let path = self.path()?;
         std::fs::write(&path, serde_json::to_vec(self)?).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Removes the entry and the socket; the log stays only if it holds a warning.
-    pub(crate) fn remove(&self) {
+    pub fn remove(&self) {
         let Ok(path) = self.path() else { return };
         let _ = std::fs::remove_file(&path);
         let _ = std::fs::remove_file(path.with_extension("sock"));
@@ -94,7 +101,7 @@ impl Entry {
 }
 
 /// Removes what mounts that were killed have left and nobody reads any more.
-pub(crate) fn prune() {
+pub fn prune() {
     let Ok(files) = directory().and_then(|dir| Ok(std::fs::read_dir(dir)?)) else { return };
     for path in files.flatten().map(|file| file.path()) {
         let is_over = match path.extension().and_then(|extension| extension.to_str()) {
@@ -112,7 +119,7 @@ pub(crate) fn prune() {
 }
 
 /// Removes a log that tells nothing of interest.
-pub(crate) fn remove_quiet_log(log: &Path) {
+pub fn remove_quiet_log(log: &Path) {
     let is_quiet = |text: String| !text.contains(" WARN ") && !text.contains(" ERROR ");
     if std::fs::read_to_string(log).is_ok_and(is_quiet) {
         let _ = std::fs::remove_file(log);
@@ -120,7 +127,7 @@ pub(crate) fn remove_quiet_log(log: &Path) {
 }
 
 /// The mounts that are alive; entries of dead ones are removed.
-pub(crate) fn entries() -> anyhow::Result<Vec<Entry>> {
+pub fn entries() -> anyhow::Result<Vec<Entry>> {
     let mut found = Vec::new();
     for file in std::fs::read_dir(directory()?)?.flatten() {
         let path = file.path();
@@ -135,17 +142,18 @@ pub(crate) fn entries() -> anyhow::Result<Vec<Entry>> {
 }
 
 /// The mount on this directory, if it is one of ours.
-pub(crate) fn find(mountpoint: &Path) -> anyhow::Result<Option<Entry>> {
-    Ok(entries()?.into_iter().rev().find(|entry| entry.mountpoint == mountpoint))
+pub fn find(mountpoint: &Path) -> anyhow::Result<Option<Entry>> {
+    Ok(entries()?.into_iter().rev().find(|entry| entry.sandbox.is_none() && entry.mountpoint == mountpoint))
 }
 
-pub(crate) fn print_list() -> anyhow::Result<()> {
+pub fn print_list() -> anyhow::Result<()> {
     let entries = entries()?;
     if entries.is_empty() {
         println!("no mounts");
     }
     for entry in entries {
-        println!("{}\t{}\tpid {}", entry.mountpoint.display(), entry.source, entry.pid);
+        let inside = entry.sandbox.as_ref().map_or_else(String::new, |sandbox| format!("sandbox {sandbox}:"));
+        println!("{inside}{}\t{}\tpid {}", entry.mountpoint.display(), entry.source, entry.pid);
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use sandpail_store::http::ProviderProfile;
 use serde::{Deserialize, Serialize};
 
-use crate::registry;
+use super::registry;
 
 /// A file's contents.
 #[derive(Serialize, Deserialize)]
@@ -25,7 +25,7 @@ fn file_of(endpoint: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// What was seen of an endpoint; `None` if nobody looked.
-pub(crate) fn read(endpoint: &str) -> anyhow::Result<Option<ProviderProfile>> {
+pub fn read(endpoint: &str) -> anyhow::Result<Option<ProviderProfile>> {
     // Without a home there is no profile either.
     let Ok(file) = file_of(endpoint) else { return Ok(None) };
     let text = match std::fs::read(&file) {
@@ -43,7 +43,7 @@ pub(crate) fn read(endpoint: &str) -> anyhow::Result<Option<ProviderProfile>> {
 }
 
 /// Keeps what was seen of an endpoint. Says in which file.
-pub(crate) fn write(endpoint: &str, profile: ProviderProfile) -> anyhow::Result<PathBuf> {
+pub fn write(endpoint: &str, profile: ProviderProfile) -> anyhow::Result<PathBuf> {
     let file = file_of(endpoint)?;
     let dir = file.parent().context("no directory")?;
     let context = || format!("cannot write {}", file.display());

@@ -1,4 +1,4 @@
-//! The socket through which `umount` speaks to a mount's process.
+//! The socket through which `umount` and the daemon speak to a mount's process.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 /// What can be asked, one JSON line each.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(crate) enum Ask {
+pub enum Ask {
     /// How much is not stored.
     Status,
     /// Store everything.
@@ -21,21 +21,31 @@ pub(crate) enum Ask {
 
 /// The answer, one JSON line.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Answer {
+pub struct Answer {
     /// Files that are not stored.
-    pub(crate) unstored: usize,
+    pub unstored: usize,
     /// Paths that could not be stored, with the reasons.
-    pub(crate) failed: Vec<(String, String)>,
+    pub failed: Vec<(String, String)>,
 }
 
 /// Answers until the process ends.
-pub(crate) fn serve(path: &Path, engine: Arc<Engine>) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn serve(path: &Path, engine: Arc<Engine>) -> anyhow::Result<()> {
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::thread::Builder::new().name("control".to_owned()).spawn(move || {
         for stream in listener.incoming().flatten() {
-            if let Err(error) = answer(&stream, &engine) {
-                tracing::debug!(%error, "a control connection failed");
+            let engine = Arc::clone(&engine);
+            // Each by itself: storing may take long, and how much is left is asked meanwhile.
+            let answering = std::thread::Builder::new().name("answer".to_owned()).spawn(move || {
+                if let Err(error) = answer(&stream, &engine) {
+                    tracing::debug!(%error, "a control connection failed");
+                }
+            });
+            if let Err(error) = answering {
+                tracing::warn!(%error, "no thread for an answer");
             }
         }
     })?;
@@ -59,7 +69,10 @@ fn answer(stream: &UnixStream, engine: &Engine) -> anyhow::Result<()> {
 }
 
 /// Asks a mount's process.
-pub(crate) fn ask(path: &Path, ask: Ask, timeout: Duration) -> anyhow::Result<Answer> {
+///
+/// # Errors
+/// When it does not answer within `timeout`.
+pub fn ask(path: &Path, ask: Ask, timeout: Duration) -> anyhow::Result<Answer> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(timeout))?;
     stream.write_all(format!("{}\n", serde_json::to_string(&ask)?).as_bytes())?;
