@@ -7,7 +7,9 @@ mod error;
 mod types;
 pub mod worker;
 
-pub use config::{Config, Secrets};
+pub use config::{
+    BindingConfig, Config, ConfigError, KeySource, LogFormat, MountDefaults, RemoteConfig, SecretRef, Secrets,
+};
 pub use daemon::Daemon;
 pub use error::{DaemonError, MountError, MountErrorKind};
 pub use types::*;
