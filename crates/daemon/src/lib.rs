@@ -4,6 +4,11 @@
 mod config;
 mod daemon;
 mod error;
+mod events;
+mod mounts;
+mod objects;
+mod sandboxes;
+mod state;
 mod types;
 pub mod worker;
 
