@@ -2,12 +2,14 @@
 //! buckets: it offers "attach this mount at that path".
 #![deny(unsafe_code)]
 
+mod agent;
 mod error;
 mod id;
 mod runtime;
 mod sandbox;
 mod types;
 
+pub use agent::agent_main;
 pub use error::SandboxError;
 pub use id::{InvalidId, SandboxId, SessionId};
 pub use runtime::{Finding, Runtime, RuntimeOptions};
