@@ -44,13 +44,13 @@ pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(io::Error::from)
 }
 
-/// Closes all descriptors from `first` on. For a forked child that goes on without `exec`, so that it keeps no pipe of
-/// its siblings open.
+/// Closes all descriptors from `first` on. For a process that was just started, and owns none of them yet, and for a forked
+/// child that goes on without `exec`, so that it keeps no pipe of its siblings open.
 ///
 /// # Errors
 /// Those of `close_range(2)`.
 pub(crate) fn close_from(first: u32) -> io::Result<()> {
-    // SAFETY: only a forked child calls this, which exits without dropping the owners of these descriptors.
+    // SAFETY: nothing owns these descriptors in a new process; a forked child exits without dropping their owners.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0_u32) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -49,8 +49,10 @@ pub fn init_main() -> ExitCode {
     }
 }
 
-/// Takes the socket that standard input is, and leaves `/dev/null` there.
+/// Takes the socket that standard input is, and leaves `/dev/null` there. All other descriptors but the standard ones are
+/// closed: whoever started the daemon may have left some open, which are not for guests.
 fn take_socket() -> io::Result<OwnedFd> {
+    crate::sys::close_from(3)?;
     let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     rustix::net::sockopt::socket_type(&socket)?;
     let null = std::fs::File::open("/dev/null")?;

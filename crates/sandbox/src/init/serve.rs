@@ -217,7 +217,7 @@ impl Init {
 
     /// Collects whatever ended: children of ours and orphans of theirs.
     fn reap(&mut self) {
-        while let Ok(Some((pid, status))) = rustix::process::waitpid(None, WaitOptions::NOHANG) {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             let child = self.children.iter_mut().find(|(_, child)| child.pid == pid && child.end.is_none());
             let Some((id, child)) = child else { continue };
             let end = child.ended(status);
