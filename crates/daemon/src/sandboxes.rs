@@ -224,9 +224,11 @@ impl Inner {
 
     /// Notices when the sandbox ends by itself.
     pub(crate) fn watch(self: &Arc<Self>, slot: &Arc<Slot>, sandbox: &Sandbox) {
-        let (inner, slot, sandbox) = (Arc::clone(self), Arc::clone(slot), sandbox.clone());
+        // A watch does not keep the daemon, whose directory is free for the next one when it goes.
+        let (inner, slot, sandbox) = (Arc::downgrade(self), Arc::clone(slot), sandbox.clone());
         tokio::spawn(async move {
             sandbox.ended().await;
+            let Some(inner) = inner.upgrade() else { return };
             let _turn = slot.turn.lock().await;
             let _starting = slot.starting.lock().await;
             let is_ours = slot.now().sandbox.as_ref().is_some_and(|now| now.pid() == sandbox.pid());

@@ -165,9 +165,10 @@ impl Mount {
 
 /// Reports when the process behind a mount ends unasked.
 fn watch(inner: &Arc<Inner>, slot: &Arc<Slot>, mount: &Arc<Mount>, worker: &Worker) {
-    let (inner, slot, mount, worker) = (Arc::clone(inner), Arc::clone(slot), Arc::clone(mount), worker.clone());
+    let (inner, slot, mount, worker) = (Arc::downgrade(inner), Arc::clone(slot), Arc::clone(mount), worker.clone());
     tokio::spawn(async move {
         let reason = worker.ended().await;
+        let Some(inner) = inner.upgrade() else { return };
         // A sandbox that ended took its mounts along: that is no failure of theirs.
         if slot.living().is_none() || mount.on(MountEvent::Ended { reason: reason.clone() }) != Action::Report {
             return;
