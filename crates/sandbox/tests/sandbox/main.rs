@@ -2,6 +2,8 @@
 //! which is why it has a small harness of its own: arguments are filters on the tests' names, as usual.
 
 mod commands;
+mod lives;
+mod mounts;
 mod world;
 
 use std::future::Future;
@@ -19,7 +21,7 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("sandbox-init") {
         return sandpail_sandbox::init_main();
     }
-    let tests: Vec<Test> = [commands::TESTS].concat();
+    let tests: Vec<Test> = [commands::TESTS, lives::TESTS, mounts::TESTS].concat();
     if arguments.any(|argument| argument == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
