@@ -20,7 +20,8 @@ async fn a_name_is_enough() {
     world.run(&one, "echo x > /tmp/x").await;
     assert!(world.daemon.is_running(&one).await);
     // Many at once make one sandbox.
-    let calls = (0..8).map(|_| world.daemon.sandbox(&id("two")));
+    let two = id("two");
+    let calls = (0..8).map(|_| world.daemon.sandbox(&two));
     let pids: Vec<i32> = futures_util::future::join_all(calls).await.into_iter().map(|made| made.unwrap().pid()).collect();
     assert!(pids.iter().all(|pid| *pid == pids[0]), "{pids:?}");
     world.daemon.destroy_sandbox(&one).await.unwrap();
@@ -112,7 +113,7 @@ async fn objects_of_bindings() {
     assert!(matches!(world.get("MY_BUCKET", "b").await, Err(DaemonError::NoObject { .. })));
     assert!(matches!(world.get("NOPE", "b").await, Err(DaemonError::NoBinding { .. })));
     // A body that breaks off leaves no object.
-    let broken = vec![Ok(chunk.clone()); 8].into_iter().chain([Err(DaemonError::Stopping)]);
+    let broken = (0..8).map(|_| Ok(chunk.clone())).chain([Err(DaemonError::Stopping)]);
     let broken: Vec<Result<bytes::Bytes, DaemonError>> = broken.collect();
     let body = Box::pin(futures_util::stream::iter(broken));
     assert!(world.daemon.put_object("MY_BUCKET", "broken", body, BucketPutOptions::default()).await.is_err());
