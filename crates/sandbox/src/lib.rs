@@ -8,6 +8,7 @@ mod id;
 mod runtime;
 mod sandbox;
 mod types;
+mod unpack;
 
 pub use agent::agent_main;
 pub use error::SandboxError;
