@@ -5,6 +5,7 @@
 mod agent;
 mod error;
 mod id;
+mod image;
 mod runtime;
 mod sandbox;
 mod types;

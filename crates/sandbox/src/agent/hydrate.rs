@@ -13,7 +13,7 @@ use crate::unpack::{Links, Policy, UnpackError, Unpacker};
 /// Members of the archive that came before one that fails stay, as with `tar`.
 pub(super) fn hydrate<R: Read>(root: &Path, limit: u64, body: &mut BodyReader<R>) -> Result<(), Failure> {
     // No set-id bits: what comes from outside gets no rights of others.
-    let policy = Policy { links: Links::Beneath, keeps_ids: false, mode_mask: 0o1777, limit };
+    let policy = Policy { links: Links::Beneath, keeps_ids: false, mode_mask: 0o1777, replaces_trees: false, limit };
     let mut unpacker =
         Unpacker::open(root, policy).map_err(|error| Failure::archive(format!("{}: {error}", root.display())))?;
     let mut counted = Counted { from: &mut *body, len: 0 };

@@ -9,13 +9,16 @@
 //! members that may not pass through one that leads out. Hard links lead to members or files below the root only.
 
 mod beneath;
+mod remove;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 pub(crate) use beneath::{Beneath, LeadsOut, Links, relative, split};
+pub(crate) use remove::{remove, remove_contents};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
 use rustix::io::Errno;
 use tar::{Entry, EntryType};
@@ -31,6 +34,8 @@ pub(crate) struct Policy {
     pub(crate) keeps_ids: bool,
     /// The bits of the mode that are kept.
     pub(crate) mode_mask: u32,
+    /// Whether a directory with contents goes where a file is to be; otherwise that is an error, as with `tar`.
+    pub(crate) replaces_trees: bool,
     /// Bytes of all files together, holes counted.
     pub(crate) limit: u64,
 }
@@ -78,6 +83,11 @@ impl Unpacker {
     /// The directory that everything is below.
     pub(crate) fn beneath(&mut self) -> &mut Beneath {
         &mut self.beneath
+    }
+
+    /// Bytes of the files so far.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
     }
 
     /// Unpacks a member. What is at its name goes, except that a directory stays a directory.
@@ -164,15 +174,19 @@ impl Unpacker {
     }
 
     /// Makes room for a new `name` in `parent`.
-    fn vacant(&mut self, parent: &Path, name: &std::ffi::OsStr) -> io::Result<OwnedFd> {
-        let parent = self.beneath.made_directory(parent)?;
+    fn vacant(&mut self, directory: &Path, name: &std::ffi::OsStr) -> io::Result<OwnedFd> {
+        let parent = self.beneath.made_directory(directory)?;
         match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
             Ok(()) => self.beneath.forget(),
             Err(Errno::NOENT) => {}
             // An empty directory may go, as with `tar`.
             Err(Errno::ISDIR) => {
                 self.beneath.forget();
-                rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?;
+                if self.policy.replaces_trees {
+                    remove(&parent, name, &directory.join(name), &HashSet::new())?;
+                } else {
+                    rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?;
+                }
             }
             Err(error) => return Err(error.into()),
         }
