@@ -27,7 +27,6 @@ pub(super) fn hydrate<R: Read>(root: &Path, limit: u64, body: &mut BodyReader<R>
             Ok(())
         })
     });
-    drop(archive);
     let len = counted.len;
     match unpacked {
         Ok(()) if len == 0 => return Err(Failure::archive("Empty tar payload")),

@@ -20,7 +20,7 @@ use crate::unpack::relative;
 const BLOCK_LEN: u64 = 512;
 /// Longer names go into a member of their own before.
 const NAME_LEN_MAX: usize = 100;
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// Sends a tar of `root`, without what is mounted below it and without `excludes`. Files may change meanwhile: one that
 /// vanishes is left out, one that grows is cut at its first length, one that shrinks is filled with zeros, as `tar` does.
@@ -74,10 +74,11 @@ impl<W: Write> Packer<W> {
             return Ok(());
         }
         let packed_name = self.name(path, status.is_directory());
-        if !status.is_directory() && status.link_count > 1 {
-            if let Some(first) = self.first_names.get(&status.identity).cloned() {
-                return self.header(&packed_name, &status, EntryType::Link, 0, Some(&first));
-            }
+        if !status.is_directory()
+            && status.link_count > 1
+            && let Some(first) = self.first_names.get(&status.identity).cloned()
+        {
+            return self.header(&packed_name, &status, EntryType::Link, 0, Some(&first));
         }
         match status.kind {
             FileType::Directory => {

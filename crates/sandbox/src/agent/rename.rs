@@ -127,7 +127,7 @@ impl Copy {
 fn give(directory: impl std::os::fd::AsFd, path: &Path, status: &Status) {
     let (user, group) = status.owner;
     let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
-    drop(rustix::fs::chownat(directory, path, user, group, AtFlags::SYMLINK_NOFOLLOW));
+    let _: Result<(), Errno> = rustix::fs::chownat(directory, path, user, group, AtFlags::SYMLINK_NOFOLLOW);
 }
 
 /// A file system that keeps no modes or times is no reason not to move there.

@@ -211,7 +211,7 @@ impl<W: Write> Watcher<W> {
             let stays = !watched.starts_with(path);
             if !stays {
                 // It fails for one that has ended by itself.
-                drop(inotify::remove_watch(inotify, *watch));
+                let _: Result<(), Errno> = inotify::remove_watch(inotify, *watch);
             }
             stays
         });

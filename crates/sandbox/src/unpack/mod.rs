@@ -128,8 +128,8 @@ impl Unpacker {
                 let parent = self.vacant(parent, &name)?;
                 let written = file(&parent, &name, entry, &looks);
                 if written.is_err() {
-                    // Half a file looks like a whole one.
-                    drop(rustix::fs::unlinkat(&parent, &name, AtFlags::empty()));
+                    // Half a file looks like a whole one. Why it is half is what matters.
+                    let _: Result<(), Errno> = rustix::fs::unlinkat(&parent, &name, AtFlags::empty());
                 }
                 written?;
             }
