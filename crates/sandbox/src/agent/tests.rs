@@ -151,9 +151,10 @@ fn an_upload_that_breaks_off_leaves_the_old_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a");
     fs::write(&path, "old").unwrap();
-    for aborted in [false, true] {
+    for (name, aborted) in [("a", false), ("a", true), ("new", false), ("new", true)] {
         let mut stdin = tempfile::tempfile().unwrap();
-        write_json(&mut stdin, FrameKind::Json, &Request::Write { path: wire(&path) }).unwrap();
+        let request = Request::Write { path: wire(directory.path().join(name)) };
+        write_json(&mut stdin, FrameKind::Json, &request).unwrap();
         write_frame(&mut stdin, FrameKind::Data, b"half of the new").unwrap();
         if aborted {
             write_json(&mut stdin, FrameKind::Failure, &Failure::Aborted).unwrap();
@@ -600,6 +601,19 @@ async fn an_agent_that_dies_is_an_error() {
     assert!(matches!(error, SandboxError::System { .. }), "{error}");
 }
 
+#[tokio::test]
+async fn an_agent_that_lies_about_a_length_is_an_error() {
+    for announced in [1, 2, 3] {
+        let mut said = Vec::new();
+        write_json(&mut said, FrameKind::Json, &Answer::Size(announced)).unwrap();
+        write_frame(&mut said, FrameKind::Data, b"ab").unwrap();
+        write_frame(&mut said, FrameKind::End, &[]).unwrap();
+        let agent = Agent::new(tokio::io::sink(), io::Cursor::new(said), ());
+        let read: Vec<_> = agent.read_file(Path::new("/a")).await.unwrap().body.collect().await;
+        assert_eq!(read.iter().all(Result::is_ok), announced == 2, "{announced}: {read:?}");
+    }
+}
+
 /// The next event that is about `path`, with those before it passed over.
 async fn next(events: &mut tokio::sync::mpsc::Receiver<FileEvent>, kind: &str, path: &Path) -> FileEvent {
     let wanted = async {
@@ -708,6 +722,12 @@ fn mounts_are_left_alone() {
         member(&mut tar, EntryType::Regular, "./mount/new", "", b"x");
         assert_eq!(hydrate(&tree, &tar), Ok(Answer::Done));
         assert_eq!(fs::read(mount.0.join("new")).unwrap(), b"x");
+        tar.clear();
+        member(&mut tar, EntryType::Regular, "here", "", b"both");
+        member(&mut tar, EntryType::Link, "mount/there", "here", b"");
+        assert_eq!(hydrate(&tree, &tar), Ok(Answer::Done));
+        assert_eq!(fs::read(mount.0.join("there")).unwrap(), b"both");
+        fs::remove_file(mount.0.join("there")).unwrap();
         // A move out of a mount is a copy; one that would take a mount along is none.
         let rename = |from: PathBuf, to: PathBuf| ask(&Request::Rename { from: wire(from), to: wire(to) }, None).answer;
         assert_eq!(rename(mount.0.join("new"), tree.join("a")), Ok(Answer::Done));
