@@ -304,7 +304,8 @@ async fn fill(
     }
     let mut rest = rustix::io::ioctl_fionread(&pipe).unwrap_or_default();
     while rest > 0 {
-        let Ok(len @ 1..) = pipe.try_read(&mut chunk) else { break };
+        // Not by way of tokio, which may not have heard yet that there is something.
+        let Ok(len @ 1..) = rustix::io::read(&pipe, &mut *chunk) else { break };
         keep(&chunk[..len]);
         rest = rest.saturating_sub(len as u64);
     }

@@ -241,7 +241,8 @@ impl Output {
         let mut rest = rustix::io::ioctl_fionread(&self.pipe).unwrap_or_default();
         while rest > 0 && !self.is_over {
             let mut chunk = BytesMut::zeroed(usize::try_from(rest).unwrap_or(CHUNK_LEN).min(CHUNK_LEN));
-            match self.pipe.try_read(&mut chunk) {
+            // Not by way of tokio, which may not have heard yet that there is something.
+            match rustix::io::read(&self.pipe, &mut *chunk) {
                 Ok(0) => self.is_over = true,
                 Ok(len) => {
                     chunk.truncate(len);

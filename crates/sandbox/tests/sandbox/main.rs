@@ -2,8 +2,11 @@
 //! which is why it has a small harness of its own: arguments are filters on the tests' names, as usual.
 
 mod commands;
+mod isolation;
+mod latency;
 mod lives;
 mod mounts;
+mod sessions;
 mod world;
 
 use std::future::Future;
@@ -21,7 +24,8 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("sandbox-init") {
         return sandpail_sandbox::init_main();
     }
-    let tests: Vec<Test> = [commands::TESTS, lives::TESTS, mounts::TESTS].concat();
+    let tests: Vec<Test> =
+        [commands::TESTS, sessions::TESTS, isolation::TESTS, latency::TESTS, lives::TESTS, mounts::TESTS].concat();
     if arguments.any(|argument| argument == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;

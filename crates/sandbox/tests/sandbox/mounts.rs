@@ -54,7 +54,11 @@ async fn a_mount_covers_what_was_there() {
     check(&sandbox, "mkdir -m 750 /workspace/d && echo old >/workspace/d/old && chown 5:6 /workspace/d", "").await;
     // A process whose working directory is below the mount to come cannot write there while it is mounted.
     let spec = ExecSpec {
-        argv: words(&["bash", "-c", "cd d; echo in; while [ ! -e /workspace/go ]; do sleep 0.01; done; touch x && echo wrote"]),
+        argv: words(&[
+            "bash",
+            "-c",
+            "cd d; echo in; while [ ! -e /workspace/go ]; do sleep 0.01; done; touch x && echo wrote",
+        ]),
         ..ExecSpec::default()
     };
     let mut below = sandbox.exec(spec).await.unwrap();
@@ -74,10 +78,9 @@ async fn a_busy_mount_stays_and_names_its_users() {
     let world = World::new();
     let sandbox = world.sandbox().await;
     let path = Path::new("/data");
-    for (what, line) in [
-        ("cwd", "cd /data; echo in; exec sleep 100"),
-        ("descriptor", "exec 5>/data/f; echo in; exec sleep 100"),
-    ] {
+    for (what, line) in
+        [("cwd", "cd /data; echo in; exec sleep 100"), ("descriptor", "exec 5>/data/f; echo in; exec sleep 100")]
+    {
         let made = sandbox.attach(tmpfs(), path).await.unwrap();
         let spec = ExecSpec { argv: words(&["bash", "-c", line]), ..ExecSpec::default() };
         let mut events = sandbox.exec(spec).await.unwrap();
@@ -85,7 +88,10 @@ async fn a_busy_mount_stays_and_names_its_users() {
         let SandboxError::Busy { users, .. } = sandbox.detach(path, made.as_deref(), false).await.unwrap_err() else {
             panic!("{what}: another error");
         };
-        assert!(users.len() == 1 && users[0].starts_with(['s', 'b']) && users[0].contains("(pid "), "{what}: {users:?}");
+        assert!(
+            users.len() == 1 && users[0].starts_with(['s', 'b']) && users[0].contains("(pid "),
+            "{what}: {users:?}"
+        );
         check(&sandbox, "touch /data/still && ls /data | grep -c still", "1").await;
         sandbox.detach(path, made.as_deref(), true).await.unwrap();
         check(&sandbox, "ls -d /data 2>/dev/null || echo gone", "gone").await;
