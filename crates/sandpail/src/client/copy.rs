@@ -98,7 +98,7 @@ fn download_to(client: &Client, id: &str, path: &str, to: &Path) -> anyhow::Resu
 
 fn is_directory(client: &Client, id: &str, path: &str) -> anyhow::Result<bool> {
     let answer = client.get(&format!("/v1/sandbox/{id}/stat?path={}", http::value(path)));
-    Ok(answer.is_ok_and(|told| told["kind"] == "directory" || told["file"]["kind"] == "directory"))
+    Ok(answer.is_ok_and(|told| told["type"] == "directory"))
 }
 
 fn upload_directory(client: &Client, from: &Path, id: &str, to: &str) -> anyhow::Result<()> {
@@ -124,11 +124,9 @@ fn download_directory(client: &Client, id: &str, from: &str, to: &Path) -> anyho
     let query = format!("/v1/sandbox/{id}/files?path={}&hidden=true", http::value(from));
     let answer = client.get(&query)?;
     for file in answer["files"].as_array().context("the daemon's list is no list")? {
-        let path =
-            file["path"].as_str().or_else(|| file["absolutePath"].as_str()).context("an entry without a path")?;
         // What comes from a sandbox is not trusted: a name must not lead out of the target.
-        let name = name_of(Path::new(path))?;
-        match file["kind"].as_str().or_else(|| file["type"].as_str()) {
+        let name = name_of(Path::new(file["name"].as_str().context("an entry without a name")?))?;
+        match file["type"].as_str() {
             Some("directory") => download_directory(client, id, &format!("{from}/{name}"), &to.join(&name))?,
             Some("file") => download_to(client, id, &format!("{from}/{name}"), &to.join(&name))?,
             _ => eprintln!("sandpail: {from}/{name} is no regular file, left out"),
