@@ -11,6 +11,7 @@ mod host;
 mod mount;
 mod probe;
 mod profiles;
+mod progress;
 mod registry;
 mod report;
 mod umount;
