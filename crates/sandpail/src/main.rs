@@ -12,6 +12,7 @@ mod host;
 mod mount;
 mod probe;
 mod profiles;
+mod progress;
 mod registry;
 mod report;
 mod umount;

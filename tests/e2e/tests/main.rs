@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crashes;
+mod demo;
 mod everyday;
 mod host;
 mod https;
@@ -26,6 +27,7 @@ fn main() -> std::process::ExitCode {
         https::TESTS,
         host::TESTS,
         crashes::TESTS,
+        demo::TESTS,
         limits::TESTS,
     ];
     sandpail_e2e::runner::main(&tests.concat())
