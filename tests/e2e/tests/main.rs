@@ -10,6 +10,7 @@ mod limits;
 mod names;
 mod posix;
 mod requests;
+mod sandboxes;
 mod set_up;
 mod two_mounts;
 
@@ -27,6 +28,7 @@ fn main() -> std::process::ExitCode {
         host::TESTS,
         crashes::TESTS,
         limits::TESTS,
+        sandboxes::TESTS,
     ];
     sandpail_e2e::runner::main(&tests.concat())
 }
