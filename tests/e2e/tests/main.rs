@@ -11,6 +11,7 @@ mod limits;
 mod names;
 mod posix;
 mod requests;
+mod sandboxes;
 mod set_up;
 mod two_mounts;
 
@@ -29,6 +30,7 @@ fn main() -> std::process::ExitCode {
         crashes::TESTS,
         demo::TESTS,
         limits::TESTS,
+        sandboxes::TESTS,
     ];
     sandpail_e2e::runner::main(&tests.concat())
 }
