@@ -8,8 +8,9 @@ import { execFileSync } from 'node:child_process'
 
 import { connect, getSandbox, type Sandbox } from 'sandpail'
 
-/** The daemon, and its bindings as R2-like objects; in a Worker this is the `env` of the handler. */
-const env = connect<{ MY_BUCKET: 'bucket' }>()
+/** The daemon, and its binding as an R2-like object. */
+const daemon = connect()
+const env = { Sandbox: daemon.env.Sandbox, MY_BUCKET: daemon.bucket('MY_BUCKET') }
 
 const MAKE_DATA = `
 import csv, random
