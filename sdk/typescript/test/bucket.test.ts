@@ -6,7 +6,7 @@ let server: FakeServer;
 let bucket: R2Bucket;
 beforeEach(async () => {
   server = await fakeServer();
-  bucket = connect({ url: server.url, retry: { delay: 1 } }).env['MY_BUCKET']!;
+  bucket = connect({ url: server.url, retry: { delay: 1 } }).env.MY_BUCKET;
 });
 afterEach(() => server[Symbol.asyncDispose]());
 
