@@ -16,7 +16,9 @@ const name = freshName('mount');
 {
   await using other = getSandbox(env.Sandbox, `${name}-reader`);
   await other.mountBucket('MY_BUCKET', '/data');
-  const { stdout } = await other.exec('awk', { args: ['{ sum += $1 } END { print sum }', `/data/${name}/numbers.txt`] });
+  const { stdout } = await other.exec('awk', {
+    args: ['{ sum += $1 } END { print sum }', `/data/${name}/numbers.txt`],
+  });
   check(stdout === '500500\n', 'another sandbox reads the file');
   check((await other.readFile(`/data/${name}/numbers.txt`)).content.length === 3893, 'and so does readFile');
 }

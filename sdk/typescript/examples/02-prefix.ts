@@ -14,7 +14,14 @@ await sandbox.mountBucket('MY_BUCKET', '/data', { prefix: `/${name}/users/anna` 
 const { stdout } = await sandbox.exec('find /data -type f');
 check(stdout === '/data/notes.txt\n', 'only the keys of the prefix show, without it');
 await sandbox.writeFile('/data/new.txt', 'hello');
-check((await (await bucket.get(`${name}/users/anna/new.txt`))?.text()) === 'hello', 'new files are stored below the prefix');
+check(
+  (await (await bucket.get(`${name}/users/anna/new.txt`))?.text()) === 'hello',
+  'new files are stored below the prefix',
+);
 
-await refused(sandbox.mountBucket('MY_BUCKET', '/more', { prefix: 'users/' }), InvalidMountConfigError, 'Prefix must start with \'/\': "users/"');
+await refused(
+  sandbox.mountBucket('MY_BUCKET', '/more', { prefix: 'users/' }),
+  InvalidMountConfigError,
+  'Prefix must start with \'/\': "users/"',
+);
 await removeAll(bucket, `${name}/`);

@@ -1,4 +1,7 @@
-/** `credentialProxy`: besides the directory, S3 clients inside may reach the bucket through the daemon, which holds the keys. */
+/**
+ * `credentialProxy`: besides the directory, S3 clients inside may reach the bucket through the daemon, which holds the
+ * keys.
+ */
 
 import { env, getSandbox } from 'sandpail';
 import { check, freshName, s3Store } from './support.js';

@@ -9,7 +9,10 @@ await bucket.put(`${name}/before.txt`, 'was there');
 
 await using sandbox = getSandbox(env.Sandbox, name);
 await sandbox.mountBucket('MY_BUCKET', '/data', { localBucket: true, prefix: `/${name}/` });
-check((await sandbox.readFile('/data/before.txt')).content === 'was there', 'the first sync is done when mountBucket resolves');
+check(
+  (await sandbox.readFile('/data/before.txt')).content === 'was there',
+  'the first sync is done when mountBucket resolves',
+);
 
 await sandbox.exec('echo inside > /data/inside.txt');
 await eventually('a file of the sandbox becomes an object', () => bucket.head(`${name}/inside.txt`));

@@ -22,5 +22,9 @@ check(!(await sandbox.exists('/made')).exists, 'a directory that the mount made 
 await sandbox.mountBucket('MY_BUCKET', '/made', { prefix: `/${name}/` });
 check((await sandbox.readFile('/made/kept.txt')).content === 'of the bucket', 'it can be mounted again at once');
 
-await refused(sandbox.unmountBucket('/elsewhere'), InvalidMountConfigError, 'No active mount found at path: /elsewhere');
+await refused(
+  sandbox.unmountBucket('/elsewhere'),
+  InvalidMountConfigError,
+  'No active mount found at path: /elsewhere',
+);
 await removeAll(bucket, `${name}/`);

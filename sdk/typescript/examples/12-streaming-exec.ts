@@ -27,10 +27,15 @@ check(seen.join(' ') === 'grüße exit 4', 'an iterator gives the same');
 
 const exact = await sandbox.exec('printf', { args: ['%s|', '$HOME', 'a b', '*', '', '"'] });
 check(exact.stdout === '$HOME|a b|*||"|', 'arguments arrive as they are');
-check((await sandbox.exec('echo $WHO in $(pwd)', { env: { WHO: 'me' }, cwd: '/tmp' })).stdout === 'me in /tmp\n', 'env and cwd');
+check(
+  (await sandbox.exec('echo $WHO in $(pwd)', { env: { WHO: 'me' }, cwd: '/tmp' })).stdout === 'me in /tmp\n',
+  'env and cwd',
+);
 
 const late = await sandbox.exec('sleep 30', { timeout: 200 });
 check(late.exitCode === 124 && late.stderr.includes('Command timed out after 200ms'), 'a timeout kills the command');
 
-const aborted = await sandbox.exec('sleep 2', { signal: AbortSignal.timeout(200) }).catch((error: unknown) => (error as Error).name);
+const aborted = await sandbox
+  .exec('sleep 2', { signal: AbortSignal.timeout(200) })
+  .catch((error: unknown) => (error as Error).name);
 check(aborted === 'TimeoutError', 'a signal gives up waiting');

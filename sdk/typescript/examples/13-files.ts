@@ -6,7 +6,10 @@ import { check, freshName } from './support.js';
 await using sandbox = getSandbox(env.Sandbox, freshName('files'));
 
 await sandbox.writeFile('notes/grüße #1.txt', 'Grüße\n');
-check((await sandbox.exec('cat "notes/grüße #1.txt"')).stdout === 'Grüße\n', 'text; relative paths are below /workspace');
+check(
+  (await sandbox.exec('cat "notes/grüße #1.txt"')).stdout === 'Grüße\n',
+  'text; relative paths are below /workspace',
+);
 
 const bytes = Uint8Array.from({ length: 256 }, (_, i) => i);
 await sandbox.writeFile('/tmp/bytes.bin', bytes);
@@ -33,14 +36,23 @@ await sandbox.mkdir('tree/deep/er', { recursive: true });
 await sandbox.writeFile('tree/deep/a.txt', 'a');
 await sandbox.writeFile('tree/.hidden', 'h');
 const names = async (options: Parameters<typeof sandbox.listFiles>[1]) =>
-  (await sandbox.listFiles('tree', options)).files.map((file) => file.relativePath).sort().join(' ');
+  (await sandbox.listFiles('tree', options)).files
+    .map((file) => file.relativePath)
+    .sort()
+    .join(' ');
 check((await names({})) === 'deep', 'a directory is listed');
-check((await names({ recursive: true, includeHidden: true })) === '.hidden deep deep/a.txt deep/er', 'with all below it');
+check(
+  (await names({ recursive: true, includeHidden: true })) === '.hidden deep deep/a.txt deep/er',
+  'with all below it',
+);
 check((await sandbox.stat('tree/deep/a.txt')).size === 1, 'a file is described');
 
 await sandbox.renameFile('tree/deep/a.txt', 'tree/b.txt');
 await sandbox.moveFile('tree/b.txt', '/tmp/b.txt');
-check((await sandbox.exists('/tmp/b.txt')).exists && !(await sandbox.exists('tree/b.txt')).exists, 'renamed, and moved');
+check(
+  (await sandbox.exists('/tmp/b.txt')).exists && !(await sandbox.exists('tree/b.txt')).exists,
+  'renamed, and moved',
+);
 await sandbox.deleteFile('/tmp/b.txt');
 await sandbox.deleteFile('tree', { recursive: true });
 check(!(await sandbox.exists('tree')).exists, 'removed');

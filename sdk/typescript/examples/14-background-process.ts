@@ -5,12 +5,17 @@ import { check, freshName } from './support.js';
 
 await using sandbox = getSandbox(env.Sandbox, freshName('processes'));
 
-const server = await sandbox.startProcess('echo up; trap "echo bye; exit 0" TERM; while :; do sleep 0.1; done', { processId: 'server' });
+const server = await sandbox.startProcess('echo up; trap "echo bye; exit 0" TERM; while :; do sleep 0.1; done', {
+  processId: 'server',
+});
 for await (const event of server.streamLogs()) {
   if (event.type === 'stdout' && event.data.includes('up')) break;
 }
 check((await server.getStatus()) === 'running', 'it runs on');
-check((await sandbox.listProcesses()).some((process) => process.id === 'server'), 'and is listed');
+check(
+  (await sandbox.listProcesses()).some((process) => process.id === 'server'),
+  'and is listed',
+);
 
 await server.kill();
 check((await server.wait()) === 0, 'SIGTERM was handled');

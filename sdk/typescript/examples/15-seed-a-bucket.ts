@@ -14,13 +14,18 @@ check(put.size === 24, 'put tells what it stored');
 await bucket.put(`${name}/in/logo.png`, Uint8Array.of(0x89, 0x50, 0x4e, 0x47));
 
 const head = await bucket.head(`${name}/in/sales.csv`);
-check(head?.httpMetadata.contentType === 'text/csv' && head.customMetadata['source'] === 'example – ü', 'head has the metadata');
+check(
+  head?.httpMetadata.contentType === 'text/csv' && head.customMetadata['source'] === 'example – ü',
+  'head has the metadata',
+);
 check((await bucket.get(`${name}/nothing`)) === null, 'a missing object is null');
 
 {
   await using sandbox = getSandbox(env.Sandbox, name);
   await sandbox.mountBucket('MY_BUCKET', '/data', { prefix: `/${name}/` });
-  const worked = await sandbox.exec('mkdir -p /data/out && awk -F, \'{ sum[$1] += $2 } END { for (k in sum) print k "," sum[k] }\' /data/in/sales.csv | sort > /data/out/totals.csv');
+  const worked = await sandbox.exec(`mkdir -p /data/out &&
+    awk -F, '{ sum[$1] += $2 } END { for (k in sum) print k "," sum[k] }' /data/in/sales.csv |
+    sort > /data/out/totals.csv`);
   check(worked.success, 'the sandbox works on the files');
 }
 const totals = await bucket.get(`${name}/out/totals.csv`);

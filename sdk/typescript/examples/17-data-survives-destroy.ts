@@ -16,5 +16,8 @@ check((await env.MY_BUCKET.head(`${name}/zeros.bin`))?.size === 5_000_000, 'what
 await using again = getSandbox(env.Sandbox, name);
 check(!(await again.exists('/workspace/own.txt')).exists, 'the same id starts afresh');
 await again.mountBucket('MY_BUCKET', '/data', { prefix: `/${name}/` });
-check((await again.readFile('/data/checkpoint.json')).content === '{"step":1}', 'and finds its data by mounting it again');
+check(
+  (await again.readFile('/data/checkpoint.json')).content === '{"step":1}',
+  'and finds its data by mounting it again',
+);
 await removeAll(env.MY_BUCKET, `${name}/`);

@@ -15,4 +15,4 @@ terminal.resize(120, 40);
 terminal.write('stty size\n');
 await eventually('it can be resized', async () => shown.includes('40 120'));
 terminal.write('exit 5\n');
-check((await terminal.exited).code === 5, 'the shell\'s exit code arrives');
+check((await terminal.exited).code === 5, "the shell's exit code arrives");

@@ -6,7 +6,9 @@ import { check, freshName } from './support.js';
 const name = freshName('archive');
 await using from = getSandbox(env.Sandbox, name);
 await using to = getSandbox(env.Sandbox, `${name}-to`);
-await from.exec('mkdir -p src cache; echo code > src/main; chmod 755 src/main; ln -s main src/link; echo big > cache/x');
+await from.exec(
+  'mkdir -p src cache; echo code > src/main; chmod 755 src/main; ln -s main src/link; echo big > cache/x',
+);
 await from.mountBucket('MY_BUCKET', '/workspace/data');
 
 await to.writeFile('kept.txt', 'was there');

@@ -8,13 +8,19 @@ export function check(holds: boolean, what: string): void {
   console.log(`ok: ${what}`);
 }
 
-/** Fails the example unless `call` is refused with an error of this class whose message holds `text`. Returns the error. */
+/**
+ * Fails the example unless `call` is refused with an error of this class whose message holds `text`. Returns the
+ * error.
+ */
 export async function refused<E extends Error>(
   call: Promise<unknown>,
   Class: abstract new (...args: never) => E,
   text: string,
 ): Promise<E> {
-  const error = await call.then(() => undefined, (caught: unknown) => caught);
+  const error = await call.then(
+    () => undefined,
+    (caught: unknown) => caught,
+  );
   if (!(error instanceof Class) || !error.message.includes(text)) {
     throw new Error(`does not hold: refused with ${Class.name} (${text})`, { cause: error });
   }
@@ -29,7 +35,11 @@ export function freshName(topic: string): string {
 
 /** Waits until `probe` gives something; fails the example after ten seconds. */
 export async function eventually<T>(what: string, probe: () => Promise<T | null | undefined | false>): Promise<T> {
-  for (const deadline = Date.now() + 10_000; Date.now() < deadline; await new Promise((resolve) => setTimeout(resolve, 100))) {
+  for (
+    const deadline = Date.now() + 10_000;
+    Date.now() < deadline;
+    await new Promise((resolve) => setTimeout(resolve, 100))
+  ) {
     const found = await probe();
     if (found) {
       console.log(`ok: ${what}`);

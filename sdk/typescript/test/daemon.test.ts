@@ -14,7 +14,11 @@ describe.runIf(url)('a real daemon', () => {
   beforeAll(() => void (sandbox = daemon.sandbox(name)));
   afterAll(async () => {
     await sandbox.destroy();
-    for (let page = await bucket.list({ prefix: `${name}/` }); page.objects.length > 0; page = await bucket.list({ prefix: `${name}/` })) {
+    for (
+      let page = await bucket.list({ prefix: `${name}/` });
+      page.objects.length > 0;
+      page = await bucket.list({ prefix: `${name}/` })
+    ) {
       await bucket.delete(page.objects.map((object) => object.key));
     }
   });
@@ -40,7 +44,8 @@ describe.runIf(url)('a real daemon', () => {
 
   test('exit codes', async () => {
     const codes = [];
-    for (const line of ['exit 42', 'kill -9 $$', 'no-such-program', ': > /tmp/plain; /tmp/plain']) codes.push((await sandbox.exec(line)).exitCode);
+    for (const line of ['exit 42', 'kill -9 $$', 'no-such-program', ': > /tmp/plain; /tmp/plain'])
+      codes.push((await sandbox.exec(line)).exitCode);
     expect(codes).toEqual([42, 137, 127, 126]);
     expect((await sandbox.exec('exit', { args: ['7'] })).exitCode).toBe(7);
   });
@@ -51,7 +56,7 @@ describe.runIf(url)('a real daemon', () => {
   });
 
   test('file names with every awkward character', async () => {
-    for (const file of ['a b', '#?%+&=;:@,$', '%41', 'ü€😀', "it's \"quoted\"", 'line\nfeed', '..x', '-rf', '*']) {
+    for (const file of ['a b', '#?%+&=;:@,$', '%41', 'ü€😀', 'it\'s "quoted"', 'line\nfeed', '..x', '-rf', '*']) {
       await sandbox.writeFile(`/tmp/names/${file}`, file);
       expect((await sandbox.readFile(`/tmp/names/${file}`)).content).toBe(file);
       expect((await sandbox.exec('cat', { args: ['--', `/tmp/names/${file}`] })).stdout).toBe(file);
@@ -78,13 +83,19 @@ describe.runIf(url)('a real daemon', () => {
     expect(await (await bucket.get(`${name}/d/a.bin`))?.bytes()).toEqual(Uint8Array.of(0, 255));
     expect((await sandbox.readFile('/ro/a.bin')).content).toBe('AP8=');
     for (const refused of [sandbox.writeFile('/ro/b', 'x'), sandbox.deleteFile('/ro/a.bin'), sandbox.mkdir('/ro/d')]) {
-      await expect(refused).rejects.toMatchObject({ code: 'READ_ONLY', message: expect.stringContaining('Read-only filesystem') });
+      await expect(refused).rejects.toMatchObject({
+        code: 'READ_ONLY',
+        message: expect.stringContaining('Read-only filesystem'),
+      });
       await expect(refused).rejects.toBeInstanceOf(FileSystemError);
     }
     await sandbox.moveFile('/data/a.bin', '/tmp/a.bin');
     expect(await bucket.head(`${name}/d/a.bin`)).toBeNull();
     const mounts = await sandbox.listMounts();
-    expect(mounts).toMatchObject([{ mountPath: '/data', readOnly: false }, { mountPath: '/ro', readOnly: true, state: 'serving', mode: 'binding' }]);
+    expect(mounts).toMatchObject([
+      { mountPath: '/data', readOnly: false },
+      { mountPath: '/ro', readOnly: true, state: 'serving', mode: 'binding' },
+    ]);
     await sandbox.unmountBucket('/ro/');
     await sandbox.unmountBucket('/data');
     await expect(sandbox.unmountBucket('/data')).rejects.toBeInstanceOf(InvalidMountConfigError);
@@ -93,7 +104,8 @@ describe.runIf(url)('a real daemon', () => {
   test('events tell of a mount', async () => {
     const controller = new AbortController();
     const seen = (async () => {
-      for await (const event of daemon.events({ signal: controller.signal })) if (event.kind === 'mount.serving') return event;
+      for await (const event of daemon.events({ signal: controller.signal }))
+        if (event.kind === 'mount.serving') return event;
       return undefined;
     })();
     await new Promise((resolve) => setTimeout(resolve, 200));
@@ -104,6 +116,9 @@ describe.runIf(url)('a real daemon', () => {
 
   test('a wrong key is refused by name', async () => {
     if (!process.env['SANDPAIL_API_KEY']) return;
-    await expect(getSandbox({ apiKey: 'wrong' }, name).running()).rejects.toMatchObject({ code: 'UNAUTHORIZED', httpStatus: 401 });
+    await expect(getSandbox({ apiKey: 'wrong' }, name).running()).rejects.toMatchObject({
+      code: 'UNAUTHORIZED',
+      httpStatus: 401,
+    });
   });
 });
