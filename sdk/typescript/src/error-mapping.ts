@@ -112,6 +112,8 @@ export function errorFromEnvelope(envelope: ErrorEnvelope, httpStatus: number, o
       if (/not found/.test(message)) return as(SessionNotFoundError, { code: 'SESSION_NOT_FOUND' });
       return as(SandboxError, {});
   }
+  // The contract has 400 here, for clients that know no 413.
+  if (message.startsWith('tar payload too large')) return as(FileTooLargeError, { code: 'FILE_TOO_LARGE' });
   if (httpStatus === 503) return as(ContainerUnavailableError, { code: 'CONTAINER_UNAVAILABLE' });
   return fileError(envelope, as) ?? as(SandboxError, {});
 }

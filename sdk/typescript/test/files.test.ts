@@ -187,4 +187,8 @@ test('persist and hydrate', async () => {
   await sandbox.destroy();
   expect(urls()).toEqual(['POST /persist?excludes=node_modules%2Ca%20b', 'POST /hydrate', 'DELETE ']);
   expect(server.calls[1]!.body.toString()).toBe('tar');
+  server.answer(
+    json({ error: 'tar payload too large: 9 bytes exceeds the 5-byte limit', code: 'invalid_request' }, 400),
+  );
+  await expect(sandbox.hydrate(new Uint8Array(9))).rejects.toBeInstanceOf(FileTooLargeError);
 });
