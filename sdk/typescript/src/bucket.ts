@@ -41,8 +41,7 @@ export interface R2ListOptions {
 
 /** A page of a listing. */
 export type R2Objects = { objects: R2Object[]; delimitedPrefixes: string[] } & (
-  | { truncated: true; cursor: string }
-  | { truncated: false }
+  { truncated: true; cursor: string } | { truncated: false }
 );
 
 /** An object without its bytes. Listed ones have no metadata. */
@@ -160,7 +159,9 @@ export class R2Bucket {
     }
     // Bytes, not text: `fetch` would name a media type for a string.
     const body = typeof value === 'string' ? new TextEncoder().encode(value) : (value ?? new Uint8Array());
-    return new R2Object(await this.#transport.json({ ...this.#object('PUT', key, 'put'), headers, body: body as BodyInit }));
+    return new R2Object(
+      await this.#transport.json({ ...this.#object('PUT', key, 'put'), headers, body: body as BodyInit }),
+    );
   }
 
   /** An object with its bytes, or `null`. */
@@ -187,13 +188,24 @@ export class R2Bucket {
     const list = Array.isArray(keys) ? keys : [keys];
     if (list.length === 0) return;
     const operation = this.#operation('delete', { keys: list.slice(0, 10) });
-    await this.#transport.done({ method: 'POST', path: `${this.#path}/delete`, json: { keys: list }, operation, repeatable: true });
+    await this.#transport.done({
+      method: 'POST',
+      path: `${this.#path}/delete`,
+      json: { keys: list },
+      operation,
+      repeatable: true,
+    });
   }
 
   /** Lists a page of the bucket, in order of the keys. */
   async list(options: R2ListOptions = {}): Promise<R2Objects> {
     const { prefix, delimiter, cursor, limit } = options;
-    const page = await this.#transport.json<{ objects: WireObject[]; truncated: boolean; cursor?: string; delimitedPrefixes: string[] }>({
+    const page = await this.#transport.json<{
+      objects: WireObject[];
+      truncated: boolean;
+      cursor?: string;
+      delimitedPrefixes: string[];
+    }>({
       method: 'GET',
       path: `${this.#path}/objects`,
       query: { prefix, delimiter, cursor, limit: limit === undefined ? undefined : Math.min(limit, 1000) },

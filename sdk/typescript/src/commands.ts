@@ -36,7 +36,10 @@ export function definedOnly(env: Record<string, string | undefined> | undefined)
 export type Output = { type: 'stdout' | 'stderr'; data: string } | { type: 'exit'; exitCode: number };
 
 /** Decodes the events of a command. Throws if it could not be run or watched, or if the stream ends too early. */
-export async function* outputOf(events: AsyncIterable<ServerSentEvent>, operation: Operation): AsyncGenerator<Output, void, undefined> {
+export async function* outputOf(
+  events: AsyncIterable<ServerSentEvent>,
+  operation: Operation,
+): AsyncGenerator<Output, void, undefined> {
   const decoders = { stdout: utf8Stream(), stderr: utf8Stream() };
   for await (const { event, data } of events) {
     if (event === 'stdout' || event === 'stderr') {

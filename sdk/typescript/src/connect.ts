@@ -6,7 +6,9 @@ import { Sandbox, SandboxTarget, getSandbox, type GetSandboxOptions } from './sa
 import { Transport, type ConnectionOptions } from './transport.js';
 import type { DaemonEvent, SandboxInfo } from './types.js';
 
-/** As code of Workers knows it: `Sandbox` for {@link getSandbox}, and the daemon's bindings as buckets by their names. */
+/**
+ * As code of Workers knows it: `Sandbox` for {@link getSandbox}, and the daemon's bindings as buckets by their names.
+ */
 export type Env = { readonly Sandbox: SandboxTarget } & { readonly [binding: string]: R2Bucket };
 
 /** A daemon. Makes no call until it is asked for something. */
@@ -84,7 +86,8 @@ function envOf(transport: () => Transport): Env {
   return new Proxy({} as Env, {
     get(_target, name) {
       // Symbols, and names that the language asks every object for, are no bindings.
-      if (typeof name === 'symbol' || name in Object.prototype || name === 'then' || name === 'toJSON') return undefined;
+      if (typeof name === 'symbol' || name in Object.prototype || name === 'then' || name === 'toJSON')
+        return undefined;
       let entry = entries.get(name);
       if (!entry) {
         used ??= transport();

@@ -1,9 +1,22 @@
 /** Turns the server's error envelope into the classes of `errors.ts`: the one place where that is decided. */
 
 import {
-  BucketMountError, BucketUnmountError, ConnectionError, ContainerUnavailableError, FileNotFoundError, FileSystemError,
-  FileTooLargeError, InvalidMountConfigError, MissingCredentialsError, PermissionDeniedError, ProcessNotFoundError,
-  S3FSMountError, SandboxError, SessionAlreadyExistsError, SessionNotFoundError, type SandboxErrorDetails,
+  BucketMountError,
+  BucketUnmountError,
+  ConnectionError,
+  ContainerUnavailableError,
+  FileNotFoundError,
+  FileSystemError,
+  FileTooLargeError,
+  InvalidMountConfigError,
+  MissingCredentialsError,
+  PermissionDeniedError,
+  ProcessNotFoundError,
+  S3FSMountError,
+  SandboxError,
+  SessionAlreadyExistsError,
+  SessionNotFoundError,
+  type SandboxErrorDetails,
 } from './errors.js';
 
 /** The body of an error answer; members other than `error` and `code` are there for some errors only. */
@@ -63,20 +76,33 @@ export function errorFromEnvelope(envelope: ErrorEnvelope, httpStatus: number, o
     code: code.toUpperCase(),
     message,
     httpStatus,
-    context: { ...operation.context, serverCode: code, ...(envelope.path && { path: envelope.path }), ...(errno && { errno }) },
+    context: {
+      ...operation.context,
+      serverCode: code,
+      ...(envelope.path && { path: envelope.path }),
+      ...(errno && { errno }),
+    },
     operation: operation.name,
   };
-  const as = <T extends SandboxError>(Class: new (details: SandboxErrorDetails) => T, more: Partial<SandboxErrorDetails>) =>
-    new Class({ ...details, ...more });
+  const as = <T extends SandboxError>(
+    Class: new (details: SandboxErrorDetails) => T,
+    more: Partial<SandboxErrorDetails>,
+  ) => new Class({ ...details, ...more });
 
   switch (code) {
     case 'workspace_read_not_found':
       return as(FileNotFoundError, { code: 'FILE_NOT_FOUND' });
     case 'payload_too_large':
-      return as(FileTooLargeError, { code: 'FILE_TOO_LARGE', suggestion: 'Raise the upload limit of the server, or send less.' });
+      return as(FileTooLargeError, {
+        code: 'FILE_TOO_LARGE',
+        suggestion: 'Raise the upload limit of the server, or send less.',
+      });
     case 'capacity_exceeded':
     case 'unavailable':
-      return as(ContainerUnavailableError, { code: 'CONTAINER_UNAVAILABLE', suggestion: 'Try again later, or destroy sandboxes.' });
+      return as(ContainerUnavailableError, {
+        code: 'CONTAINER_UNAVAILABLE',
+        suggestion: 'Try again later, or destroy sandboxes.',
+      });
     case 'process_not_found':
       return as(ProcessNotFoundError, { code: 'PROCESS_NOT_FOUND' });
     case 'unauthorized':
@@ -86,12 +112,19 @@ export function errorFromEnvelope(envelope: ErrorEnvelope, httpStatus: number, o
       if (/not found/.test(message)) return as(SessionNotFoundError, { code: 'SESSION_NOT_FOUND' });
       return as(SandboxError, {});
   }
+  // The contract has 400 here, for clients that know no 413.
+  if (message.startsWith('tar payload too large')) return as(FileTooLargeError, { code: 'FILE_TOO_LARGE' });
   if (httpStatus === 503) return as(ContainerUnavailableError, { code: 'CONTAINER_UNAVAILABLE' });
   return fileError(envelope, as) ?? as(SandboxError, {});
 }
 
 /** The connection could not be made, or broke. */
-export function connectionError(cause: unknown, url: string, operation: Operation, text = 'cannot reach'): ConnectionError {
+export function connectionError(
+  cause: unknown,
+  url: string,
+  operation: Operation,
+  text = 'cannot reach',
+): ConnectionError {
   const why = cause instanceof Error ? innermost(cause).message : String(cause);
   return new ConnectionError(
     {
@@ -125,7 +158,11 @@ function fileError(
   const message = envelope.error.includes(READ_ONLY_MESSAGE)
     ? envelope.error
     : `${envelope.error.replace(/read-only file ?system/i, '').replace(/[:\s]+$/, '')}: ${READ_ONLY_MESSAGE}`;
-  return as(FileSystemError, { code, message, suggestion: 'The mount is read-only: mount it with readOnly: false to write.' });
+  return as(FileSystemError, {
+    code,
+    message,
+    suggestion: 'The mount is read-only: mount it with readOnly: false to write.',
+  });
 }
 
 /** For servers that do not send `errno`. */
@@ -141,15 +178,21 @@ function errnoFromText(text: string): string | undefined {
 function mountError(envelope: ErrorEnvelope, httpStatus: number): BucketMountError | undefined {
   const message = envelope.error.replace(/^(un)?mount failed: /, '');
   switch (envelope.name) {
-    case 'InvalidMountConfigError': return new InvalidMountConfigError(message);
-    case 'MissingCredentialsError': return new MissingCredentialsError(message);
-    case 'S3FSMountError': return new S3FSMountError(message);
-    case 'BucketUnmountError': return new BucketUnmountError(message);
+    case 'InvalidMountConfigError':
+      return new InvalidMountConfigError(message);
+    case 'MissingCredentialsError':
+      return new MissingCredentialsError(message);
+    case 'S3FSMountError':
+      return new S3FSMountError(message);
+    case 'BucketUnmountError':
+      return new BucketUnmountError(message);
   }
   // A class that this version does not know still is a mount error, with the code it came with.
   if (envelope.code === 'mount_error') return new BucketMountError(message, envelope.sdkCode);
   if (envelope.code === 'unmount_error') {
-    return message.startsWith('No active mount') ? new InvalidMountConfigError(message) : new BucketUnmountError(message);
+    return message.startsWith('No active mount')
+      ? new InvalidMountConfigError(message)
+      : new BucketUnmountError(message);
   }
   // The form of the request was refused: for callers of mountBucket that is a wrong configuration.
   if (envelope.code === 'invalid_request' && httpStatus === 400) return new InvalidMountConfigError(message);
@@ -175,7 +218,10 @@ function parseEnvelope(text: string, response: Response): ErrorEnvelope {
     // Not our envelope (a proxy's page, for example): described below.
   }
   const start = text.trim().slice(0, 200);
-  return { error: `HTTP ${response.status} ${response.statusText}`.trim() + (start && `: ${start}`), code: `http_${response.status}` };
+  return {
+    error: `HTTP ${response.status} ${response.statusText}`.trim() + (start && `: ${start}`),
+    code: `http_${response.status}`,
+  };
 }
 
 /** `fetch` says only "fetch failed"; what happened is in the cause. */

@@ -1,8 +1,8 @@
 /**
  * What can go wrong, as classes that callers test with `instanceof` and by `code`.
  *
- * Two families: {@link SandboxError} for sandboxes, commands and files, and {@link BucketMountError} for mounts. No error
- * ever holds a key. The server's envelope becomes an error in `error-mapping.ts` and nowhere else.
+ * Two families: {@link SandboxError} for sandboxes, commands and files, and {@link BucketMountError} for mounts. No
+ * error ever holds a key. The server's envelope becomes an error in `error-mapping.ts` and nowhere else.
  */
 
 /** What a {@link SandboxError} is made from. */

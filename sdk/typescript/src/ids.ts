@@ -1,7 +1,8 @@
 /**
  * Names of sandboxes. The server takes `^[a-z2-7]{1,128}$`; people write `my-sandbox` or `User_42`.
  *
- * - A name that the server takes is used as it is, so ids made by the server, and those of other clients, stay what they are.
+ * - A name that the server takes is used as it is, so ids made by the server, and those of other clients, stay what
+ *   they are.
  * - Any other name becomes `sdk7` + the base32 of its UTF-8 (lower case, no padding).
  * - Names that look like the second kind are encoded too, so that two names never mean one sandbox. The exception are
  *   names of 26 characters, the length of the ids that the server makes; no encoded name has that length.
@@ -12,7 +13,10 @@ import { invalidArgument } from './error-mapping.js';
 
 const SERVER_ID = /^[a-z2-7]{1,128}$/;
 const SERVER_MADE_LEN = 26;
-/** Four characters: 4 + the length of a base32 text is never {@link SERVER_MADE_LEN}, as a base32 text never has 22 (6 mod 8). */
+/**
+ * Four characters: 4 + the length of a base32 text is never {@link SERVER_MADE_LEN}, as a base32 text never has 22 (6
+ * mod 8).
+ */
 const MARK = 'sdk7';
 /** 124 characters of base32. */
 const NAME_BYTES_MAX = 77;
@@ -20,7 +24,8 @@ const NAME_BYTES_MAX = 77;
 /**
  * The id under which the server knows the sandbox called `name`. The same name always gives the same id.
  *
- * @throws {@link SandboxError} `INVALID_REQUEST` if the name is empty or, when it must be encoded, longer than 77 bytes.
+ * @throws {@link SandboxError} `INVALID_REQUEST` if the name is empty or, when it must be encoded, longer than 77
+ * bytes.
  */
 export function sandboxIdOf(name: string): string {
   if (SERVER_ID.test(name) && (!name.startsWith(MARK) || name.length === SERVER_MADE_LEN)) return name;

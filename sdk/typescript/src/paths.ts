@@ -18,7 +18,11 @@ export function absolutePath(path: string, operation: string): string {
 
 /** An absolute path as a part of a URL's path, without its first `/`. */
 export function pathInUrl(path: string, operation: string): string {
-  return path.slice(1).split('/').map((part) => segment(part, operation)).join('/');
+  return path
+    .slice(1)
+    .split('/')
+    .map((part) => segment(part, operation))
+    .join('/');
 }
 
 /** `text` as one segment of a URL's path. */

@@ -7,7 +7,10 @@ export interface ProcessOwner {
   getProcess(id: string): Promise<Process | null>;
   killProcess(id: string, signal?: string | number): Promise<void>;
   getProcessLogs(id: string): Promise<ProcessLogs>;
-  streamProcessLogs(id: string, options?: { signal?: AbortSignal | undefined }): AsyncGenerator<LogEvent, void, undefined>;
+  streamProcessLogs(
+    id: string,
+    options?: { signal?: AbortSignal | undefined },
+  ): AsyncGenerator<LogEvent, void, undefined>;
 }
 
 /** A background process as it was when it was asked for. */

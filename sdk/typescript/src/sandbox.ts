@@ -49,7 +49,11 @@ export interface GetSandboxOptions {
  * @param target - `env.Sandbox`, `{ url, apiKey }`, or the URL of the daemon.
  * @param id - any text of 1 to 77 bytes, see {@link sandboxIdOf}.
  */
-export function getSandbox(target: SandboxTarget | ConnectionOptions | string, id: string, options: GetSandboxOptions = {}): Sandbox {
+export function getSandbox(
+  target: SandboxTarget | ConnectionOptions | string,
+  id: string,
+  options: GetSandboxOptions = {},
+): Sandbox {
   const name = options.normalizeId ? id.toLowerCase() : id;
   return Sandbox.open(transportOf(target), name);
 }
@@ -89,7 +93,8 @@ export class Sandbox extends Workspace implements AsyncDisposable {
 
   /** Whether it was made and not destroyed. Makes none. */
   async running(): Promise<boolean> {
-    return (await this._transport.json<{ running: boolean }>(this._call('GET', '/running', { name: 'running' }))).running;
+    return (await this._transport.json<{ running: boolean }>(this._call('GET', '/running', { name: 'running' })))
+      .running;
   }
 
   /**
@@ -100,8 +105,17 @@ export class Sandbox extends Workspace implements AsyncDisposable {
   async createSession(options: SessionOptions = {}): Promise<ExecutionSession> {
     const { id, cwd, env } = options;
     const json = { id, env: definedOnly(env), ...(cwd !== undefined && { cwd, scope: 'sandbox' }) };
-    const call = this._call('POST', '/session', { name: 'createSession', context: id === undefined ? {} : { sessionId: id } }, { json });
-    return ExecutionSession.open(this._transport, this._sandboxId, (await this._transport.json<{ id: string }>(call)).id);
+    const call = this._call(
+      'POST',
+      '/session',
+      { name: 'createSession', context: id === undefined ? {} : { sessionId: id } },
+      { json },
+    );
+    return ExecutionSession.open(
+      this._transport,
+      this._sandboxId,
+      (await this._transport.json<{ id: string }>(call)).id,
+    );
   }
 
   /** The session with this id; its first command makes it if it is not there. */
@@ -120,11 +134,18 @@ export class Sandbox extends Workspace implements AsyncDisposable {
   }
 
   /** An uncompressed tar of `/workspace`; what is mounted, and `excludes` (paths below it), are left out. */
-  async persist(options: { excludes?: string[] | undefined; signal?: AbortSignal | undefined } = {}): Promise<ReadableStream<Uint8Array>> {
+  async persist(
+    options: { excludes?: string[] | undefined; signal?: AbortSignal | undefined } = {},
+  ): Promise<ReadableStream<Uint8Array>> {
     const excludes = options.excludes?.length ? options.excludes.join(',') : undefined;
     return this._transport.stream(
       // It changes nothing, so it may be asked for again.
-      this._call('POST', '/persist', { name: 'persist' }, { query: { excludes }, signal: options.signal, repeatable: true }),
+      this._call(
+        'POST',
+        '/persist',
+        { name: 'persist' },
+        { query: { excludes }, signal: options.signal, repeatable: true },
+      ),
     );
   }
 
@@ -134,7 +155,9 @@ export class Sandbox extends Workspace implements AsyncDisposable {
     options: { signal?: AbortSignal | undefined } = {},
   ): Promise<void> {
     const body = tar as Exclude<BodyInit, string>;
-    await this._transport.done(this._call('POST', '/hydrate', { name: 'hydrate' }, { body, signal: options.signal, repeatable: true }));
+    await this._transport.done(
+      this._call('POST', '/hydrate', { name: 'hydrate' }, { body, signal: options.signal, repeatable: true }),
+    );
   }
 
   /** Stores what mounts have not stored yet, unmounts, and removes the sandbox with all that runs in it. */

@@ -41,8 +41,12 @@ export class SseParser {
   }
 }
 
-/** The events of a body. An unfinished last event is dropped, as the format wants. Leaving the loop cancels the body. */
-export async function* serverSentEvents(body: ReadableStream<Uint8Array>): AsyncGenerator<ServerSentEvent, void, undefined> {
+/**
+ * The events of a body. An unfinished last event is dropped, as the format wants. Leaving the loop cancels the body.
+ */
+export async function* serverSentEvents(
+  body: ReadableStream<Uint8Array>,
+): AsyncGenerator<ServerSentEvent, void, undefined> {
   const parser = new SseParser();
   // Not `ignoreBOM`: a byte order mark before the first event does not belong to it.
   const decoder = new TextDecoder();
@@ -70,8 +74,8 @@ export async function* chunksOf(body: ReadableStream<Uint8Array>): AsyncGenerato
 }
 
 /**
- * Iterates a stream of events. `execStream`, `streamProcessLogs` and `watch` of this package are iterators already and pass
- * through unchanged, so code that wraps them keeps working; a raw body is parsed, each `data` being JSON.
+ * Iterates a stream of events. `execStream`, `streamProcessLogs` and `watch` of this package are iterators already and
+ * pass through unchanged, so code that wraps them keeps working; a raw body is parsed, each `data` being JSON.
  */
 export async function* parseSSEStream<T>(
   stream: ReadableStream<Uint8Array> | AsyncIterable<T>,

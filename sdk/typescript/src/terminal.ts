@@ -41,7 +41,9 @@ export class Terminal {
   readonly #socket: WebSocketLike;
   readonly #operation: Operation;
   readonly #listeners: { [Event in keyof TerminalEvents]: Set<TerminalEvents[Event]> } = {
-    data: new Set(), exit: new Set(), error: new Set(),
+    data: new Set(),
+    exit: new Set(),
+    error: new Set(),
   };
   /** Output that nobody listened to yet. */
   #early: Uint8Array[] = [];
@@ -61,7 +63,10 @@ export class Terminal {
     this.exited.catch(() => undefined);
 
     socket.binaryType = 'arraybuffer';
-    const listen = socket.addEventListener.bind(socket) as (type: string, listener: (event: { data?: unknown; reason?: string }) => void) => void;
+    const listen = socket.addEventListener.bind(socket) as (
+      type: string,
+      listener: (event: { data?: unknown; reason?: string }) => void,
+    ) => void;
     listen('message', ({ data }) => {
       if (typeof data !== 'string') return this.#output(new Uint8Array(data as ArrayBuffer));
       const message = JSON.parse(data) as { type: string; code?: number; signal?: string; message?: string };
@@ -82,7 +87,10 @@ export class Terminal {
       rejectExit(error);
     });
     listen('close', ({ reason }) => {
-      const error = this.#error(this.#closing ? 'TERMINAL_CLOSED' : 'CONNECTION_FAILED', `the terminal's connection ended${reason ? `: ${reason}` : ''}`);
+      const error = this.#error(
+        this.#closing ? 'TERMINAL_CLOSED' : 'CONNECTION_FAILED',
+        `the terminal's connection ended${reason ? `: ${reason}` : ''}`,
+      );
       ready(error);
       rejectExit(error);
     });
@@ -91,7 +99,9 @@ export class Terminal {
   /** @internal */
   static async open(socket: WebSocketLike, operation: Operation): Promise<Terminal> {
     return new Promise((resolve, reject) => {
-      const terminal: Terminal = new Terminal(socket, operation, (error) => (error ? reject(error) : resolve(terminal)));
+      const terminal: Terminal = new Terminal(socket, operation, (error) =>
+        error ? reject(error) : resolve(terminal),
+      );
     });
   }
 
@@ -135,6 +145,12 @@ export class Terminal {
   }
 
   #error(code: string, message: string): SandboxError {
-    return new SandboxError({ code, message, httpStatus: 0, operation: this.#operation.name, context: this.#operation.context ?? {} });
+    return new SandboxError({
+      code,
+      message,
+      httpStatus: 0,
+      operation: this.#operation.name,
+      context: this.#operation.context ?? {},
+    });
   }
 }

@@ -23,8 +23,8 @@ export interface ConnectionOptions {
 }
 
 /**
- * Retries happen only where nothing can be done twice: on 503 when the daemon says that it did not begin, or when the call
- * can be repeated (GET, PUT); on a broken connection only when it can be repeated. Streamed bodies are sent once.
+ * Retries happen only where nothing can be done twice: on 503 when the daemon says that it did not begin, or when the
+ * call can be repeated (GET, PUT); on a broken connection only when it can be repeated. Streamed bodies are sent once.
  */
 export interface RetryOptions {
   /** How many more times a call is tried. Default 4; 0 turns retries off. */
@@ -186,7 +186,11 @@ export class Transport {
   }
 
   /** Opens a WebSocket. It may not be open yet when this returns. */
-  async openWebSocket(path: string, query: Record<string, string | number | undefined>, operation: Operation): Promise<WebSocketLike> {
+  async openWebSocket(
+    path: string,
+    query: Record<string, string | number | undefined>,
+    operation: Operation,
+  ): Promise<WebSocketLike> {
     const url = this.#address({ path, query });
     const headers = this.#headers({});
     const WebSocket = this.#WebSocket ?? (globalThis as { WebSocket?: WebSocketConstructor }).WebSocket;
@@ -197,7 +201,8 @@ export class Transport {
         message: 'This runtime has no WebSocket, which a terminal needs.',
         httpStatus: 0,
         operation: operation.name,
-        suggestion: 'On Node 20 start with --experimental-websocket, or pass one: connect({ WebSocket }) with that of the package "ws".',
+        suggestion:
+          'On Node 20 start with --experimental-websocket, or connect({ WebSocket }) with that of the package "ws".',
       });
     }
     return new WebSocket(url.replace(/^http/, 'ws'), { headers } as never);
@@ -228,7 +233,8 @@ export class Transport {
   }
 
   #fetcher(): typeof fetch {
-    // Looked up at each call: tests and instrumentation replace the global one. Called without a receiver, as Workers want.
+    // Looked up at each call: tests and instrumentation replace the global one. Called without a receiver, as Workers
+    // want.
     const chosen = this.#fetch ?? globalThis.fetch;
     return (input, init) => chosen(input, init);
   }
@@ -285,7 +291,10 @@ function parseUrl(text: string): string {
     url = new URL(text);
   } catch {
     // The text is not repeated: someone may have put a key into it.
-    throw invalidArgument('The URL of the sandpail server is not valid; it looks like http://127.0.0.1:8787', 'connect');
+    throw invalidArgument(
+      'The URL of the sandpail server is not valid; it looks like http://127.0.0.1:8787',
+      'connect',
+    );
   }
   if (url.protocol !== 'http:' && url.protocol !== 'https:') {
     throw invalidArgument('The URL of the sandpail server must begin with http:// or https://', 'connect');
@@ -300,6 +309,7 @@ function parseKey(text: string | undefined): string | undefined {
   const key = text?.trim();
   if (!key) return undefined;
   // `fetch` would refuse such a header too, with the key in its message.
-  if (!/^[\x21-\x7e]+$/.test(key)) throw invalidArgument('The API key holds characters that no HTTP header can carry', 'connect');
+  if (!/^[\x21-\x7e]+$/.test(key))
+    throw invalidArgument('The API key holds characters that no HTTP header can carry', 'connect');
   return key;
 }

@@ -1,4 +1,7 @@
-/** Options and results of the methods, in the shapes that people know. Sizes are bytes, durations milliseconds, times ISO 8601. */
+/**
+ * Options and results of the methods, in the shapes that people know. Sizes are bytes, durations milliseconds, times
+ * ISO 8601.
+ */
 
 /** Dialect of an object store. */
 export type BucketProvider = 'r2' | 's3' | 'gcs';

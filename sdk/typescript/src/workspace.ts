@@ -9,10 +9,31 @@ import { Process } from './process.js';
 import { Terminal, type TerminalOptions } from './terminal.js';
 import type { Call, Transport } from './transport.js';
 import type {
-  DeleteFileResult, ExecEvent, ExecOptions, ExecResult, ExecStreamOptions, FileContent, FileExistsResult, FileInfo,
-  FileWatchEvent, ListFilesOptions, ListFilesResult, LogEvent, MkdirResult, MountBucketOptions, MountInfo, ProcessInfo,
-  ProcessLogs, ProcessOptions, ReadFileOptions, ReadFileResult, RenameFileResult, UnmountBucketOptions, WatchOptions,
-  WriteFileOptions, WriteFileResult,
+  DeleteFileResult,
+  ExecEvent,
+  ExecOptions,
+  ExecResult,
+  ExecStreamOptions,
+  FileContent,
+  FileExistsResult,
+  FileInfo,
+  FileWatchEvent,
+  ListFilesOptions,
+  ListFilesResult,
+  LogEvent,
+  MkdirResult,
+  MountBucketOptions,
+  MountInfo,
+  ProcessInfo,
+  ProcessLogs,
+  ProcessOptions,
+  ReadFileOptions,
+  ReadFileResult,
+  RenameFileResult,
+  UnmountBucketOptions,
+  WatchOptions,
+  WriteFileOptions,
+  WriteFileResult,
 } from './types.js';
 
 /** What a sandbox and each of its sessions can do. Paths are absolute, or relative to `/workspace`. */
@@ -30,7 +51,8 @@ export abstract class Workspace {
     this._sandboxId = sandboxId;
     this._sessionId = sessionId;
     // Printed objects show what they are, not how they talk.
-    for (const name of ['_transport', '_sandboxId', '_sessionId']) Object.defineProperty(this, name, { enumerable: false });
+    for (const name of ['_transport', '_sandboxId', '_sessionId'])
+      Object.defineProperty(this, name, { enumerable: false });
   }
 
   // ---- Commands
@@ -38,8 +60,8 @@ export abstract class Workspace {
   /**
    * Runs a command and waits for it.
    *
-   * `exec('grep -c x *.txt | sort')` is a line for the shell; `exec('ls', { args: ['/data'] })` is a program with exactly
-   * these arguments. In a session the line runs in the session's shell, so `cd` and `export` last.
+   * `exec('grep -c x *.txt | sort')` is a line for the shell; `exec('ls', { args: ['/data'] })` is a program with
+   * exactly these arguments. In a session the line runs in the session's shell, so `cd` and `export` last.
    *
    * @returns the output and the exit code, also when the command fails (`success: false`).
    * @throws {@link SandboxError} only if it could not be run or watched.
@@ -61,8 +83,8 @@ export abstract class Workspace {
   }
 
   /**
-   * Runs a command and yields its output as it comes; `complete` is last. The command starts when the loop does. Leaving the
-   * loop does not end the command: give it a `timeout`, or use `startProcess`.
+   * Runs a command and yields its output as it comes; `complete` is last. The command starts when the loop does.
+   * Leaving the loop does not end the command: give it a `timeout`, or use `startProcess`.
    */
   async *execStream(command: string, options: ExecStreamOptions = {}): AsyncGenerator<ExecEvent, void, undefined> {
     const operation = { name: 'exec', context: { command } };
@@ -127,25 +149,36 @@ export abstract class Workspace {
 
   /** Reads a whole file as bytes. */
   async readFileBytes(path: string, options: { signal?: AbortSignal | undefined } = {}): Promise<Uint8Array> {
-    return this._transport.bytes(this._file('GET', absolutePath(path, 'readFileBytes'), 'readFileBytes', options.signal));
+    return this._transport.bytes(
+      this._file('GET', absolutePath(path, 'readFileBytes'), 'readFileBytes', options.signal),
+    );
   }
 
   /** Reads a file as its bytes come; for files that should not be in memory as a whole. */
-  async readFileStream(path: string, options: { signal?: AbortSignal | undefined } = {}): Promise<ReadableStream<Uint8Array>> {
-    return this._transport.stream(this._file('GET', absolutePath(path, 'readFileStream'), 'readFileStream', options.signal));
+  async readFileStream(
+    path: string,
+    options: { signal?: AbortSignal | undefined } = {},
+  ): Promise<ReadableStream<Uint8Array>> {
+    return this._transport.stream(
+      this._file('GET', absolutePath(path, 'readFileStream'), 'readFileStream', options.signal),
+    );
   }
 
   /** Makes a directory; with `recursive` also those above, and one that is there is no error. */
   async mkdir(path: string, options: { recursive?: boolean | undefined } = {}): Promise<MkdirResult> {
     const body = { path: absolutePath(path, 'mkdir'), recursive: options.recursive ?? false };
-    return this._transport.json(this._call('POST', '/mkdir', { name: 'mkdir', context: { path: body.path } }, { json: body }));
+    return this._transport.json(
+      this._call('POST', '/mkdir', { name: 'mkdir', context: { path: body.path } }, { json: body }),
+    );
   }
 
   /** Lists a directory. */
   async listFiles(path = '.', options: ListFilesOptions = {}): Promise<ListFilesResult> {
     const absolute = absolutePath(path, 'listFiles');
     const query = { path: absolute, recursive: options.recursive, hidden: options.includeHidden };
-    return this._transport.json(this._call('GET', '/files', { name: 'listFiles', context: { path: absolute } }, { query }));
+    return this._transport.json(
+      this._call('GET', '/files', { name: 'listFiles', context: { path: absolute } }, { query }),
+    );
   }
 
   /** Describes a file or directory, following links. */
@@ -191,15 +224,20 @@ export abstract class Workspace {
   /** Starts a command that runs on by itself. */
   async startProcess(command: string, options: ProcessOptions = {}): Promise<Process> {
     const json = { ...commandBody(argvOf(command, options.args, false), options), processId: options.processId };
-    return new Process(this, await this._transport.json<ProcessInfo>(
-      this._call('POST', '/processes', { name: 'startProcess', context: { command } }, { json }),
-    ));
+    return new Process(
+      this,
+      await this._transport.json<ProcessInfo>(
+        this._call('POST', '/processes', { name: 'startProcess', context: { command } }, { json }),
+      ),
+    );
   }
 
   /** The background processes, also those that ended. */
   async listProcesses(): Promise<Process[]> {
     const call = this._call('GET', '/processes', { name: 'listProcesses' });
-    return (await this._transport.json<{ processes: ProcessInfo[] }>(call)).processes.map((info) => new Process(this, info));
+    return (await this._transport.json<{ processes: ProcessInfo[] }>(call)).processes.map(
+      (info) => new Process(this, info),
+    );
   }
 
   /** The process with this id, or `null`. */
@@ -225,7 +263,9 @@ export abstract class Workspace {
 
   /** The output that a process has written (the newest, if it was much). */
   async getProcessLogs(id: string): Promise<ProcessLogs> {
-    const { processId, stdout, stderr } = await this._transport.json<ProcessLogs>(this._process('GET', id, 'getProcessLogs', '/logs'));
+    const { processId, stdout, stderr } = await this._transport.json<ProcessLogs>(
+      this._process('GET', id, 'getProcessLogs', '/logs'),
+    );
     return { processId, stdout, stderr };
   }
 
@@ -269,7 +309,8 @@ export abstract class Workspace {
 
   /** The mounts of the sandbox. */
   async listMounts(): Promise<MountInfo[]> {
-    return (await this._transport.json<{ mounts: MountInfo[] }>(this._call('GET', '/mounts', { name: 'listMounts' }))).mounts;
+    return (await this._transport.json<{ mounts: MountInfo[] }>(this._call('GET', '/mounts', { name: 'listMounts' })))
+      .mounts;
   }
 
   // ---- Terminals
@@ -280,7 +321,10 @@ export abstract class Workspace {
     const operation = { name: 'terminal', context: { sandboxId: this._sandboxId } };
     // In the query, as not every WebSocket can send headers of ours.
     const query = { cols, rows, shell, session: this._sessionId };
-    return Terminal.open(await this._transport.openWebSocket(`/v1/sandbox/${this._sandboxId}/pty`, query, operation), operation);
+    return Terminal.open(
+      await this._transport.openWebSocket(`/v1/sandbox/${this._sandboxId}/pty`, query, operation),
+      operation,
+    );
   }
 
   // ---- Requests
@@ -299,11 +343,19 @@ export abstract class Workspace {
   private _file(method: Call['method'], absolute: string, operation: string, signal: AbortSignal | undefined): Call {
     const path = `/file/${pathInUrl(absolute, operation)}`;
     // Trusted code may name any file of the sandbox, not only those below /workspace.
-    return this._call(method, path, { name: operation, context: { path: absolute } }, { query: { scope: 'sandbox' }, signal });
+    return this._call(
+      method,
+      path,
+      { name: operation, context: { path: absolute } },
+      { query: { scope: 'sandbox' }, signal },
+    );
   }
 
   private _process(method: Call['method'], id: string, operation: string, below = ''): Call {
-    return this._call(method, `/processes/${segment(id, operation)}${below}`, { name: operation, context: { processId: id } });
+    return this._call(method, `/processes/${segment(id, operation)}${below}`, {
+      name: operation,
+      context: { processId: id },
+    });
   }
 
   private async _rename(from: string, to: string, operation: string): Promise<RenameFileResult> {

@@ -6,22 +6,36 @@ let server: FakeServer;
 let bucket: R2Bucket;
 beforeEach(async () => {
   server = await fakeServer();
-  bucket = connect({ url: server.url, retry: { delay: 1 } }).env['MY_BUCKET']!;
+  bucket = connect({ url: server.url, retry: { delay: 1 } }).env.MY_BUCKET;
 });
 afterEach(() => server[Symbol.asyncDispose]());
 
 const object = {
-  key: 'a/ü#', size: 3, etag: 'e1', httpEtag: '"e1"', uploaded: '2026-11-24T09:10:00.000Z', httpMetadata: {}, customMetadata: {},
+  key: 'a/ü#',
+  size: 3,
+  etag: 'e1',
+  httpEtag: '"e1"',
+  uploaded: '2026-11-24T09:10:00.000Z',
+  httpMetadata: {},
+  customMetadata: {},
 };
 const headers = {
-  ETag: '"e1"', 'X-Object-Size': '3', 'X-Object-Uploaded': object.uploaded, 'Content-Type': 'text/csv', 'X-Object-Metadata': '{"k":"\\u00fc"}',
+  ETag: '"e1"',
+  'X-Object-Size': '3',
+  'X-Object-Uploaded': object.uploaded,
+  'Content-Type': 'text/csv',
+  'X-Object-Metadata': '{"k":"\\u00fc"}',
 };
 const missing = json({ error: 'no object', code: 'object_not_found' }, 404);
 
 test('put', async () => {
   server.answer(json(object));
   const options = { httpMetadata: { contentType: 'text/csv' }, customMetadata: { k: 'ü😀' } };
-  expect(await bucket.put('a/ü#', 'abc', options)).toMatchObject({ key: 'a/ü#', etag: 'e1', uploaded: new Date(object.uploaded) });
+  expect(await bucket.put('a/ü#', 'abc', options)).toMatchObject({
+    key: 'a/ü#',
+    etag: 'e1',
+    uploaded: new Date(object.uploaded),
+  });
   const call = server.calls[0]!;
   expect(`${call.method} ${call.url}`).toBe('PUT /v1/bindings/MY_BUCKET/objects/a%2F%C3%BC%23');
   expect(call.headers['content-type']).toBe('text/csv');
@@ -29,8 +43,15 @@ test('put', async () => {
   expect(JSON.parse(String(call.headers['x-object-metadata']))).toEqual({ k: 'ü😀' });
 
   const raw = Uint8Array.of(1, 2, 3, 4);
-  for (const value of [raw.subarray(1, 3), raw.buffer, new Blob([raw]), null, new Blob([raw]).stream()]) await bucket.put('k', value);
-  expect(server.calls.slice(1).map((each) => each.body.toString('hex'))).toEqual(['0203', '01020304', '01020304', '', '01020304']);
+  for (const value of [raw.subarray(1, 3), raw.buffer, new Blob([raw]), null, new Blob([raw]).stream()])
+    await bucket.put('k', value);
+  expect(server.calls.slice(1).map((each) => each.body.toString('hex'))).toEqual([
+    '0203',
+    '01020304',
+    '01020304',
+    '',
+    '01020304',
+  ]);
   await bucket.put('k', 'x', { httpMetadata: new Headers({ 'Content-Type': 'text/html' }) });
   expect(server.calls.at(-1)!.headers['content-type']).toBe('text/html');
   await expect(bucket.put('k', 'x', { httpMetadata: { cacheControl: 'no' } as never })).rejects.toThrow('cacheControl');
@@ -39,7 +60,14 @@ test('put', async () => {
 test('get and head', async () => {
   server.answer(bytes('abc', headers));
   const got = (await bucket.get('a/ü#'))!;
-  expect(got).toMatchObject({ key: 'a/ü#', size: 3, etag: 'e1', httpEtag: '"e1"', httpMetadata: { contentType: 'text/csv' }, customMetadata: { k: 'ü' } });
+  expect(got).toMatchObject({
+    key: 'a/ü#',
+    size: 3,
+    etag: 'e1',
+    httpEtag: '"e1"',
+    httpMetadata: { contentType: 'text/csv' },
+    customMetadata: { k: 'ü' },
+  });
   expect(got.bodyUsed).toBe(false);
   expect(await got.text()).toBe('abc');
   expect(got.bodyUsed).toBe(true);
@@ -56,7 +84,8 @@ test('get and head', async () => {
 
 test('ranges', async () => {
   server.answer(bytes('abc', headers));
-  for (const range of [{ offset: 2 }, { offset: 2, length: 3 }, { length: 3 }, { suffix: 4 }]) await (await bucket.get('k', { range }))!.text();
+  for (const range of [{ offset: 2 }, { offset: 2, length: 3 }, { length: 3 }, { suffix: 4 }])
+    await (await bucket.get('k', { range }))!.text();
   expect(server.calls.map((call) => call.headers.range)).toEqual(['bytes=2-', 'bytes=2-4', 'bytes=0-2', 'bytes=-4']);
 });
 
@@ -72,7 +101,10 @@ test('a missing object is null, a missing binding an error', async () => {
 test('list and delete', async () => {
   server.answer(json({ objects: [object], truncated: true, cursor: 'c1', delimitedPrefixes: ['a/'] }));
   expect(await bucket.list({ prefix: 'a', delimiter: '/', cursor: 'c0', limit: 5000 })).toMatchObject({
-    objects: [{ key: 'a/ü#' }], truncated: true, cursor: 'c1', delimitedPrefixes: ['a/'],
+    objects: [{ key: 'a/ü#' }],
+    truncated: true,
+    cursor: 'c1',
+    delimitedPrefixes: ['a/'],
   });
   expect(server.calls[0]!.url).toBe('/v1/bindings/MY_BUCKET/objects?prefix=a&delimiter=%2F&cursor=c0&limit=1000');
   server.answer(json({ objects: [], truncated: false, delimitedPrefixes: [] }));
@@ -82,7 +114,8 @@ test('list and delete', async () => {
   await bucket.delete(['k', '..']);
   await bucket.delete([]);
   expect(server.calls.slice(2).map((call) => [call.url, call.json()])).toEqual([
-    ['/v1/bindings/MY_BUCKET/delete', { keys: ['k'] }], ['/v1/bindings/MY_BUCKET/delete', { keys: ['k', '..'] }],
+    ['/v1/bindings/MY_BUCKET/delete', { keys: ['k'] }],
+    ['/v1/bindings/MY_BUCKET/delete', { keys: ['k', '..'] }],
   ]);
 });
 

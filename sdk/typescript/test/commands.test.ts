@@ -14,14 +14,24 @@ describe('exec', () => {
   test('a line goes to bash, with the key', async () => {
     server.answer(stream([out('hello\n'), err('oh\n'), exit(3)]));
     const result = await sandbox.exec('echo hello', { timeout: 500, cwd: 'src', env: { A: '1', B: undefined } });
-    expect(result).toMatchObject({ success: false, exitCode: 3, stdout: 'hello\n', stderr: 'oh\n', command: 'echo hello' });
+    expect(result).toMatchObject({
+      success: false,
+      exitCode: 3,
+      stdout: 'hello\n',
+      stderr: 'oh\n',
+      command: 'echo hello',
+    });
     expect(result).not.toHaveProperty('sessionId');
     const call = server.calls[0]!;
     expect([call.method, call.url]).toEqual(['POST', '/v1/sandbox/box/exec']);
     expect(call.headers.authorization).toBe('Bearer k3y');
     expect(call.headers['session-id']).toBeUndefined();
     expect(call.json()).toEqual({
-      argv: ['bash', '-c', 'echo hello'], timeout_ms: 500, cwd: 'src', scope: 'sandbox', env: { A: '1' },
+      argv: ['bash', '-c', 'echo hello'],
+      timeout_ms: 500,
+      cwd: 'src',
+      scope: 'sandbox',
+      env: { A: '1' },
     });
   });
 
@@ -32,14 +42,15 @@ describe('exec', () => {
     expect(server.calls.map((call) => call.json()['argv'])).toEqual([['ls', '/data', '$HOME *'], ['pwd']]);
   });
 
-  test('a line in a session is the session\'s own', async () => {
+  test("a line in a session is the session's own", async () => {
     server.answer(json({ id: 'build' }), stream([exit(0)]));
     const session = await sandbox.createSession({ id: 'build', cwd: '/data', env: { A: 'b', C: undefined } });
     expect((await session.exec('cd src')).sessionId).toBe('build');
     await session.exec('git', { args: ['status'] });
     expect(server.calls[0]!.json()).toEqual({ id: 'build', cwd: '/data', scope: 'sandbox', env: { A: 'b' } });
     expect(server.calls.slice(1).map((call) => [call.headers['session-id'], call.json()['argv']])).toEqual([
-      ['build', ['eval', 'cd src']], ['build', ['git', 'status']],
+      ['build', ['eval', 'cd src']],
+      ['build', ['git', 'status']],
     ]);
   });
 
@@ -75,9 +86,16 @@ describe('exec', () => {
       onComplete: (result: { exitCode: number }) => seen.push(result.exitCode),
       onError: (error: Error) => seen.push(error.message),
     };
-    server.answer(stream([out('1'), err('2'), exit(7)]), stream(['event: error\ndata: {"error":"no init","code":"exec_error"}\n\n']));
+    server.answer(
+      stream([out('1'), err('2'), exit(7)]),
+      stream(['event: error\ndata: {"error":"no init","code":"exec_error"}\n\n']),
+    );
     await sandbox.exec('x', options);
-    await expect(sandbox.exec('x', options)).rejects.toMatchObject({ code: 'EXEC_ERROR', message: 'no init', operation: 'exec' });
+    await expect(sandbox.exec('x', options)).rejects.toMatchObject({
+      code: 'EXEC_ERROR',
+      message: 'no init',
+      operation: 'exec',
+    });
     expect(seen).toEqual([['stdout', '1'], ['stderr', '2'], 7, 'no init']);
     server.answer(stream([out('1'), exit(0)]));
     await sandbox.exec('x', { ...options, stream: false });
@@ -131,13 +149,23 @@ describe('exec', () => {
 
 test('background processes', async () => {
   const info = {
-    id: 'web', pid: 12, argv: ['bash', '-c', 'serve'], command: 'bash -c serve', status: 'running', exitCode: null,
-    startTime: '2026-11-24T09:10:00.000Z', endTime: null,
+    id: 'web',
+    pid: 12,
+    argv: ['bash', '-c', 'serve'],
+    command: 'bash -c serve',
+    status: 'running',
+    exitCode: null,
+    startTime: '2026-11-24T09:10:00.000Z',
+    endTime: null,
   };
   server.answer(
-    json(info), json({ processes: [info] }), json({ ...info, status: 'killed', exitCode: 143 }),
-    json({ success: true, processId: 'web', signal: 9 }), json({ processId: 'web', stdout: 'o', stderr: 'e', encoding: 'utf-8' }),
-    stream([out('o'), exit(143)]), json({ success: true, count: 2 }),
+    json(info),
+    json({ processes: [info] }),
+    json({ ...info, status: 'killed', exitCode: 143 }),
+    json({ success: true, processId: 'web', signal: 9 }),
+    json({ processId: 'web', stdout: 'o', stderr: 'e', encoding: 'utf-8' }),
+    stream([out('o'), exit(143)]),
+    json({ success: true, count: 2 }),
     json({ error: "Process 'nope' not found", code: 'process_not_found' }, 404),
   );
   const process = await sandbox.startProcess('serve', { processId: 'web', timeout: 9 });
@@ -149,8 +177,14 @@ test('background processes', async () => {
   expect(await sandbox.killAllProcesses()).toBe(2);
   expect(await sandbox.getProcess('nope')).toBeNull();
   expect(server.calls.map((call) => `${call.method} ${call.url.slice('/v1/sandbox/box'.length)}`)).toEqual([
-    'POST /processes', 'GET /processes', 'GET /processes/web', 'DELETE /processes/web?signal=SIGKILL',
-    'GET /processes/web/logs', 'GET /processes/web/logs?follow=true', 'DELETE /processes', 'GET /processes/nope',
+    'POST /processes',
+    'GET /processes',
+    'GET /processes/web',
+    'DELETE /processes/web?signal=SIGKILL',
+    'GET /processes/web/logs',
+    'GET /processes/web/logs?follow=true',
+    'DELETE /processes',
+    'GET /processes/nope',
   ]);
   expect(server.calls[0]!.json()).toEqual({ argv: ['bash', '-c', 'serve'], processId: 'web', timeout_ms: 9 });
   expect(JSON.parse(JSON.stringify(process))).toEqual(info);
@@ -163,7 +197,9 @@ test('sessions: errors have their classes', async () => {
     json({ success: true, sessionId: 's', timestamp: 'now' }),
   );
   await expect(sandbox.createSession({ id: 's' })).rejects.toMatchObject({
-    name: 'SessionAlreadyExistsError', code: 'SESSION_ALREADY_EXISTS', context: { sessionId: 's', sandboxId: 'box' },
+    name: 'SessionAlreadyExistsError',
+    code: 'SESSION_ALREADY_EXISTS',
+    context: { sessionId: 's', sandboxId: 'box' },
   });
   await expect(sandbox.deleteSession('s')).rejects.toBeInstanceOf(SandboxError);
   expect(await sandbox.deleteSession('s')).toMatchObject({ sessionId: 's' });

@@ -49,11 +49,15 @@ export async function fakeServer(): Promise<FakeServer> {
   };
 }
 
-export const json = (body: unknown, status = 200, headers: Record<string, string> = {}): Answer => (_seen, response) =>
-  response.writeHead(status, { 'Content-Type': 'application/json', ...headers }).end(JSON.stringify(body));
+export const json =
+  (body: unknown, status = 200, headers: Record<string, string> = {}): Answer =>
+  (_seen, response) =>
+    response.writeHead(status, { 'Content-Type': 'application/json', ...headers }).end(JSON.stringify(body));
 
-export const bytes = (body: string | Uint8Array, headers: Record<string, string> = {}): Answer => (_seen, response) =>
-  response.writeHead(200, headers).end(body);
+export const bytes =
+  (body: string | Uint8Array, headers: Record<string, string> = {}): Answer =>
+  (_seen, response) =>
+    response.writeHead(200, headers).end(body);
 
 export const noContent: Answer = (_seen, response) => response.writeHead(204).end();
 
@@ -61,14 +65,16 @@ export const noContent: Answer = (_seen, response) => response.writeHead(204).en
 export const broken: Answer = (_seen, response) => response.destroy();
 
 /** An event stream in these pieces, flushed one by one; `open` leaves it open at the end. */
-export const stream = (pieces: (string | Uint8Array)[], open = false): Answer => async (_seen, response) => {
-  response.writeHead(200, { 'Content-Type': 'text/event-stream' });
-  for (const piece of pieces) {
-    response.write(piece);
-    await new Promise(setImmediate);
-  }
-  if (!open) response.end();
-};
+export const stream =
+  (pieces: (string | Uint8Array)[], open = false): Answer =>
+  async (_seen, response) => {
+    response.writeHead(200, { 'Content-Type': 'text/event-stream' });
+    for (const piece of pieces) {
+      response.write(piece);
+      await new Promise(setImmediate);
+    }
+    if (!open) response.end();
+  };
 
 const base64 = (data: string | Uint8Array) => Buffer.from(data).toString('base64');
 export const out = (data: string | Uint8Array) => `event: stdout\ndata: ${base64(data)}\n\n`;

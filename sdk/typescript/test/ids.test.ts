@@ -2,7 +2,20 @@ import { expect, test } from 'vitest';
 import { sandboxIdOf, sandboxNameOf } from 'sandpail';
 import { fromBase32, toBase32 } from '../src/encoding.js';
 
-const NAMES = ['my-sandbox', 'User_42', 'A', 'a', 'abc234567', '0', 'ü €', 'a b/c', 'x'.repeat(77) + '', '-'.repeat(77), 'sdk7', 'sdk7abc'];
+const NAMES = [
+  'my-sandbox',
+  'User_42',
+  'A',
+  'a',
+  'abc234567',
+  '0',
+  'ü €',
+  'a b/c',
+  'x'.repeat(77) + '',
+  '-'.repeat(77),
+  'sdk7',
+  'sdk7abc',
+];
 
 test('every name maps to an id that the server takes, and back', () => {
   for (const name of NAMES) {
@@ -36,7 +49,13 @@ test('names that fit nowhere are refused', () => {
 test('base32 is that of RFC 4648, in lower case', () => {
   const encode = (text: string) => toBase32(new TextEncoder().encode(text));
   expect(['', 'f', 'fo', 'foo', 'foob', 'fooba', 'foobar'].map(encode)).toEqual([
-    '', 'my', 'mzxq', 'mzxw6', 'mzxw6yq', 'mzxw6ytb', 'mzxw6ytboi',
+    '',
+    'my',
+    'mzxq',
+    'mzxw6',
+    'mzxw6yq',
+    'mzxw6ytb',
+    'mzxw6ytboi',
   ]);
   expect(new TextDecoder().decode(fromBase32('mzxw6ytboi'))).toBe('foobar');
   expect(fromBase32('A1')).toBeUndefined();

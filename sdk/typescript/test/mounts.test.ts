@@ -1,8 +1,15 @@
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import * as sandpail from 'sandpail';
 import {
-  BucketMountError, BucketUnmountError, InvalidMountConfigError, MissingCredentialsError, S3FSMountError, SandboxError, getSandbox,
-  type MountBucketOptions, type Sandbox,
+  BucketMountError,
+  BucketUnmountError,
+  InvalidMountConfigError,
+  MissingCredentialsError,
+  S3FSMountError,
+  SandboxError,
+  getSandbox,
+  type MountBucketOptions,
+  type Sandbox,
 } from 'sandpail';
 import { fakeServer, json, type FakeServer } from './fake-server.js';
 
@@ -20,13 +27,23 @@ test('mountBucket sends binding or bucket', async () => {
   const credentials = { accessKeyId: 'id', secretAccessKey: 'secret' };
   const cases: [MountBucketOptions | undefined, object][] = [
     [undefined, { binding: 'B', options: {} }],
-    [{ prefix: '/p/', readOnly: true, s3fsOptions: ['nomultipart'] },
-      { binding: 'B', options: { prefix: '/p/', readOnly: true, s3fsOptions: ['nomultipart'] } }],
-    [{ localBucket: true, prefix: '/p' }, { binding: 'B', options: { localBucket: true, prefix: '/p' } }],
+    [
+      { prefix: '/p/', readOnly: true, s3fsOptions: ['nomultipart'] },
+      { binding: 'B', options: { prefix: '/p/', readOnly: true, s3fsOptions: ['nomultipart'] } },
+    ],
+    [
+      { localBucket: true, prefix: '/p' },
+      { binding: 'B', options: { localBucket: true, prefix: '/p' } },
+    ],
     [{ localBucket: false }, { binding: 'B', options: {} }],
-    [{ endpoint, provider: 's3', credentials, credentialProxy: true },
-      { bucket: 'B', options: { endpoint, provider: 's3', credentials, credentialProxy: true } }],
-    [{ endpoint, readOnly: false, credentials: undefined }, { bucket: 'B', options: { endpoint, readOnly: false } }],
+    [
+      { endpoint, provider: 's3', credentials, credentialProxy: true },
+      { bucket: 'B', options: { endpoint, provider: 's3', credentials, credentialProxy: true } },
+    ],
+    [
+      { endpoint, readOnly: false, credentials: undefined },
+      { bucket: 'B', options: { endpoint, readOnly: false } },
+    ],
   ];
   for (const [options, expected] of cases) {
     await sandbox.mountBucket('B', '/data', options);
@@ -35,7 +52,8 @@ test('mountBucket sends binding or bucket', async () => {
   await sandbox.unmountBucket('/data');
   await sandbox.unmountBucket('/data', { force: true });
   expect(server.calls.slice(-2).map((call) => [call.url, call.json()])).toEqual([
-    ['/v1/sandbox/box/unmount', { mountPath: '/data' }], ['/v1/sandbox/box/unmount', { mountPath: '/data', force: true }],
+    ['/v1/sandbox/box/unmount', { mountPath: '/data' }],
+    ['/v1/sandbox/box/unmount', { mountPath: '/data', force: true }],
   ]);
 });
 
@@ -64,20 +82,29 @@ test('errors without a class name fall back', async () => {
   await expect(sandbox.mountBucket('B', '/data')).rejects.toMatchObject({ name: 'BucketMountError', message: 'why' });
   server.answer(json({ error: 'unmount failed: No active mount found at path: /x', code: 'unmount_error' }, 502));
   await expect(sandbox.unmountBucket('/x')).rejects.toMatchObject({
-    name: 'InvalidMountConfigError', message: 'No active mount found at path: /x',
+    name: 'InvalidMountConfigError',
+    message: 'No active mount found at path: /x',
   });
   server.answer(json({ error: 'unmount failed: busy: cat (12)', code: 'unmount_error' }, 502));
-  await expect(sandbox.unmountBucket('/x')).rejects.toMatchObject({ name: 'BucketUnmountError', code: 'BUCKET_UNMOUNT_ERROR' });
+  await expect(sandbox.unmountBucket('/x')).rejects.toMatchObject({
+    name: 'BucketUnmountError',
+    code: 'BUCKET_UNMOUNT_ERROR',
+  });
   server.answer(json({ error: 'options.prefix must be a string when provided', code: 'invalid_request' }, 400));
   await expect(sandbox.mountBucket('B', '/x')).rejects.toBeInstanceOf(InvalidMountConfigError);
   server.answer(json({ error: 'Unauthorized', code: 'unauthorized' }, 401));
-  await expect(sandbox.mountBucket('B', '/x')).rejects.toMatchObject({ name: 'SandboxError', code: 'UNAUTHORIZED', httpStatus: 401 });
+  await expect(sandbox.mountBucket('B', '/x')).rejects.toMatchObject({
+    name: 'SandboxError',
+    code: 'UNAUTHORIZED',
+    httpStatus: 401,
+  });
 });
 
-test('a relative mount path is refused with the contract\'s text', async () => {
+test("a relative mount path is refused with the contract's text", async () => {
   for (const call of [() => sandbox.mountBucket('B', 'data'), () => sandbox.unmountBucket('data')]) {
     await expect(call()).rejects.toMatchObject({
-      name: 'InvalidMountConfigError', message: 'Mount path must be absolute (start with /): "data"',
+      name: 'InvalidMountConfigError',
+      message: 'Mount path must be absolute (start with /): "data"',
     });
   }
   expect(server.calls).toHaveLength(0);

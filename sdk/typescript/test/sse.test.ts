@@ -28,9 +28,13 @@ describe('event streams', () => {
   test('are the same however the bytes are split', async () => {
     const whole = new TextEncoder().encode(TEXT);
     for (let at = 0; at <= whole.length; at++) {
-      expect(await collect(serverSentEvents(bodyOf(whole.slice(0, at), whole.slice(at))), ), `split at ${at}`).toEqual(EVENTS);
+      expect(await collect(serverSentEvents(bodyOf(whole.slice(0, at), whole.slice(at)))), `split at ${at}`).toEqual(
+        EVENTS,
+      );
     }
-    expect(await collect(serverSentEvents(bodyOf(...Array.from(whole, (byte) => Uint8Array.of(byte)))))).toEqual(EVENTS);
+    expect(await collect(serverSentEvents(bodyOf(...Array.from(whole, (byte) => Uint8Array.of(byte)))))).toEqual(
+      EVENTS,
+    );
   });
 
   test('an unfinished last event is dropped', () => {
@@ -39,7 +43,8 @@ describe('event streams', () => {
 
   test('a lone carriage return ends a line', () => {
     expect(new SseParser().push('event: x\rdata: 1\r\rdata: 2\n\n')).toEqual([
-      { event: 'x', data: '1' }, { event: 'message', data: '2' },
+      { event: 'x', data: '1' },
+      { event: 'message', data: '2' },
     ]);
   });
 
@@ -58,8 +63,13 @@ describe('event streams', () => {
 
   test('parseSSEStream takes raw bodies and iterators', async () => {
     expect(await collect(parseSSEStream(bodyOf(new TextEncoder().encode('data: {"a":1}\n\n'))))).toEqual([{ a: 1 }]);
-    async function* items() { yield 1; yield 2; }
+    async function* items() {
+      yield 1;
+      yield 2;
+    }
     expect(await collect(parseSSEStream<number>(items()))).toEqual([1, 2]);
-    await expect(collect(parseSSEStream<number>(items(), AbortSignal.abort(new Error('stop'))))).rejects.toThrow('stop');
+    await expect(collect(parseSSEStream<number>(items(), AbortSignal.abort(new Error('stop'))))).rejects.toThrow(
+      'stop',
+    );
   });
 });

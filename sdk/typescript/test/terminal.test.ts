@@ -8,16 +8,31 @@ class FakeSocket extends EventTarget {
   readyState = 1;
   sent: (string | Uint8Array)[] = [];
   closed: number | undefined;
-  constructor(readonly url: string, readonly options: { headers: Record<string, string> }) {
+  constructor(
+    readonly url: string,
+    readonly options: { headers: Record<string, string> },
+  ) {
     super();
     FakeSocket.last = this;
   }
-  send(data: string | Uint8Array) { this.sent.push(data); }
-  close(code?: number) { this.closed = code; this.dispatchEvent(Object.assign(new Event('close'), { code, reason: '' })); }
-  say(data: unknown) { this.dispatchEvent(Object.assign(new Event('message'), { data: typeof data === 'string' || data instanceof ArrayBuffer ? data : JSON.stringify(data) })); }
+  send(data: string | Uint8Array) {
+    this.sent.push(data);
+  }
+  close(code?: number) {
+    this.closed = code;
+    this.dispatchEvent(Object.assign(new Event('close'), { code, reason: '' }));
+  }
+  say(data: unknown) {
+    this.dispatchEvent(
+      Object.assign(new Event('message'), {
+        data: typeof data === 'string' || data instanceof ArrayBuffer ? data : JSON.stringify(data),
+      }),
+    );
+  }
 }
 
-const text = (bytes: Uint8Array | string | undefined) => (typeof bytes === 'string' ? bytes : new TextDecoder().decode(bytes));
+const text = (bytes: Uint8Array | string | undefined) =>
+  typeof bytes === 'string' ? bytes : new TextDecoder().decode(bytes);
 const encode = (data: string) => new TextEncoder().encode(data).buffer;
 const target = { url: 'https://host/base', apiKey: 'k3y', WebSocket: FakeSocket as unknown as WebSocketConstructor };
 
@@ -76,6 +91,7 @@ afterEach(() => void (globals.WebSocket = saved));
 test('a runtime without WebSocket is told what to do', async () => {
   globals.WebSocket = undefined;
   await expect(connect('http://host').sandbox('box').terminal()).rejects.toMatchObject({
-    code: 'NO_WEBSOCKET', suggestion: expect.stringContaining('--experimental-websocket'),
+    code: 'NO_WEBSOCKET',
+    suggestion: expect.stringContaining('--experimental-websocket'),
   });
 });

@@ -1,6 +1,14 @@
 import { inspect } from 'node:util';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { ConnectionError, ContainerUnavailableError, SandboxError, connect, env, getSandbox, type Sandbox } from 'sandpail';
+import {
+  ConnectionError,
+  ContainerUnavailableError,
+  SandboxError,
+  connect,
+  env,
+  getSandbox,
+  type Sandbox,
+} from 'sandpail';
 import { broken, bytes, exit, fakeServer, json, noContent, stream, type FakeServer } from './fake-server.js';
 
 let server: FakeServer;
@@ -32,7 +40,11 @@ describe('retries', () => {
 
   test('end with the error', async () => {
     server.answer(full);
-    await expect(sandbox.exec('x')).rejects.toMatchObject({ code: 'CONTAINER_UNAVAILABLE', httpStatus: 503, message: 'instance limit reached' });
+    await expect(sandbox.exec('x')).rejects.toMatchObject({
+      code: 'CONTAINER_UNAVAILABLE',
+      httpStatus: 503,
+      message: 'instance limit reached',
+    });
     expect(server.calls).toHaveLength(3);
   });
 
@@ -80,7 +92,10 @@ test('answers that are no JSON are told', async () => {
   server.answer(bytes('<html>'));
   await expect(sandbox.running()).rejects.toMatchObject({ code: 'INVALID_RESPONSE' });
   server.answer((_seen, response) => response.writeHead(504, 'Gateway Timeout').end('<h1>late</h1>'));
-  await expect(sandbox.running()).rejects.toMatchObject({ code: 'HTTP_504', message: 'HTTP 504 Gateway Timeout: <h1>late</h1>' });
+  await expect(sandbox.running()).rejects.toMatchObject({
+    code: 'HTTP_504',
+    message: 'HTTP 504 Gateway Timeout: <h1>late</h1>',
+  });
 });
 
 test('the key does not follow a redirect', async () => {
@@ -109,7 +124,7 @@ test('addresses and keys that cannot work are refused without being repeated', (
   expect(() => connect({ apiKey: 's3cr3t\nInjected: 1' })).not.toThrow(/s3cr3t/);
 });
 
-test('address and key come from the environment; a file\'s line feed is no part of the key', async () => {
+test("address and key come from the environment; a file's line feed is no part of the key", async () => {
   const { SANDPAIL_URL, SANDPAIL_API_KEY } = process.env;
   try {
     process.env['SANDPAIL_URL'] = server.url;
@@ -119,7 +134,10 @@ test('address and key come from the environment; a file\'s line feed is no part 
     expect(await getSandbox({}, 'box').running()).toBe(true);
     expect(await getSandbox(server.url, 'BOX', { normalizeId: true }).running()).toBe(true);
     expect(server.calls.map((call) => call.headers.authorization)).toEqual(Array(3).fill('Bearer from-env'));
-    expect(server.calls.map((call) => call.url)).toEqual(['/v1/sandbox/sdk7mewwe/running', ...Array(2).fill('/v1/sandbox/box/running')]);
+    expect(server.calls.map((call) => call.url)).toEqual([
+      '/v1/sandbox/sdk7mewwe/running',
+      ...Array(2).fill('/v1/sandbox/box/running'),
+    ]);
   } finally {
     // Assigning undefined would set the word "undefined".
     for (const [name, value] of Object.entries({ SANDPAIL_URL, SANDPAIL_API_KEY })) {
@@ -141,14 +159,21 @@ test('await using destroys the sandbox', async () => {
 test('connect: sandboxes, bindings, events', async () => {
   const connection = connect({ url: server.url });
   server.answer(
-    json({ id: 'abcdefghijklmnopqrstuvwxyz' }), json({ sandboxes: [{ id: 'sdk7mewwe', running: true }] }), json({ bindings: ['B'] }),
-    stream(['event: mount.serving\ndata: {"time":"t","kind":"mount.serving","sandbox":"box","mountPath":"/d","detail":""}\n\n',
-      'event: lagged\ndata: {"missed":3}\n\n']),
+    json({ id: 'abcdefghijklmnopqrstuvwxyz' }),
+    json({ sandboxes: [{ id: 'sdk7mewwe', running: true }] }),
+    json({ bindings: ['B'] }),
+    stream([
+      'event: mount.serving\ndata: {"time":"t","kind":"mount.serving","sandbox":"box","mountPath":"/d"}\n\n',
+      'event: lagged\ndata: {"missed":3}\n\n',
+    ]),
   );
   expect((await connection.createSandbox()).serverId).toBe('abcdefghijklmnopqrstuvwxyz');
   expect(await connection.listSandboxes()).toMatchObject([{ id: 'sdk7mewwe', name: 'a-b' }]);
   expect(await connection.listBindings()).toEqual(['B']);
   const seen = [];
   for await (const event of connection.events()) seen.push(event);
-  expect(seen).toMatchObject([{ kind: 'mount.serving', sandbox: 'box' }, { kind: 'lagged', missed: 3 }]);
+  expect(seen).toMatchObject([
+    { kind: 'mount.serving', sandbox: 'box' },
+    { kind: 'lagged', missed: 3 },
+  ]);
 });
