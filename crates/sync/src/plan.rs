@@ -298,7 +298,8 @@ mod tests {
     }
 
     /// Makes a world of words: `base` paths, and on each side paths with a sign in front: `=` as in the base, `!`
-    /// changed or new, `~` still being written, `?` cannot be seen. A slash at the end is a directory (in the bucket: a marker).
+    /// changed or new, `~` still being written, `?` cannot be seen. A slash at the end is a directory (in
+    /// the bucket: a marker).
     fn world(base: &str, local: &str, remote: &str) -> (BaseMap, LocalTree, RemoteTree) {
         let mut all = (BaseMap::new(), LocalTree::default(), RemoteTree::default());
         for path in base.split_whitespace() {
