@@ -56,7 +56,7 @@ fn works_and_stays(world: &World, script: &str) -> Result<()> {
 
 macro_rules! everyday {
     ($($name:literal: $script:expr;)*) => {
-        pub(crate) const TESTS: &[Test] = &[$(Test::new(concat!("everyday::", $name), |world| works_and_stays(world, $script)).minutes(5, 20)),*];
+        pub(crate) const TESTS: &[Test] = &[$(Test::new(concat!("everyday::", $name), |world| works_and_stays(world, $script)).minutes(5, 60)),*];
     };
 }
 
