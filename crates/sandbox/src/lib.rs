@@ -13,6 +13,7 @@ mod error;
 mod findings;
 mod id;
 mod ids;
+mod image;
 mod init;
 mod packet;
 mod record;
@@ -23,6 +24,7 @@ mod skeleton;
 mod start;
 mod sys;
 mod types;
+mod unpack;
 mod wire;
 
 pub use agent::agent_main;
