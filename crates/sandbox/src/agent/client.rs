@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{StreamExt, stream};
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -52,7 +52,7 @@ impl Agent {
     /// See [`crate::Sandbox::read_file`].
     pub(crate) async fn read_file(mut self, path: &Path) -> Result<FileReader> {
         let Answer::Size(size) = self.ask(&Request::Read { path: wire(path) }).await? else { return Err(confused()) };
-        Ok(FileReader { size, body: self.into_body() })
+        Ok(FileReader { size, body: self.into_body(Some(size)) })
     }
 
     /// See [`crate::Sandbox::write_file`]; `limit` in bytes.
@@ -152,7 +152,7 @@ impl Agent {
     pub(crate) async fn persist(mut self, excludes: Vec<PathBuf>) -> Result<ByteStream> {
         let excludes = excludes.into_iter().map(WirePath).collect();
         self.ask_done(&Request::Persist { root: wire(Path::new(WORKSPACE)), excludes }).await?;
-        Ok(self.into_body())
+        Ok(self.into_body(None))
     }
 
     /// See [`crate::Sandbox::hydrate`]; `limit` in bytes.
@@ -209,18 +209,22 @@ impl Agent {
         }
     }
 
-    fn into_body(self) -> ByteStream {
-        fn items(agent: Agent) -> impl Stream<Item = Result<Bytes>> {
-            stream::unfold(Some(agent), |agent| async {
-                let mut agent = agent?;
-                match agent.next(FrameKind::Data).await {
-                    Ok(Some(data)) => Some((Ok(Bytes::from(data)), Some(agent))),
-                    Ok(None) => None,
-                    Err(error) => Some((Err(error), None)),
-                }
-            })
-        }
-        Box::pin(items(self))
+    /// The answer's body. If it is to have `len` bytes, one of another length is an error: a guest that tampers with its
+    /// agent must not break the framing of whoever announced that length.
+    fn into_body(self, len: Option<u64>) -> ByteStream {
+        Box::pin(stream::unfold(Some((self, 0_u64)), move |state| async move {
+            let (mut agent, seen) = state?;
+            let failed = |error| Some((Err(error), None));
+            match agent.next(FrameKind::Data).await {
+                Ok(Some(data)) => match seen + data.len() as u64 {
+                    seen if len.is_some_and(|len| seen > len) => failed(broken("it sent more than it announced")),
+                    seen => Some((Ok(Bytes::from(data)), Some((agent, seen)))),
+                },
+                Ok(None) if len.is_some_and(|len| seen < len) => failed(broken("it sent less than it announced")),
+                Ok(None) => None,
+                Err(error) => failed(error),
+            }
+        }))
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Gid, Mode, OFlags, Timestamps, Uid};
 use rustix::io::Errno;
+use tempfile::NamedTempFile;
 
 use super::protocol::{Answer, Failure, Verb, WirePath};
 use super::walk::{Status, if_there};
@@ -167,12 +168,24 @@ pub(super) fn place(
         }
         return filled;
     }
-    let mut temporary = tempfile::Builder::new()
-        .prefix(TEMPORARY_PREFIX)
-        .permissions(PermissionsExt::from_mode(looks.mode))
-        .tempfile_in(parent)?;
+    let mut temporary = temporary_in(parent, |path| {
+        OpenOptions::new().read(true).write(true).create_new(true).mode(looks.mode).open(path)
+    })?;
     complete(temporary.as_file_mut(), looks, is_fuse, fill)?;
     temporary.persist(path).map(drop).map_err(|error| error.error)
+}
+
+/// Makes something under a name of its own in `parent`; it is removed again unless it is given its real name.
+pub(super) fn temporary_in<T>(
+    parent: &Path,
+    mut make: impl FnMut(&Path) -> io::Result<T>,
+) -> io::Result<NamedTempFile<T>> {
+    // `tempfile` puts the path around errors; callers know errors by number.
+    let mut errno = None;
+    tempfile::Builder::new()
+        .prefix(TEMPORARY_PREFIX)
+        .make_in(parent, |path| make(path).inspect_err(|error| errno = error.raw_os_error()))
+        .map_err(|error| errno.map_or(error, io::Error::from_raw_os_error))
 }
 
 fn complete(

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
-use super::files::{Looks, TEMPORARY_PREFIX, place};
+use super::files::{Looks, place, temporary_in};
 use super::protocol::{Answer, Failure, Verb};
 use super::remove::{delete, empty};
 use super::walk::{Status, if_there, names, open_directory};
@@ -103,9 +103,7 @@ impl Copy {
             FileType::Symlink => {
                 let target = std::fs::read_link(from)?;
                 let parent = to.parent().ok_or(Errno::ISDIR)?;
-                let link = tempfile::Builder::new()
-                    .prefix(TEMPORARY_PREFIX)
-                    .make_in(parent, |path| std::os::unix::fs::symlink(&target, path))?;
+                let link = temporary_in(parent, |path| std::os::unix::fs::symlink(&target, path))?;
                 give(CWD, link.path(), status);
                 kept(rustix::fs::utimensat(CWD, link.path(), &status.times, AtFlags::SYMLINK_NOFOLLOW))?;
                 link.persist(to).map(drop).map_err(|error| error.error)

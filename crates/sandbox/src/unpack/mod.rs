@@ -12,6 +12,7 @@ mod beneath;
 mod remove;
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -150,7 +151,14 @@ impl Unpacker {
                     return Ok(());
                 }
                 let parent = self.vacant(parent, &name)?;
-                rustix::fs::linkat(&source, &target_name, &parent, &name, AtFlags::empty())?;
+                match rustix::fs::linkat(&source, &target_name, &parent, &name, AtFlags::empty()) {
+                    Ok(()) => {}
+                    // Buckets have no hard links, and none leads from one file system to another.
+                    Err(Errno::PERM | Errno::XDEV | Errno::NOTSUP | Errno::NOSYS | Errno::MLINK) => {
+                        copy(&source, &target_name, &parent, &name)?;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
             // Devices and FIFOs have no place in a sandbox's files; the rest are notes of the archive about itself.
             _ => {}
@@ -159,7 +167,7 @@ impl Unpacker {
     }
 
     /// Makes a directory, or takes the one that is there.
-    fn directory(&mut self, parent: &OwnedFd, name: &std::ffi::OsStr) -> io::Result<()> {
+    fn directory(&mut self, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
         match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
             Err(Errno::EXIST) => {}
             made => return Ok(made?),
@@ -174,7 +182,7 @@ impl Unpacker {
     }
 
     /// Makes room for a new `name` in `parent`.
-    fn vacant(&mut self, directory: &Path, name: &std::ffi::OsStr) -> io::Result<OwnedFd> {
+    fn vacant(&mut self, directory: &Path, name: &OsStr) -> io::Result<OwnedFd> {
         let parent = self.beneath.made_directory(directory)?;
         match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
             Ok(()) => self.beneath.forget(),
@@ -266,7 +274,7 @@ impl From<LeadsOut> for Refusal {
 
 impl Looks {
     /// Gives a file to its owner.
-    fn give(&self, parent: &OwnedFd, name: &std::ffi::OsStr) -> io::Result<()> {
+    fn give(&self, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
         let Some((user, group)) = self.ids else { return Ok(()) };
         let now = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if (now.st_uid, now.st_gid) != (user.as_raw(), group.as_raw()) {
@@ -277,7 +285,7 @@ impl Looks {
 }
 
 /// Writes a new file at a vacant name.
-fn file(parent: &OwnedFd, name: &std::ffi::OsStr, entry: &mut Entry<'_, impl Read>, looks: &Looks) -> io::Result<()> {
+fn file(parent: &OwnedFd, name: &OsStr, entry: &mut Entry<'_, impl Read>, looks: &Looks) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let private = Mode::from_raw_mode(looks.mode.as_raw_mode() & 0o777);
     let mut file = File::from(rustix::fs::openat(parent, name, flags, private)?);
@@ -292,8 +300,27 @@ fn file(parent: &OwnedFd, name: &std::ffi::OsStr, entry: &mut Entry<'_, impl Rea
         kept(rustix::fs::fchmod(&file, looks.mode))?;
     }
     kept(rustix::fs::futimens(&file, &looks.times))?;
-    // A bucket's errors come with `close`, which cannot report here; after `fsync` there are none left.
-    if rustix::fs::fstatfs(&file)?.f_type == FUSE_MAGIC { file.sync_all() } else { Ok(()) }
+    stored(&file)
+}
+
+/// Copies a file where it cannot have a second name.
+fn copy(source: &OwnedFd, target: &OsStr, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let mut source = File::from(rustix::fs::openat(source, target, flags, Mode::empty())?);
+    let status = rustix::fs::fstat(&source)?;
+    if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
+        return Err(io::Error::other("it is a hard link to what is no file"));
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(status.st_mode & 0o1777);
+    let mut copy = File::from(rustix::fs::openat(parent, name, flags, mode)?);
+    io::copy(&mut source, &mut copy)?;
+    stored(&copy)
+}
+
+/// A bucket's errors come with `close`, which cannot report here; after `fsync` there are none left.
+fn stored(file: &File) -> io::Result<()> {
+    if rustix::fs::fstatfs(file)?.f_type == FUSE_MAGIC { file.sync_all() } else { Ok(()) }
 }
 
 /// The file systems that a bucket may be behind.
