@@ -34,6 +34,8 @@ pub(crate) enum ApiError {
         /// The most.
         limit: u64,
     },
+    /// Nobody provides tunnels.
+    NoTunnels,
     /// The body could not be read to its end.
     BrokenBody,
     /// A range outside an object.
@@ -150,6 +152,17 @@ impl IntoResponse for ApiError {
     }
 }
 
+/// A success without a body.
+pub(crate) const NO_CONTENT: StatusCode = StatusCode::NO_CONTENT;
+
+/// A part of an object.
+pub(crate) const PARTIAL: StatusCode = StatusCode::PARTIAL_CONTENT;
+
+/// The status of `/health`.
+pub(crate) fn health_status(problems: &[String]) -> StatusCode {
+    if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
 /// A failure's text as the last event of a stream, which has its status already: `exec failed: …`.
 pub(crate) fn text_and_code(error: &ApiError) -> (String, &'static str) {
     let body = answer(error).body;
@@ -168,6 +181,11 @@ fn answer(error: &ApiError) -> Answer {
         ApiError::Invalid(text) => Answer::invalid(text.clone()),
         ApiError::Outside(text) => Answer::new(StatusCode::FORBIDDEN, "invalid_request", *text),
         ApiError::TooLarge { len, limit } => too_large(*len, *limit),
+        ApiError::NoTunnels => Answer::new(
+            StatusCode::BAD_GATEWAY,
+            "tunnel_error",
+            "tunnel failed: this daemon has no tunnel provider; reach the sandbox's ports from inside it",
+        ),
         ApiError::BrokenBody => Answer::invalid("Could not read request body"),
         ApiError::Range { size } => Answer::new(
             StatusCode::RANGE_NOT_SATISFIABLE,
