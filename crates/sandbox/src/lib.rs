@@ -2,12 +2,16 @@
 //! buckets: it offers "attach this mount at that path".
 #![deny(unsafe_code)]
 
+mod agent;
 mod error;
 mod id;
+mod image;
 mod runtime;
 mod sandbox;
 mod types;
+mod unpack;
 
+pub use agent::agent_main;
 pub use error::SandboxError;
 pub use id::{InvalidId, SandboxId, SessionId};
 pub use runtime::{Finding, Runtime, RuntimeOptions};

@@ -4,6 +4,7 @@
 mod backend;
 mod bucket;
 mod cli;
+mod client;
 mod control;
 mod demo;
 mod doctor;
@@ -11,6 +12,7 @@ mod host;
 mod mount;
 mod probe;
 mod profiles;
+mod progress;
 mod registry;
 mod report;
 mod umount;
@@ -42,6 +44,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Mount(arguments) => mount::run(&arguments)?,
         Command::MountWorker => return Ok(worker::run_from_stdin()),
         Command::Umount(arguments) => return umount::run(&arguments),
+        Command::Sandbox(arguments) => return client::run(arguments),
         Command::List => registry::print_list()?,
         Command::Bucket(command) => bucket::run(command)?,
         Command::Doctor(arguments) => return doctor::run(&arguments),

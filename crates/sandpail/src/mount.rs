@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 
 use crate::backend::{RemotePlan, Source};
 use crate::cli::{ConflictArg, MetadataArg, MountArgs};
+use crate::progress::Waiting;
 use crate::worker::{self, Conflict, Plan};
 use crate::{host, registry};
 
@@ -38,7 +39,10 @@ pub(crate) fn run(arguments: &MountArgs) -> anyhow::Result<()> {
         });
     }
     let mut worker = start(&plan)?;
-    match first_line(&mut worker)?.as_str() {
+    let waiting = Waiting::start(&format!("mounting {}", plan.shown_source()));
+    let line = first_line(&mut worker);
+    drop(waiting);
+    match line?.as_str() {
         "ready" => {}
         line => {
             let _ = worker.wait();

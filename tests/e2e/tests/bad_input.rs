@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("bad_input::mountpoints", mountpoints).on(EMBEDDED),
     Test::new("bad_input::list_denied_get_allowed", list_denied).on(&[ServerKind::SeaweedFs]),
     Test::new("bad_input::umount_of_what_is_not_mounted", umount).on(EMBEDDED),
+    Test::new("bad_input::umount_of_a_busy_mount", busy).on(EMBEDDED),
     Test::new("bad_input::daemonised_mounts", daemonised),
     Test::new("bad_input::fstab_forms", fstab_forms).on(EMBEDDED),
     Test::new("bad_input::subcommands", subcommands).on(EMBEDDED),
@@ -173,6 +174,29 @@ fn umount(world: &World) -> Result<()> {
     refused(world, "\"$SANDPAIL\" umount no/such", &["no/such"])
 }
 
+/// Who uses the mount is named, and it goes on working.
+fn busy(world: &World) -> Result<()> {
+    if on_peer() {
+        return Ok(());
+    }
+    world
+        .script_in(
+            &world.local(),
+            r#"
+            mkdir mnt; trap '"$SANDPAIL" umount mnt 2>/dev/null || true' EXIT
+            "$SANDPAIL" mount --endpoint "$ENDPOINT" --region us-east-1 "$BUCKET" mnt
+            exec 7>mnt/a; echo one >&7
+            fails "$SANDPAIL" umount mnt 2>err; [ "$(wc -l <err)" = 1 ] || { cat err >&2; exit 1; }
+            grep -q "mnt is in use by .*($$)" err || { cat err >&2; exit 1; }
+            mountpoint -q mnt; echo two >&7; [ "$(cat mnt/a)" = "$(printf 'one\ntwo')" ]
+            "$SANDPAIL" list | grep -F "$PWD/mnt" >/dev/null; exec 7>&-; "$SANDPAIL" umount mnt; fails mountpoint -q mnt
+            "#,
+        )?
+        .run()?;
+    world.python(r"assert get('a') == b'one\ntwo\n', get('a')")?;
+    Ok(())
+}
+
 /// Without `--foreground` the program returns when the mount answers, and leaves one process until `umount`.
 fn daemonised(world: &World) -> Result<()> {
     if on_peer() {
@@ -225,7 +249,14 @@ fn subcommands(world: &World) -> Result<()> {
     refused(world, "\"$SANDPAIL\" bucket serve dir --listen ${ENDPOINT#http://}", &["use"])?;
     refused(world, "\"$SANDPAIL\" bucket list no/such", &["no/such"])?;
     world
-        .script_in(&world.local(), "\"$SANDPAIL\" --help >h; \"$SANDPAIL\" mount --help >h2; grep -q Examples h2; \"$SANDPAIL\" --version; \"$SANDPAIL\" completions bash | grep -q sandpail || true")?
+        .script_in(
+            &world.local(),
+            r#"
+            "$SANDPAIL" --help >h; "$SANDPAIL" mount --help >h2; grep -q Examples h2; "$SANDPAIL" --version >v; grep -q '^sandpail [0-9]' v
+            "$SANDPAIL" completions bash >c; grep -q -- --cache-size c; bash -n c
+            for shell in zsh fish elvish powershell; do "$SANDPAIL" completions $shell >c; grep -q cache-size c; done
+            "#,
+        )?
         .run()?;
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crashes;
+mod demo;
 mod everyday;
 mod host;
 mod https;
@@ -27,6 +28,7 @@ fn main() -> std::process::ExitCode {
         https::TESTS,
         host::TESTS,
         crashes::TESTS,
+        demo::TESTS,
         limits::TESTS,
         sandboxes::TESTS,
     ];
