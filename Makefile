@@ -39,10 +39,11 @@ test-long: ## The long forms: fsx by the hundred thousand, more seeds, larger fi
 	cd sdk/typescript && npm run --silent examples
 	SANDPAIL_LONG=1 $(CARGO) test --workspace $(TEST_FLAGS)
 
-bench: ## Compare with s3fs and rclone on one server
+bench: ## Compare mounts with s3fs and rclone, sandboxes with crun and runc
 	scripts/setup bench
 	$(CARGO) build --release -p sandpail
 	benches/peers/run --quick
+	benches/sandbox/run --quick
 
 clean: ## Remove what was built
 	$(CARGO) clean

@@ -173,6 +173,22 @@ for name, flag in SPACES.items():
     probe(f"clone3 {name}")(by_clone3)
     probe(f"setns {name}")(lambda: child(lambda: gets_in(SYS["setns"], os.open(f"/proc/{INIT}/ns/{name}", os.O_RDONLY), flag)))
 
+
+
+@probe("unshare by the calls of 32-bit programs")
+def _():
+    import mmap
+    code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    # push rbx; mov eax, edi; mov ebx, esi; int 0x80; pop rbx; ret
+    code.write(bytes.fromhex("53 89f8 89f3 cd80 5b c3"))
+    enter = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+    def attempt():
+        if (result := enter(310, SPACES["uts"])) < 0:
+            raise OSError(-result, os.strerror(-result))
+        return result
+    return child(attempt)
+
+
 # --- Other processes, the kernel -------------------------------------------------------------------------------------
 
 @probe("ptrace of init")

@@ -160,7 +160,7 @@ def control(host):
 
 def possible(name, told):
     """Whether a refusal outside says something about the probe, not about this kernel."""
-    return not any(text in told for text in ("Function not implemented", "No such device", "Address family not supported"))
+    return not any(text in told for text in ("Function not implemented", "No such device", "Address family not supported", "died with status"))
 
 
 # --- From inside ----------------------------------------------------------------------------------------------------------
