@@ -140,11 +140,15 @@ impl Shared {
         format!("{id}.{:08x}", hasher.finish() & 0xffff_ffff)
     }
 
-    async fn start(self: &Arc<Self>, id: &SandboxId, spec: SandboxSpec) -> Result<Sandbox, SandboxError> {
+    async fn start(self: &Arc<Self>, id: &SandboxId, mut spec: SandboxSpec) -> Result<Sandbox, SandboxError> {
         let directory = self.directory(id);
         let RuntimeOptions { state_dir, program, hidden } = &self.options;
         let starter = Starter { program, state_dir, hidden, cgroups: &self.cgroups };
         let running = starter.start(id, &spec, &directory, &self.cgroup(id)).await?;
+        // What is asked for wins over what the image says.
+        let mut env: std::collections::BTreeMap<_, _> = running.env.into_iter().collect();
+        env.extend(std::mem::take(&mut spec.env));
+        spec.env = env;
         let record = Record {
             pid: running.pid,
             start_ticks: record::start_ticks(running.pid).unwrap_or_default(),

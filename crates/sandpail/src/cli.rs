@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// List the mounts of this host
     List,
+    /// Sandboxes of a running daemon
+    Sandbox(crate::client::SandboxArgs),
     /// Buckets in a directory of this machine
     #[command(subcommand)]
     Bucket(BucketCommand),

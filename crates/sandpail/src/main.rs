@@ -3,10 +3,12 @@
 
 mod bucket;
 mod cli;
+mod client;
 mod demo;
 mod doctor;
 mod mount;
 mod probe;
+mod progress;
 mod serve;
 mod store;
 mod umount;
@@ -45,6 +47,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::MountWorker => return Ok(worker::main()),
         Command::Umount(arguments) => return umount::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments)?,
+        Command::Sandbox(arguments) => return client::run(arguments),
         Command::List => registry::print_list()?,
         Command::Bucket(command) => bucket::run(command)?,
         Command::Doctor(arguments) => return doctor::run(&arguments),

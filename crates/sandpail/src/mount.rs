@@ -9,6 +9,7 @@ use sandpail_daemon::worker::backend::{self, Source};
 use sandpail_daemon::worker::{self, Conflict, FAILED, Place, Plan, READY};
 
 use crate::cli::{ConflictArg, MetadataArg, MountArgs};
+use crate::progress::Waiting;
 use crate::{host, registry, store};
 
 pub(crate) fn run(arguments: &MountArgs) -> anyhow::Result<()> {
@@ -27,7 +28,10 @@ pub(crate) fn run(arguments: &MountArgs) -> anyhow::Result<()> {
         });
     }
     let mut worker = start(&plan)?;
-    match first_line(&mut worker)?.as_str() {
+    let waiting = Waiting::start(&format!("mounting {}", plan.shown_source()));
+    let line = first_line(&mut worker);
+    drop(waiting);
+    match line?.as_str() {
         READY => {}
         line => {
             let _ = worker.wait();

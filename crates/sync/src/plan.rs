@@ -83,7 +83,19 @@ pub(crate) fn plan(base: &BaseMap, local: &LocalTree, remote: &RemoteTree, rules
         planner.file(path);
     }
     planner.directories();
-    planner.plan
+    let mut plan = planner.plan;
+    if !plan.held.is_empty() {
+        // What came into an emptied side now would make it look used, and the removals believed.
+        if !rules.local_deletions {
+            plan.transfers.retain(|_, transfer| !matches!(transfer, Transfer::Download { .. }));
+            plan.make_dirs.clear();
+        }
+        if !rules.remote_deletions {
+            plan.transfers.retain(|_, transfer| !matches!(transfer, Transfer::Upload { .. }));
+            plan.put_markers.clear();
+        }
+    }
+    plan
 }
 
 /// Directories that something stays in.
@@ -212,26 +224,23 @@ impl Planner<'_> {
             self.keep(path, here, there.is_some());
             return;
         }
-        let mut held = false;
-        let wanted = self.kept.local.contains(path)
-            || filled
-            || match (here, there.is_some(), known) {
-                (true, true, _) | (true, false, false) | (false, true, false) => true,
-                (true, false, true) => {
-                    held = !self.rules.remote_deletions;
-                    held
-                }
-                (false, true, true) => {
-                    held = !self.rules.local_deletions;
-                    held || self.rules.read_only
-                }
-                (false, false, _) => false,
-            };
+        // In doubt nothing is removed, and nothing made where a side seems emptied.
+        let held = known
+            && ((here && there.is_none() && !self.rules.remote_deletions)
+                || (!here && there.is_some() && !self.rules.local_deletions));
         if held {
             self.keep(path, here, there.is_some());
             self.plan.held.push(format!("{path}/"));
             return;
         }
+        let wanted = self.kept.local.contains(path)
+            || filled
+            || match (here, there.is_some(), known) {
+                (true, true, _) | (true, false, false) | (false, true, false) => true,
+                (true, false, true) => false,
+                (false, true, true) => self.rules.read_only,
+                (false, false, _) => false,
+            };
         if !wanted {
             if here {
                 self.plan.remove_dirs.push(path.to_owned());
@@ -272,5 +281,223 @@ impl Planner<'_> {
         if here {
             self.plan.equal_dirs.push(path.to_owned());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{BaseFile, LocalFile, RemoteFile};
+
+    const BELIEVED: Rules = Rules { read_only: false, local_deletions: true, remote_deletions: true, hurry: false };
+    const READ_ONLY: Rules = Rules { read_only: true, ..BELIEVED };
+    const DOUBTED: Rules = Rules { local_deletions: false, remote_deletions: false, ..BELIEVED };
+
+    fn stamp(ino: u64) -> Stamp {
+        Stamp { ino, size: 1, mtime: 0, ctime: 0, mode: 0o100_644 }
+    }
+
+    /// Makes a world of words: `base` paths, and on each side paths with a sign in front: `=` as in the base, `!`
+    /// changed or new, `~` still being written, `?` cannot be seen. A slash at the end is a directory (in
+    /// the bucket: a marker).
+    fn world(base: &str, local: &str, remote: &str) -> (BaseMap, LocalTree, RemoteTree) {
+        let mut all = (BaseMap::new(), LocalTree::default(), RemoteTree::default());
+        for path in base.split_whitespace() {
+            let file = BaseFile {
+                local: stamp(1),
+                racy: false,
+                hash: "h".into(),
+                etag: "e1".into(),
+                modified: None,
+                leaving: false,
+            };
+            match path.strip_suffix('/') {
+                Some(dir) => all.0.insert(dir.to_owned(), Base::Dir),
+                None => all.0.insert(path.to_owned(), Base::File(file)),
+            };
+        }
+        for word in local.split_whitespace() {
+            let (sign, path) = word.split_at(1);
+            all.1.dirs.extend(ancestors(path.trim_end_matches('/')).map(str::to_owned));
+            let change = if sign == "=" { Change::Same } else { Change::Changed };
+            match path.strip_suffix('/') {
+                Some(dir) => drop(all.1.dirs.insert(dir.to_owned())),
+                None if sign == "?" => drop(all.1.blocked.insert(path.to_owned(), None)),
+                None => {
+                    let file = LocalFile { stamp: stamp(2), settled: sign != "~", change };
+                    all.1.files.insert(path.to_owned(), file);
+                }
+            }
+        }
+        for word in remote.split_whitespace() {
+            let (sign, path) = word.split_at(1);
+            let etag = Some(ETag::new(if sign == "=" { "e1" } else { "e2" }));
+            all.2.add(path, etag, u64::from(!path.ends_with('/')), std::time::UNIX_EPOCH);
+            if let Some(file) = all.2.files.get_mut(path).filter(|_| sign == "=") {
+                file.change = Change::Same;
+            }
+        }
+        all.2.finish();
+        all
+    }
+
+    /// The plan in words.
+    fn words(plan: &Plan) -> String {
+        let mut words = Vec::new();
+        let mut all = |verb: &str, paths: Vec<&str>| words.extend(paths.iter().map(|path| format!("{verb} {path}")));
+        all("forget", plan.forget.iter().map(String::as_str).collect());
+        all("evict", plan.evict.iter().map(String::as_str).collect());
+        all("unlink", plan.delete_local.iter().map(|(path, _)| path.as_str()).collect());
+        all("rmdir", plan.remove_dirs.iter().map(String::as_str).collect());
+        all("mkdir", plan.make_dirs.iter().map(String::as_str).collect());
+        for (path, transfer) in &plan.transfers {
+            let verb = match transfer {
+                Transfer::Upload { over: None } => "put-new",
+                Transfer::Upload { over: Some(_) } => "put-over",
+                Transfer::Download { over: None } => "get-new",
+                Transfer::Download { over: Some(_) } => "get-over",
+                Transfer::Meet { .. } => "meet",
+            };
+            all(verb, vec![path]);
+        }
+        all("mark", plan.put_markers.iter().map(String::as_str).collect());
+        all("delete", plan.delete_remote.iter().map(|(path, _)| path.as_str()).collect());
+        all("unmark", plan.delete_markers.iter().map(|(path, _)| path.as_str()).collect());
+        all("wait", plan.waiting.iter().map(String::as_str).collect());
+        all("hold", plan.held.iter().map(String::as_str).collect());
+        words.join(", ")
+    }
+
+    #[track_caller]
+    fn check(rules: Rules, (base, local, remote): (&str, &str, &str), expected: &str) {
+        let (base, local, remote) = world(base, local, remote);
+        assert_eq!(words(&plan(&base, &local, &remote, rules)), expected);
+    }
+
+    #[test]
+    fn files() {
+        for (seen, expected) in [
+            (("", "!f", ""), "put-new f"),
+            (("", "", "!f"), "get-new f"),
+            (("", "!f", "!f"), "meet f"),
+            (("f", "=f", "=f"), ""),
+            (("f", "!f", "=f"), "put-over f"),
+            (("f", "=f", "!f"), "get-over f"),
+            (("f", "!f", "!f"), "meet f"),
+            (("f", "", "=f"), "delete f"),
+            (("f", "", "!f"), "get-new f"),
+            (("f", "=f", ""), "unlink f"),
+            (("f", "!f", ""), "put-new f"),
+            (("f", "", ""), "forget f"),
+            (("", "~f", ""), "wait f"),
+            (("f", "~f", "!f"), "wait f"),
+            // What cannot be seen is not removed, changed or replaced; nor what is below.
+            (("f", "?f", "=f"), ""),
+            (("f", "?f", "!f"), ""),
+            (("d/f", "?d", "=d/f !d/g"), ""),
+        ] {
+            check(BELIEVED, seen, expected);
+        }
+    }
+
+    #[test]
+    fn a_side_in_doubt_removes_nothing() {
+        check(DOUBTED, ("f", "", "=f"), "hold f");
+        check(DOUBTED, ("f", "=f", ""), "hold f");
+        check(DOUBTED, ("d/ d/f", "", "=d/f"), "hold d/f, hold d/");
+        check(DOUBTED, ("d/ d/f", "=d/f", ""), "hold d/f, hold d/");
+        check(DOUBTED, ("d/", "", "=d/"), "hold d/");
+        check(DOUBTED, ("d/", "=d/", ""), "hold d/");
+        // Nor does it get anything: it would look used.
+        check(DOUBTED, ("f", "", "=f !g"), "hold f");
+        check(DOUBTED, ("f", "=f !g", ""), "hold f");
+    }
+
+    #[test]
+    fn directories() {
+        for (seen, expected) in [
+            (("", "!d/", ""), "mark d"),
+            (("", "!d/e/", ""), "mark d/e"),
+            (("", "", "!d/"), "mkdir d"),
+            (("", "", "!d/e/"), "mkdir d, mkdir d/e"),
+            (("", "!d/f", ""), "put-new d/f"),
+            (("", "", "!d/f"), "mkdir d, get-new d/f"),
+            (("d/", "=d/", "=d/"), ""),
+            (("d/", "", "=d/"), "unmark d"),
+            (("d/", "=d/", ""), "rmdir d"),
+            (("d/ d/e/", "=d/e/", ""), "rmdir d/e, rmdir d"),
+            (("d/", "", ""), "forget d"),
+            // The last file goes, the directory stays.
+            (("d/ d/f", "=d/", "=d/f"), "mark d, delete d/f"),
+            // All goes.
+            (("d/ d/f", "", "=d/f =d/"), "delete d/f, unmark d"),
+            (("d/ d/f", "=d/f", ""), "unlink d/f, rmdir d"),
+            // Something new inside keeps it.
+            (("d/ d/f", "=d/f !d/g", ""), "unlink d/f, put-new d/g"),
+            (("d/ d/f", "", "=d/f !d/g"), "mkdir d, get-new d/g, delete d/f"),
+        ] {
+            check(BELIEVED, seen, expected);
+        }
+    }
+
+    #[test]
+    fn a_file_and_a_directory_of_one_name() {
+        for (seen, expected) in [
+            (("", "!a", "!a/b"), "evict a, mkdir a, get-new a/b"),
+            (("a", "=a", "=a !a/b"), "evict a, mkdir a, get-new a/b"),
+            (("", "!a/b", "!a"), "put-new a/b"),
+            (("a", "!a/b", "=a"), "put-new a/b, delete a"),
+            (("a/ a/b", "!a", "=a/b"), "put-new a, delete a/b"),
+            (("a/ a/b", "=a/b", "!a"), "unlink a/b, rmdir a, get-new a"),
+            (("a/ a/b", "=a/b !a/c", "!a"), "unlink a/b, put-new a/c"),
+        ] {
+            check(BELIEVED, seen, expected);
+        }
+    }
+
+    #[test]
+    fn read_only_goes_one_way() {
+        for (seen, expected) in [
+            (("", "!f", ""), ""),
+            (("", "!d/", ""), ""),
+            (("f", "!f", "=f"), "get-over f"),
+            (("f", "!f", "!f"), "get-over f"),
+            (("f", "", "=f"), "get-new f"),
+            (("f", "=f", ""), "unlink f"),
+            (("f", "!f", ""), ""),
+            (("d/", "", "=d/"), "mkdir d"),
+            (("d/", "=d/", ""), "rmdir d"),
+            (("", "!f", "!f"), "meet f"),
+        ] {
+            check(READ_ONLY, seen, expected);
+        }
+    }
+
+    #[test]
+    fn a_listing_that_differs_only_in_time_is_looked_at() {
+        let base = BaseFile {
+            local: stamp(1),
+            racy: false,
+            hash: "h".into(),
+            etag: "e".into(),
+            modified: Some(5),
+            leaving: false,
+        };
+        let seen = |etag: Option<&str>, size, modified| {
+            base.remote_change(&RemoteFile { etag: etag.map(ETag::new), size, modified, change: Change::Changed })
+        };
+        assert_eq!(seen(Some("e"), 1, 5), Change::Same);
+        assert_eq!(seen(Some("e"), 1, 6), Change::Touched);
+        assert_eq!(seen(Some("x"), 1, 5), Change::Changed);
+        assert_eq!(seen(None, 1, 5), Change::Same);
+        assert_eq!(seen(None, 1, 6), Change::Touched);
+        assert_eq!(seen(None, 2, 5), Change::Changed);
+        let fresh = BaseFile { modified: None, ..base.clone() };
+        let file = RemoteFile { etag: Some(ETag::new("e")), size: 1, modified: 9, change: Change::Changed };
+        assert_eq!(fresh.remote_change(&file), Change::Same);
+        let leaving = BaseFile { leaving: true, ..base.clone() };
+        assert_eq!(leaving.local_change(&stamp(1)), Change::Changed);
+        let racy = BaseFile { racy: true, ..base.clone() };
+        assert_eq!((base.local_change(&stamp(1)), racy.local_change(&stamp(1))), (Change::Same, Change::Touched));
     }
 }

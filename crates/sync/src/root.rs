@@ -9,6 +9,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat, StatxFlags, Timespec, Timestamps,
@@ -29,6 +30,8 @@ const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
 const RESOLVE_TRY_COUNT: u32 = 16;
 /// Random hexadecimal digits of a temporary name.
 const TEMP_DIGIT_COUNT: usize = 16;
+/// S3's longest object, in bytes. A sparse file may pretend to be much longer.
+const FILE_LEN_MAX: u64 = 5 << 40;
 /// Times of files move in steps of the kernel's tick: 10 ms at most.
 const TICK_NANOS: i64 = 20_000_000;
 
@@ -64,8 +67,9 @@ pub(crate) type RootResult<T> = Result<T, RootError>;
 #[derive(Debug)]
 pub(crate) struct Root {
     fd: OwnedFd,
-    device: u64,
     owner: (Uid, Gid),
+    /// Set when nobody waits any more: a guest's file may be long, and a thread cannot be ended.
+    is_over: AtomicBool,
 }
 
 /// Content of a file that was the same before and after it was read.
@@ -114,9 +118,13 @@ impl Drop for Temp {
 }
 
 impl Root {
-    pub(crate) fn new(fd: OwnedFd, owner: (u32, u32)) -> io::Result<Self> {
-        let device = rustix::fs::fstat(&fd)?.st_dev;
-        Ok(Self { fd, device, owner: (Uid::from_raw(owner.0), Gid::from_raw(owner.1)) })
+    pub(crate) fn new(fd: OwnedFd, owner: (u32, u32)) -> Self {
+        Self { fd, owner: (Uid::from_raw(owner.0), Gid::from_raw(owner.1)), is_over: AtomicBool::new(false) }
+    }
+
+    /// Lets reads of long files end.
+    pub(crate) fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
     }
 
     /// Device, inode number and birth time.
@@ -188,6 +196,13 @@ impl Root {
             let dir = match self.open_dir(&path).and_then(|fd| Ok((Dir::read_from(&fd)?, fd))) {
                 Ok(dir) => dir,
                 Err(error) if path.is_empty() => return Err(error.into()),
+                // Another file system is mounted there.
+                Err(Errno::XDEV) => {
+                    tree.dirs.remove(&path);
+                    tree.skipped += 1;
+                    tree.blocked.insert(path, None);
+                    continue;
+                }
                 Err(error) => {
                     tree.dirs.remove(&path);
                     tree.blocked.insert(path, Some(error.to_string()));
@@ -247,11 +262,6 @@ impl Root {
                 return;
             }
         };
-        if stat.st_dev != self.device {
-            tree.skipped += 1;
-            tree.blocked.insert(path, None);
-            return;
-        }
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory if path.matches('/').count() + 1 >= DEPTH_MAX => {
                 tree.skipped += 1;
@@ -290,7 +300,12 @@ impl Root {
             }
             FileType::RegularFile => {
                 let (file, stamp) = self.open_file(path)?;
-                let (hash, body) = read_all(file, stamp.size, len_max)?;
+                if stamp.size > FILE_LEN_MAX {
+                    return Err(
+                        io::Error::other(format!("{} bytes are more than an object can have", stamp.size)).into()
+                    );
+                }
+                let (hash, body) = read_all(file, stamp.size, len_max, &self.is_over)?;
                 (stamp, hash, body)
             }
             _ => return Err(RootError::Busy),
@@ -500,7 +515,7 @@ fn remove_left_over(dir: BorrowedFd<'_>, name: &std::ffi::CStr) {
 }
 
 /// Reads `len` bytes and then the end.
-fn read_all(mut file: File, len: u64, len_max: u64) -> RootResult<(blake3::Hash, Body)> {
+fn read_all(mut file: File, len: u64, len_max: u64, is_over: &AtomicBool) -> RootResult<(blake3::Hash, Body)> {
     if len <= len_max {
         let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
         file.by_ref().take(len_max + 1).read_to_end(&mut bytes)?;
@@ -516,7 +531,7 @@ fn read_all(mut file: File, len: u64, len_max: u64) -> RootResult<(blake3::Hash,
         let count = file.read(&mut buffer)?;
         read_len += count as u64;
         // A file that only grows would never end.
-        if read_len > len {
+        if read_len > len || is_over.load(Ordering::Relaxed) {
             return Err(RootError::Busy);
         }
         if count == 0 {

@@ -20,6 +20,8 @@ use crate::{SyncError, SyncOptions, SyncReport};
 
 /// Files are carried over so many at a time.
 const CONCURRENCY: usize = 8;
+/// Most paths that a report names.
+const FAILED_COUNT_MAX: usize = 1000;
 /// A file whose last write is younger is still being written.
 const SETTLE: Duration = Duration::from_millis(300);
 /// Rounds after which a file that never settles goes up from a consistent read.
@@ -78,6 +80,12 @@ struct Retry {
     reason: String,
 }
 
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.sides.root.end();
+    }
+}
+
 /// For how long a side has been seen empty.
 #[derive(Debug, Default)]
 struct Emptiness {
@@ -122,7 +130,7 @@ impl Engine {
         let prefix = prefix.as_str().to_owned();
         let (path, named) = (state_file.clone(), prefix.clone());
         let (root, identity, base) = blocking("read the sync state", move || {
-            let root = Root::new(directory, owner)?;
+            let root = Root::new(directory, owner);
             let (device, inode, born) = root.identity()?;
             let identity = Identity { bucket, prefix: named, device, inode, born };
             let base = load(&path, &identity)?;
@@ -195,7 +203,10 @@ impl Engine {
     }
 
     fn fail(&mut self, path: &str, reason: String) {
-        self.report.failed.push((path.to_owned(), reason));
+        // A guest may make any number of them.
+        if self.report.failed.len() < FAILED_COUNT_MAX {
+            self.report.failed.push((path.to_owned(), reason));
+        }
     }
 
     async fn look(&mut self) -> Result<(LocalTree, RemoteTree), SyncError> {
@@ -418,7 +429,9 @@ impl Engine {
         plan.transfers.retain(|path, _| !late.contains_key(path));
         plan.delete_remote.retain(|(path, _)| !late.contains_key(path));
         plan.delete_local.retain(|(path, _)| !late.contains_key(path));
-        self.report.failed.extend(late);
+        for (path, reason) in late {
+            self.fail(&path, reason);
+        }
     }
 
     async fn act(&mut self, plan: Plan, local: &LocalTree, remote: &RemoteTree, outcome: &mut Outcome) {
@@ -451,6 +464,7 @@ impl Engine {
                 Err(error) => self.note_failure(path, &error, outcome),
             }
         }
+        self.announce_removals(&plan, outcome).await;
         let steps = plan.delete_remote.iter().map(|(path, etag)| (path.clone(), Step::DeleteRemote(etag.clone())));
         self.run(steps.collect(), outcome).await;
         for (path, marker) in &plan.delete_markers {
@@ -461,6 +475,20 @@ impl Engine {
                 }
                 Err(error) => self.note_failure(path, &error, outcome),
             }
+        }
+    }
+
+    /// Notes which objects are about to be removed, durably: the answer may get lost.
+    async fn announce_removals(&mut self, plan: &Plan, outcome: &mut Outcome) {
+        for (path, _) in &plan.delete_remote {
+            if let Some(Base::File(file)) = self.base.get_mut(path).filter(|base| matches!(base, Base::File(_))) {
+                self.is_saved &= file.leaving;
+                file.leaving = true;
+            }
+        }
+        if let Err(error) = self.save().await {
+            self.fail("", error.to_string());
+            outcome.is_failing = true;
         }
     }
 

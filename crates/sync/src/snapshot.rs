@@ -118,13 +118,20 @@ pub(crate) struct BaseFile {
     pub(crate) etag: String,
     /// Milliseconds since 1970; unknown until the object was seen in a listing.
     pub(crate) modified: Option<i64>,
+    /// Its removal from the bucket was begun, because it was not in the directory. Whether it was done is not known
+    /// until the next listing: a file that is back in the directory by then was not removed by the bucket.
+    #[serde(default)]
+    pub(crate) leaving: bool,
 }
 
 impl BaseFile {
     /// How a file in the directory differs from this.
     pub(crate) fn local_change(&self, stamp: &Stamp) -> Change {
-        if *stamp == self.local && !self.racy {
+        if *stamp == self.local && !self.racy && !self.leaving {
             return Change::Same;
+        }
+        if self.leaving {
+            return Change::Changed;
         }
         // Without a look inside: another length, kind or other permissions.
         if stamp.size != self.local.size || stamp.mode != self.local.mode { Change::Changed } else { Change::Touched }
@@ -352,7 +359,8 @@ mod tests {
         let identity = Identity { bucket: "b".into(), prefix: "p/".into(), device: 1, inode: 2, born: Some(3) };
         assert_eq!(load(&path, &identity).unwrap(), BaseMap::new());
         let local = Stamp { ino: 1, size: 2, mtime: -3, ctime: 1_700_000_000_000_000_000, mode: 0o100_644 };
-        let file = BaseFile { local, racy: true, hash: "h".into(), etag: "e".into(), modified: Some(5) };
+        let file =
+            BaseFile { local, racy: true, hash: "h".into(), etag: "e".into(), modified: Some(5), leaving: false };
         let entries = BaseMap::from([("d".into(), Base::Dir), ("d/f \"1".into(), Base::File(file))]);
         save(&path, &identity, &entries).unwrap();
         assert_eq!(load(&path, &identity).unwrap(), entries);

@@ -164,7 +164,7 @@ impl Sides {
             Ok(PutOutcome { etag, last_modified }) => {
                 self.unanswered().remove(path);
                 let modified = last_modified.map(millis);
-                Ok(BaseFile { local: stamp, racy, hash, etag: etag.as_str().to_owned(), modified })
+                Ok(BaseFile { local: stamp, racy, hash, etag: etag.as_str().to_owned(), modified, leaving: false })
             }
             Err(error) => {
                 self.unanswered().insert(path.to_owned(), hash);
@@ -235,7 +235,7 @@ impl Sides {
         let local = self.blocking(move |root| root.give_name(temp, &path, over.as_ref(), mode, mtime)).await?;
         let racy = is_racy(local.mtime, local.ctime);
         let (etag, modified) = (info.etag.as_str().to_owned(), Some(millis(info.last_modified)));
-        Ok(BaseFile { local, racy, hash, etag, modified })
+        Ok(BaseFile { local, racy, hash, etag, modified, leaving: false })
     }
 
     async fn fetch(&self, path: &str, file: &RemoteFile) -> TransferResult<Fetched> {
@@ -302,7 +302,7 @@ impl Sides {
         if content.hash == fetched.hash && is_local_link == fetched.is_link {
             let Content { stamp, racy, hash, .. } = content;
             let etag = etag.as_str().to_owned();
-            let equal = BaseFile { local: stamp, racy, hash, etag, modified: Some(modified) };
+            let equal = BaseFile { local: stamp, racy, hash, etag, modified: Some(modified), leaving: false };
             self.unanswered().remove(path);
             return Ok(Met { equal: vec![(path.to_owned(), equal)], is_conflict: false, is_upload: false });
         }
@@ -457,7 +457,7 @@ fn mtime_of(info: &ObjectInfo) -> i64 {
         .metadata
         .get("mtime")
         .and_then(|text| nanos_of_text(text))
-        .unwrap_or_else(|| info.last_modified.duration_since(UNIX_EPOCH).map_or(0, |since| nanos_of_duration(since)))
+        .unwrap_or_else(|| info.last_modified.duration_since(UNIX_EPOCH).map_or(0, nanos_of_duration))
 }
 
 fn nanos_of_duration(since: Duration) -> i64 {

@@ -7,7 +7,7 @@ use sandpail_sandbox::{Sandbox, SandboxError, SandboxId};
 use sandpail_spec::MountPath;
 
 use super::process::Worker;
-use super::{Action, Mount, MountEvent, sync_state_file};
+use super::{Action, Mount, MountEvent, is_local, sync_state_file};
 use crate::sandboxes::{Inner, Slot};
 use crate::worker::control::Ask;
 use crate::{DaemonError, MountError};
@@ -92,7 +92,7 @@ async fn stored(mount: &Mount, timeout: Duration) -> Result<(), String> {
     }
     let Some(sync) = mount.sync() else { return Ok(()) };
     match tokio::time::timeout(timeout, sync.stop()).await {
-        Ok(Ok(report)) => not_stored(&report.failed),
+        Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("not everything is carried over within {timeout:?}")),
     }
@@ -124,7 +124,7 @@ async fn end_worker(worker: &Worker, timeout: Duration, force: bool) {
 fn forget(inner: &Inner, slot: &Slot, mount: &Mount) {
     slot.now().mounts.remove(&mount.shown.path);
     inner.persist_or_warn(slot);
-    if mount.sync().is_some() {
+    if is_local(&mount.shown) {
         remove_sync_state(inner, slot, mount);
     }
 }
@@ -168,6 +168,10 @@ pub(crate) async fn store_before_end(inner: &Arc<Inner>, slot: &Slot, mount: &Mo
         inner.events.tell("mount.unstored", &slot.id, Some(mount.shown.path.as_str()), detail);
     }
     mount.on(MountEvent::Stored);
+    if mount.sync().is_some() {
+        // Its directory must not be held when the sandbox is removed.
+        mount.now().engine = None;
+    }
 }
 
 /// The second half: the sandbox is gone, and with it everything that held the mount.
@@ -175,7 +179,7 @@ pub(crate) async fn end_after_sandbox(inner: &Arc<Inner>, slot: &Slot, mount: &M
     if let Some(worker) = mount.worker() {
         end_worker(&worker, inner.config().mounts.drain_timeout, false).await;
     }
-    if mount.sync().is_some() {
+    if is_local(&mount.shown) {
         remove_sync_state(inner, slot, mount);
     }
     inner.events.tell("mount.gone", &slot.id, Some(mount.shown.path.as_str()), "with its sandbox");

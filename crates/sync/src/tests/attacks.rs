@@ -10,7 +10,7 @@ fn mkfifo(path: &Path) {
 }
 
 fn root(both: &Both) -> Root {
-    Root::new(open_directory(&both.root()).unwrap(), both.options().owner).unwrap()
+    Root::new(open_directory(&both.root()).unwrap(), both.options().owner)
 }
 
 #[tokio::test]
@@ -138,4 +138,17 @@ async fn a_tree_too_deep_is_left_alone() {
     quiesce(&mut engine).await;
     assert_eq!(both.get("f").await.as_deref(), Some("F"));
     assert_eq!(engine.report.skipped, 1);
+}
+
+#[tokio::test]
+async fn a_file_that_pretends_to_be_endless_is_reported_and_holds_up_nothing() {
+    let both = Both::new();
+    fs::File::create(both.path("endless")).unwrap().set_len(8 << 40).unwrap();
+    both.write("f", "F");
+    let mut engine = both.engine().await;
+    engine.round(Pace { hurry: true }).await.unwrap();
+    assert_eq!(both.keys().await, ["f"]);
+    let [(path, reason)] = engine.report.failed.as_slice() else { panic!("{:?}", engine.report) };
+    assert_eq!(path, "endless");
+    assert!(reason.contains("more than an object can have"), "{reason}");
 }

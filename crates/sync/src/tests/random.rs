@@ -109,8 +109,9 @@ async fn operation(both: &Both, random: &mut Random, owners: &mut Owners, conten
 
 #[tokio::test]
 async fn nothing_is_lost_and_both_sides_are_equal_in_the_end() {
-    let seeds = std::env::var("SANDPAIL_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(60);
-    for seed in 0..seeds {
+    let seeds = std::env::var("SANDPAIL_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(40);
+    // 197: a file moved away and back, while the answer to the removal of its object was lost.
+    for seed in (0..seeds).chain([197]) {
         world(seed, 60).await;
     }
 }
