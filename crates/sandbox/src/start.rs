@@ -12,6 +12,7 @@ use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::image::Image;
 use crate::packet::{self, Packet};
 use crate::wire::{Layers, Progress, SetUp};
 use crate::{RootFs, SandboxError, SandboxId, SandboxSpec, control, ids, init, skeleton};
@@ -85,6 +86,13 @@ impl Starter<'_> {
         Ok(Running { pid, pidfd, ids })
     }
 
+    /// Unpacks an image, once for all sandboxes.
+    pub(crate) async fn image(&self, path: &Path) -> Result<Image, SandboxError> {
+        let (path, cache) = (path.to_owned(), self.state_dir.join(crate::runtime::BASE_DIR).join("images"));
+        let unpacked = tokio::task::spawn_blocking(move || crate::image::unpack(&path, &cache)).await;
+        unpacked.map_err(|error| system("unpacking an image")(io::Error::other(error)))?
+    }
+
     async fn layers(&self, rootfs: &RootFs) -> Result<Layers, SandboxError> {
         let base = self.state_dir.join(crate::runtime::BASE_DIR);
         match rootfs {
@@ -103,7 +111,7 @@ impl Starter<'_> {
                 }
                 Ok(Layers::Stack(vec![path.clone()]))
             }
-            RootFs::Image(path) => Err(SandboxError::Host(format!("images are not read yet: {}", path.display()))),
+            RootFs::Image(path) => Ok(Layers::Stack(vec![self.image(path).await?.root])),
         }
     }
 

@@ -217,7 +217,11 @@ async fn init_is_out_of_reach() {
 async fn files_belong_to_root_inside() {
     let world = World::new();
     let sandbox = world.sandbox().await;
-    let done = shell(&sandbox, "stat -c '%n %U %a' / /usr /usr/bin/env /etc/passwd /root /tmp /workspace /home/sandbox /dev  /dev/null").await;
+    let done = shell(
+        &sandbox,
+        "stat -c '%n %U %a' / /usr /usr/bin/env /etc/passwd /root /tmp /workspace /home/sandbox /dev  /dev/null",
+    )
+    .await;
     let expected = "/ root 755\n/usr root 755\n/usr/bin/env root 755\n/etc/passwd root 644\n/root root 700\n/tmp root 1777\n\
                     /workspace root 755\n/home/sandbox sandbox 755\n/dev root 755\n/dev/null root 666\n";
     assert_eq!(done.stdout, expected);
