@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::cgroup::Cgroups;
 use crate::record::Record;
 use crate::start::{self, Starter, system};
-use crate::{Recovered, RootFs, Sandbox, SandboxError, SandboxId, SandboxSpec, record};
+use crate::{Recovered, Sandbox, SandboxError, SandboxId, SandboxSpec, record};
 
 /// Beside the sandboxes' directories: what they share. No sandbox's id has an underscore.
 pub(crate) const BASE_DIR: &str = "_base";
@@ -144,13 +144,11 @@ impl Shared {
         let directory = self.directory(id);
         let RuntimeOptions { state_dir, program, hidden } = &self.options;
         let starter = Starter { program, state_dir, hidden, cgroups: &self.cgroups };
-        if let RootFs::Image(path) = &spec.rootfs {
-            // The image's variables, such as its PATH, are those of every command, unless the caller says otherwise.
-            for (name, value) in starter.image(path).await?.env {
-                spec.env.entry(name).or_insert(value);
-            }
-        }
         let running = starter.start(id, &spec, &directory, &self.cgroup(id)).await?;
+        // What is asked for wins over what the image says.
+        let mut env: std::collections::BTreeMap<_, _> = running.env.into_iter().collect();
+        env.extend(std::mem::take(&mut spec.env));
+        spec.env = env;
         let record = Record {
             pid: running.pid,
             start_ticks: record::start_ticks(running.pid).unwrap_or_default(),

@@ -12,10 +12,9 @@ use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::image::Image;
 use crate::packet::{self, Packet};
 use crate::wire::{Layers, Progress, SetUp};
-use crate::{RootFs, SandboxError, SandboxId, SandboxSpec, control, ids, init, skeleton};
+use crate::{RootFs, SandboxError, SandboxId, SandboxSpec, control, ids, image, init, skeleton};
 
 /// A start takes some milliseconds, and seconds on a machine that is out of memory; not more.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
@@ -35,6 +34,8 @@ pub(crate) struct Running {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
     pub(crate) ids: crate::IdMap,
+    /// Variables that the root file system comes with.
+    pub(crate) env: Vec<(String, String)>,
 }
 
 /// What starting needs to know of the runtime.
@@ -66,13 +67,14 @@ impl Starter<'_> {
             Some(len) => Some(make_disk(directory, len).await?),
             None => None,
         };
+        let (layers, env) = self.layers(&spec.rootfs).await?;
         let (ids, lock) = ids::take().map_err(system("a range of ids"))?;
         let groups = self.cgroups.make(cgroup, &spec.limits).map_err(system("control groups"))?;
         let set_up = SetUp {
             name: id.as_str().to_owned(),
             directory: directory.to_owned(),
             ids,
-            layers: self.layers(&spec.rootfs).await?,
+            layers,
             expose: spec.expose.clone(),
             hidden: self.hidden.to_vec(),
             cgroups: groups.iter().map(|group| group.join("cgroup.procs")).collect(),
@@ -83,17 +85,11 @@ impl Starter<'_> {
         let packet = Packet::new(&set_up, vec![control, lock]).map_err(system("what to start"))?;
         let running = tokio::time::timeout(START_TIME_MAX, self.run(&packet, directory)).await;
         let (pid, pidfd) = running.map_err(|_| SandboxError::Host("a sandbox did not start in time".to_owned()))??;
-        Ok(Running { pid, pidfd, ids })
+        Ok(Running { pid, pidfd, ids, env })
     }
 
-    /// Unpacks an image, once for all sandboxes.
-    pub(crate) async fn image(&self, path: &Path) -> Result<Image, SandboxError> {
-        let (path, cache) = (path.to_owned(), self.state_dir.join(crate::runtime::BASE_DIR).join("images"));
-        let unpacked = tokio::task::spawn_blocking(move || crate::image::unpack(&path, &cache)).await;
-        unpacked.map_err(|error| system("unpacking an image")(io::Error::other(error)))?
-    }
-
-    async fn layers(&self, rootfs: &RootFs) -> Result<Layers, SandboxError> {
+    /// The layers of a root file system, and the variables that it comes with.
+    async fn layers(&self, rootfs: &RootFs) -> Result<(Layers, Vec<(String, String)>), SandboxError> {
         let base = self.state_dir.join(crate::runtime::BASE_DIR);
         match rootfs {
             RootFs::Host => {
@@ -102,16 +98,21 @@ impl Starter<'_> {
                     .map_err(io::Error::other)
                     .and_then(|skeleton| skeleton)
                     .map_err(system("the root directory of sandboxes"))?;
-                Ok(Layers::Host { skeleton, system: skeleton::system_directories() })
+                Ok((Layers::Host { skeleton, system: skeleton::system_directories() }, Vec::new()))
             }
             RootFs::Directory(path) => {
                 let found = fs::metadata(path).map_err(system(format!("root file system {}", path.display())))?;
                 if !found.is_dir() {
                     return Err(SandboxError::Host(format!("root file system {} is no directory", path.display())));
                 }
-                Ok(Layers::Stack(vec![path.clone()]))
+                Ok((Layers::Stack(vec![path.clone()]), Vec::new()))
             }
-            RootFs::Image(path) => Ok(Layers::Stack(vec![self.image(path).await?.root])),
+            RootFs::Image(path) => {
+                let (path, cache) = (path.clone(), base.join("images"));
+                let unpacked = tokio::task::spawn_blocking(move || image::unpack(&path, &cache)).await;
+                let image = unpacked.map_err(io::Error::other).map_err(system("unpacking an image"))??;
+                Ok((Layers::Stack(vec![image.root]), image.env))
+            }
         }
     }
 

@@ -172,7 +172,7 @@ async fn an_image_is_a_root() {
         let done =
             run(&sandbox, &["/bin/sh", "-c", "echo $GREETING $OTHER; pwd; echo x >/new; test ! -e /usr/bin/env"]).await;
         assert_eq!((done.stdout.as_str(), done.stderr.as_str(), done.code), ("hello mine\n/workspace\n", "", 0));
-        assert_eq!(read(&sandbox, "/new").await.unwrap(), b"x");
+        assert_eq!(read(&sandbox, "/new").await.unwrap(), b"x\n");
         sandbox.destroy().await.unwrap();
     }
     let missing = SandboxSpec { rootfs: RootFs::Image(layout.join("none")), ..SandboxSpec::default() };

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sandpail_sandbox::{
-    ExecEvent, ExecSpec, ProcessSpec, ProcessState, Pty, PtyEvent, PtyInput, PtySpec, Sandbox, SandboxError, SessionId,
-    SessionSpec,
+    ExecEvent, ExecSpec, ProcessSpec, ProcessState, Pty, PtyEvent, PtyInput, PtySpec, Sandbox, SandboxError,
+    SandboxSpec, SessionId, SessionSpec,
 };
 
-use crate::world::{Done, World, collect, exec, run, runtime, shell, words};
+use crate::world::{Done, World, collect, earlier_daemon, exec, new_id, run, runtime, shell, words};
 
 crate::tests![
     a_session_keeps_its_state,
@@ -196,28 +196,28 @@ async fn a_terminal() {
 }
 
 async fn a_session_terminal_outlives_its_connection() {
-    let mut world = World::new();
-    let sandbox = world.sandbox().await;
+    let world = World::new();
     let session = Some(id("t"));
-    let set =
-        ExecSpec { argv: words(&["eval", "cd /tmp; export A=here"]), session: session.clone(), ..ExecSpec::default() };
-    exec(&sandbox, set).await.unwrap();
-    let spec = PtySpec { cols: 80, rows: 24, shell: None, session };
-    let mut pty = sandbox.open_pty(spec.clone()).await.unwrap();
-    type_in(&pty, "echo $A in $PWD; B=kept\n").await;
-    until(&mut pty, "here in /tmp").await;
-    drop(pty);
-    let mut pty = sandbox.open_pty(spec.clone()).await.unwrap();
-    let Some(PtyEvent::Output(recent)) = pty.output.recv().await else { panic!("nothing is replayed") };
-    assert!(String::from_utf8_lossy(&recent).contains("here in /tmp"));
-    assert_eq!(pty.output.recv().await, Some(PtyEvent::Ready));
-    type_in(&pty, "echo $B''-\n").await;
-    until(&mut pty, "kept-").await;
-    // The daemon goes and comes back.
-    drop((pty, sandbox));
-    world.runtime = runtime(world.directory.path());
-    let sandbox = world.runtime.recover().await.unwrap().living.pop().unwrap();
-    let mut pty = sandbox.open_pty(spec.clone()).await.unwrap();
+    let spec = PtySpec { cols: 80, rows: 24, shell: None, session: session.clone() };
+    let (earlier, before) = (world.runtime.clone(), spec.clone());
+    earlier_daemon(async move {
+        let sandbox = earlier.create(new_id(), SandboxSpec::default()).await.unwrap();
+        let argv = words(&["eval", "cd /tmp; export A=here"]);
+        exec(&sandbox, ExecSpec { argv, session, ..ExecSpec::default() }).await.unwrap();
+        let mut pty = sandbox.open_pty(before.clone()).await.unwrap();
+        type_in(&pty, "echo $A in $PWD; B=kept\n").await;
+        until(&mut pty, "here in /tmp").await;
+        drop(pty);
+        let mut pty = sandbox.open_pty(before).await.unwrap();
+        let Some(PtyEvent::Output(recent)) = pty.output.recv().await else { panic!("nothing is replayed") };
+        assert!(String::from_utf8_lossy(&recent).contains("here in /tmp"));
+        assert_eq!(pty.output.recv().await, Some(PtyEvent::Ready));
+        type_in(&pty, "echo $B''-\n").await;
+        until(&mut pty, "kept-").await;
+    })
+    .await;
+    let sandbox = runtime(world.directory.path()).recover().await.unwrap().living.pop().unwrap();
+    let mut pty = sandbox.open_pty(spec).await.unwrap();
     type_in(&pty, "echo $B''+\n").await;
     until(&mut pty, "kept+").await;
     sandbox.delete_session(&id("t")).await.unwrap();
@@ -277,26 +277,28 @@ async fn background_processes() {
 }
 
 async fn background_processes_survive_the_daemon() {
-    let mut world = World::new();
-    let sandbox = world.sandbox().await;
-    let line = "for i in $(seq 1000); do echo line $i; [ -e /workspace/stop ] && exit 6; sleep 0.02; done";
-    let spec = ProcessSpec { id: Some("p".to_owned()), argv: words(&["bash", "-c", line]), ..ProcessSpec::default() };
-    let started = sandbox.start_process(spec.clone()).await.unwrap();
-    let quick =
-        ProcessSpec { id: Some("q".to_owned()), argv: words(&["bash", "-c", "sleep 0.3; echo q; exit 3"]), ..spec };
-    sandbox.start_process(quick).await.unwrap();
-    // A daemon's end is simulated: nothing of it reads or takes note any more.
-    let state = world.directory.path().to_owned();
-    let old = std::mem::replace(&mut world.runtime, runtime(&state));
-    drop(old);
-    let other = runtime(&state);
-    let recovered = other.recover().await.unwrap().living.pop().unwrap();
-    let info = recovered.list_processes().await.into_iter().find(|info| info.id == "p").unwrap();
-    assert_eq!((info.pid, info.state), (started.pid, ProcessState::Running));
-    let done = collect(recovered.follow_process("q").await.unwrap()).await.unwrap();
-    assert_eq!(done.code, 3);
-    shell(&recovered, "touch stop").await;
-    let done = collect(recovered.follow_process("p").await.unwrap()).await.unwrap();
-    assert_eq!(done.code, 6);
-    recovered.destroy().await.unwrap();
+    let world = World::new();
+    let earlier = world.runtime.clone();
+    earlier_daemon(async move {
+        let sandbox = earlier.create(new_id(), SandboxSpec::default()).await.unwrap();
+        let line = "for i in $(seq 3000); do echo line $i; [ -e /workspace/stop ] && exit 6; sleep 0.02; done";
+        for (id, line) in [("p", line), ("q", "sleep 0.3; echo q; exit 3")] {
+            let argv = words(&["bash", "-c", line]);
+            let spec = ProcessSpec { id: Some(id.to_owned()), argv, ..ProcessSpec::default() };
+            sandbox.start_process(spec).await.unwrap();
+        }
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let sandbox = runtime(world.directory.path()).recover().await.unwrap().living.pop().unwrap();
+    let states: Vec<_> = sandbox.list_processes().await.into_iter().map(|info| (info.id, info.pid > 1)).collect();
+    assert_eq!(states, [("p".to_owned(), true), ("q".to_owned(), true)]);
+    let done = collect(sandbox.follow_process("q").await.unwrap()).await.unwrap();
+    assert_eq!((done.stdout.as_str(), done.code), ("q\n", 3));
+    shell(&sandbox, "touch stop").await;
+    let done = collect(sandbox.follow_process("p").await.unwrap()).await.unwrap();
+    let lines: Vec<_> = done.stdout.lines().collect();
+    assert!(done.code == 6 && lines[0] == "line 1", "{done:?}");
+    assert!(lines.iter().enumerate().all(|(index, line)| *line == format!("line {}", index + 1)), "no line is lost");
+    sandbox.destroy().await.unwrap();
 }

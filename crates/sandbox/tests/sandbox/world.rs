@@ -80,3 +80,16 @@ pub(crate) async fn run(sandbox: &Sandbox, argv: &[&str]) -> Done {
 pub(crate) async fn shell(sandbox: &Sandbox, line: &str) -> Done {
     run(sandbox, &["bash", "-c", line]).await
 }
+
+/// What a daemon does before it ends: in a runtime of its own, with which all its tasks end.
+pub(crate) async fn earlier_daemon<F: Future<Output = ()> + Send + 'static>(work: F) {
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async { tokio::spawn(work).await.unwrap() });
+        runtime.shutdown_background();
+    });
+    while !thread.is_finished() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    thread.join().unwrap();
+}
