@@ -13,6 +13,9 @@ use rustix::io::Errno;
 /// gets the error.
 const ATTEMPT_COUNT_MAX: usize = 64;
 
+/// Links without a target that are followed when directories are made.
+const LINK_COUNT_MAX: usize = 16;
+
 /// What a link in the middle of a path may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Links {
@@ -64,7 +67,7 @@ impl Beneath {
             return open.try_clone();
         }
         let opened = match self.directory(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.make(path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.make(path, 0)?,
             opened => opened?,
         };
         self.last = Some((path.to_owned(), opened.try_clone()?));
@@ -76,18 +79,46 @@ impl Beneath {
         self.last = None;
     }
 
-    fn make(&self, path: &Path) -> io::Result<OwnedFd> {
+    /// Makes what is missing; `depth` links that led nowhere have been followed.
+    fn make(&self, path: &Path, depth: usize) -> io::Result<OwnedFd> {
         let mut parent = self.directory(Path::new(""))?;
         let mut so_far = PathBuf::new();
         for component in path.components() {
-            so_far.push(component);
-            match rustix::fs::mkdirat(&parent, component.as_os_str(), Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => parent = self.directory(&so_far)?,
+            let name = component.as_os_str();
+            so_far.push(name);
+            match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
+            parent = match self.directory(&so_far) {
+                // A link whose target nobody has made yet, such as `/var/run` without a `/run`.
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound
+                        && self.links == Links::InRoot
+                        && depth < LINK_COUNT_MAX =>
+                {
+                    let target = rustix::fs::readlinkat(&parent, name, Vec::new())?;
+                    let target = Path::new(OsStr::from_bytes(target.to_bytes()));
+                    self.make(&joined(so_far.parent().unwrap_or(Path::new("")), target), depth + 1)?
+                }
+                opened => opened?,
+            };
         }
         Ok(parent)
     }
+}
+
+/// Where a link in `directory` leads, as text, below the root. Wherever that is: it is resolved beneath the root again.
+fn joined(directory: &Path, target: &Path) -> PathBuf {
+    let mut path = if target.is_absolute() { PathBuf::new() } else { directory.to_owned() };
+    for component in target.components() {
+        match component {
+            Component::Normal(name) => path.push(name),
+            Component::ParentDir => drop(path.pop()),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    path
 }
 
 /// Why a name is not taken.
