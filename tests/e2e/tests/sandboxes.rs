@@ -129,7 +129,8 @@ fn daemon_killed(world: &World) -> Result<()> {
         for name, box in (("a", a), ("b", b)):
             assert api.call("GET", f"/v1/sandbox/{box}/running").json() == {"running": True}
             assert {one["mountPath"]: one["state"] for one in api.mounts(box)} == {"/data": "serving", "/remote": "serving", **({"/local": "serving"} if name == "a" else {})}, api.mounts(box)
-            assert api.sh(box, f"cat /data/{name} /remote/{name}; echo more >>/data/{name}; echo new >/remote/new; cat /data/{name}") == f"{name}\n{name}\n{name}\nmore\n"
+            told = api.sh(box, f"cat /data/{name} /remote/{name}; echo more >>/data/{name}; echo new >/remote/new; cat /data/{name}")
+            assert told == f"{name}\n{name}\n{name}\nmore\n", (name, told)
             assert api.object("MY_BUCKET", f"{name}/{name}") == f"{name}\nmore\n".encode()
             assert api.get(box, "/workspace/name").decode() == name
             reply = api.call("POST", f"/v1/sandbox/{box}/mount", {"binding": "MY_BUCKET", "mountPath": "/data", "options": {}})
@@ -300,7 +301,7 @@ fn shared_and_busy(world: &World) -> Result<()> {
                 one, two = (a, b) if n % 2 else (b, a)
                 # A name that was asked for before it was there, an old version that was read, a listing that was made.
                 api.exec(two, "sh", "-c", f"cat {top}/d/same {top}/d/n{n}; ls {top}/d")
-                api.sh(one, f"echo {n} >{top}/d/n{n}; echo {n} {'x' * (n * 7)} >{top}/d/same; mkdir {top}/d/dir{n}; mv {top}/d/n{n - 1} {top}/d/moved{n - 1} 2>/dev/null || true; rm -f {top}/d/moved{n - 2}")
+                api.sh(one, f"echo {n} >{top}/d/n{n}; echo '{n} {'x' * (n * 7)}' >{top}/d/same; mkdir {top}/d/dir{n}; mv {top}/d/n{n - 1} {top}/d/moved{n - 1} 2>/dev/null || true; rm -f {top}/d/moved{n - 2}")
                 told = api.sh(two, f"cat {top}/d/n{n} {top}/d/same; ls -d {top}/d/dir{n}; ls {top}/d | grep -v dir | sort; ! cat {top}/d/n{n - 1} 2>/dev/null")
                 listed = sorted([f"n{n}", "same"] + ([f"moved{n - 1}"] if n else []))
                 assert told == f"{n}\n{n} {'x' * (n * 7)}\n{top}/d/dir{n}\n" + "".join(x + "\n" for x in listed), (n, told)

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MoveMountFlags, UnmountFlags};
 
 use super::Sandbox;
-use super::namespace::Inside;
+use super::namespace::{Inside, Opened};
 use crate::start::system;
 use crate::{SandboxError, sys};
 
@@ -47,7 +47,12 @@ impl Sandbox {
 
     pub(super) async fn open_made_directory(&self, path: &Path) -> Result<OwnedFd, SandboxError> {
         let path = path.to_owned();
-        self.inside(move |inside| Ok(inside.open_or_make(&path)?.directory)).await
+        self.inside(move |inside| {
+            let opened = inside.open_or_make(&path)?;
+            refuse_kernels(inside, &opened, &path)?;
+            Ok(opened.directory)
+        })
+        .await
     }
 }
 
@@ -55,6 +60,7 @@ fn attach(inside: &Inside, mount: &OwnedFd, path: &Path) -> Result<Option<PathBu
     let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     sys::set_mount_flags(mount, flags).map_err(system("flags of a mount"))?;
     let opened = inside.open_or_make(path)?;
+    refuse_kernels(inside, &opened, path)?;
     let attached = cover(&opened.directory).and_then(|()| {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         let moved = rustix::mount::move_mount(mount.as_fd(), "", opened.directory.as_fd(), "", flags);
@@ -69,6 +75,58 @@ fn attach(inside: &Inside, mount: &OwnedFd, path: &Path) -> Result<Option<PathBu
         return Err(system(format!("mounting {}", path.display()))(error));
     }
     Ok(opened.made)
+}
+
+/// Refuses what [`is_kernels`], and takes back what was made for it.
+fn refuse_kernels(inside: &Inside, opened: &Opened, path: &Path) -> Result<(), SandboxError> {
+    let looked = is_kernels(inside, &opened.directory).map_err(system(format!("looking at {}", path.display())));
+    if matches!(looked, Ok(false)) {
+        return Ok(());
+    }
+    inside.remove_made(path, opened.made.as_deref());
+    looked?;
+    let path = path.display();
+    Err(SandboxError::Host(format!("{path} leads into /proc, /sys or /dev, or to /: nothing is mounted there")))
+}
+
+/// Whether a directory is the root, or lies in what the kernel shows: nobody may cover `/proc`, which also tells this
+/// module what is mounted. A path does not say it, as a guest's link may lead there.
+fn is_kernels(inside: &Inside, directory: &OwnedFd) -> io::Result<bool> {
+    /// Deeper than any path can lead.
+    const DEPTH_MAX: usize = 4096;
+    let mut kernels = vec![place(&inside.root)?];
+    for path in ["/proc", "/sys", "/dev"] {
+        match inside.open(Path::new(path)) {
+            Ok(top) => kernels.push(place(&top)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let root = kernels[0];
+    let mut at = directory.try_clone()?;
+    if place(&at)? == root {
+        return Ok(true);
+    }
+    for _ in 0..DEPTH_MAX {
+        let here = place(&at)?;
+        if here == root {
+            return Ok(false);
+        }
+        if kernels.contains(&here) {
+            return Ok(true);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        at = rustix::fs::openat(&at, "..", flags, Mode::empty())?;
+    }
+    // It does not lead up to the root: it was taken out of the tree.
+    Err(io::ErrorKind::NotFound.into())
+}
+
+/// The mount and inode of an open directory.
+fn place(directory: &OwnedFd) -> io::Result<(u64, u64)> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let found = rustix::fs::statx(directory, "", flags, StatxFlags::MNT_ID | StatxFlags::INO)?;
+    Ok((found.stx_mnt_id, found.stx_ino))
 }
 
 /// Shuts a directory while something is mounted on it.
