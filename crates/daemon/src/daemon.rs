@@ -47,7 +47,8 @@ impl Daemon {
         };
         let mut hidden = config.hidden.clone();
         hidden.push(state.join(""));
-        let runtime = Runtime::new(RuntimeOptions { state_dir: state.join("sandboxes"), program: program.clone(), hidden })?;
+        let runtime =
+            Runtime::new(RuntimeOptions { state_dir: state.join("sandboxes"), program: program.clone(), hidden })?;
         let inner = Arc::new(Inner::new(config, state, runtime, program));
         mounts::recover(&inner).await?;
         inner.fill_later();

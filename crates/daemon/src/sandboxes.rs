@@ -237,7 +237,12 @@ impl Inner {
             }
             slot.now().sandbox = None;
             inner.clean_dead(&slot, &sandbox).await;
-            inner.events.tell("sandbox.ended", &slot.id, None, "its first process ended; the next call starts it afresh");
+            inner.events.tell(
+                "sandbox.ended",
+                &slot.id,
+                None,
+                "its first process ended; the next call starts it afresh",
+            );
             if slot.now().is_warm {
                 inner.forget(&slot);
             } else {
@@ -377,7 +382,9 @@ impl Inner {
 }
 
 fn full(limit: usize) -> DaemonError {
-    DaemonError::Capacity(format!("instance limit reached: there are {limit} sandboxes already; destroy one, or raise max_sandboxes"))
+    DaemonError::Capacity(format!(
+        "instance limit reached: there are {limit} sandboxes already; destroy one, or raise max_sandboxes"
+    ))
 }
 
 fn new_id() -> Result<SandboxId, DaemonError> {
