@@ -69,14 +69,6 @@ impl Agent {
         }
     }
 
-    /// Whether something is at the path; links are followed.
-    pub(crate) async fn exists(mut self, path: &Path) -> Result<bool> {
-        match self.ask(&Request::Exists { path: wire(path) }).await? {
-            Answer::Bool(exists) => Ok(exists),
-            _ => Err(confused()),
-        }
-    }
-
     /// See [`crate::Sandbox::list_files`].
     pub(crate) async fn list_files(mut self, path: &Path, options: ListOptions) -> Result<Vec<FileInfo>> {
         self.ask_done(&Request::list(wire(path), options)).await?;
@@ -95,20 +87,6 @@ impl Agent {
     /// See [`crate::Sandbox::mkdir`].
     pub(crate) async fn mkdir(mut self, path: &Path, parents: bool) -> Result<()> {
         self.ask_done(&Request::MakeDirectory { path: wire(path), parents }).await
-    }
-
-    /// Makes a directory to mount on, with its parents. Returns the topmost that was made, if one was.
-    pub(crate) async fn mkdir_mountpoint(mut self, path: &Path) -> Result<Option<PathBuf>> {
-        match self.ask(&Request::MakeMountpoint { path: wire(path) }).await? {
-            Answer::Made(made) => Ok(made.map(|path| path.0)),
-            _ => Err(confused()),
-        }
-    }
-
-    /// Removes `path` and its parents up to `made`, as [`Agent::mkdir_mountpoint`] returned it, as far as they are
-    /// empty. What is not empty stays, without an error.
-    pub(crate) async fn rmdir_made(mut self, path: &Path, made: &Path) -> Result<()> {
-        self.ask_done(&Request::RemoveMountpoint { path: wire(path), made: wire(made) }).await
     }
 
     /// See [`crate::Sandbox::delete`].

@@ -9,7 +9,7 @@ use rustix::fs::{CWD, Gid, Mode, OFlags, Timestamps, Uid};
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
-use super::protocol::{Answer, Failure, Verb, WirePath};
+use super::protocol::{Answer, Failure, Verb};
 use super::walk::{Status, if_there};
 use super::{BodyWriter, Stop, answer, send};
 use crate::unpack::FUSE_MAGIC;
@@ -212,56 +212,7 @@ pub(super) fn stat(path: &Path) -> Result<Answer, Failure> {
     }
 }
 
-pub(super) fn exists(path: &Path) -> Result<Answer, Failure> {
-    match if_there(Status::following(path)) {
-        Ok(status) => Ok(Answer::Bool(status.is_some())),
-        // A file where a directory would have to be.
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(Answer::Bool(false)),
-        Err(error) => Err(Failure::file(Verb::Stat, path, &error)),
-    }
-}
-
 pub(super) fn make_directory(path: &Path, parents: bool) -> Result<Answer, Failure> {
     let made = if parents { std::fs::create_dir_all(path) } else { std::fs::create_dir(path) };
     made.map(|()| Answer::Done).map_err(|error| Failure::file(Verb::Mkdir, path, &error))
-}
-
-/// Makes `path` and its parents; says which was the first that was not there. On failure nothing is left.
-pub(super) fn make_mountpoint(path: &Path) -> Result<Answer, Failure> {
-    let mut made: Option<PathBuf> = None;
-    let mut so_far = PathBuf::new();
-    let result = path.components().try_for_each(|component| {
-        so_far.push(component);
-        match std::fs::create_dir(&so_far) {
-            Ok(()) => {
-                made.get_or_insert_with(|| so_far.clone());
-                Ok(())
-            }
-            // Also of a read-only file system, and of a link to a directory.
-            Err(_) if so_far.is_dir() => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Errno::NOTDIR.into()),
-            Err(error) => Err(error),
-        }
-    });
-    match result {
-        Ok(()) => Ok(Answer::Made(made.map(WirePath))),
-        Err(error) => {
-            if let (Some(made), Some(last)) = (&made, so_far.parent()) {
-                drop(remove_mountpoint(last, made));
-            }
-            Err(Failure::file(Verb::Mkdir, path, &error))
-        }
-    }
-}
-
-/// Removes `path` and its parents up to `made`, until one is not empty.
-pub(super) fn remove_mountpoint(path: &Path, made: &Path) -> Result<Answer, Failure> {
-    for directory in path.ancestors().take_while(|directory| directory.starts_with(made)) {
-        match rustix::fs::rmdir(directory) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY | Errno::NOTDIR) => break,
-            Err(error) => return Err(Failure::file(Verb::Rmdir, directory, &error.into())),
-        }
-    }
-    Ok(Answer::Done)
 }

@@ -88,10 +88,7 @@ fn operate(request: Request, stdin: impl Read + AsFd, mut stdout: impl Write) ->
         Request::Write { path } => receive(stdin, |body| files::write(&path.0, body))?,
         Request::Hydrate { root, limit } => receive(stdin, |body| hydrate::hydrate(&root.0, limit, body))?,
         Request::Stat { path } => files::stat(&path.0)?,
-        Request::Exists { path } => files::exists(&path.0)?,
         Request::MakeDirectory { path, parents } => files::make_directory(&path.0, parents)?,
-        Request::MakeMountpoint { path } => files::make_mountpoint(&path.0)?,
-        Request::RemoveMountpoint { path, made } => files::remove_mountpoint(&path.0, &made.0)?,
         Request::Delete { path, recursive } => remove::delete(&path.0, recursive)?,
         Request::Rename { from, to } => rename::rename(&from.0, &to.0)?,
     };

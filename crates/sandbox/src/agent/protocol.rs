@@ -69,16 +69,10 @@ pub(super) enum Request {
     Write { path: WirePath },
     /// Answer: [`Answer::Info`]. Links are followed.
     Stat { path: WirePath },
-    /// Answer: [`Answer::Bool`]. Links are followed.
-    Exists { path: WirePath },
     /// Answer: [`Answer::Done`], then `Json` frames of `Vec<WireInfo>`.
     List { path: WirePath, recursive: bool, hidden: bool },
     /// Answer: [`Answer::Done`].
     MakeDirectory { path: WirePath, parents: bool },
-    /// Makes a directory to mount on. Answer: [`Answer::Made`].
-    MakeMountpoint { path: WirePath },
-    /// Removes what [`Request::MakeMountpoint`] made, as far as it is empty. Answer: [`Answer::Done`].
-    RemoveMountpoint { path: WirePath, made: WirePath },
     /// Answer: [`Answer::Done`].
     Delete { path: WirePath, recursive: bool },
     /// Answer: [`Answer::Done`].
@@ -97,10 +91,7 @@ pub(super) enum Request {
 pub(super) enum Answer {
     Done,
     Size(u64),
-    Bool(bool),
     Info(WireInfo),
-    /// The topmost directory that was made, if one was.
-    Made(Option<WirePath>),
 }
 
 /// What was tried, for messages.
@@ -111,7 +102,6 @@ pub(super) enum Verb {
     Stat,
     List,
     Mkdir,
-    Rmdir,
     Delete,
     Rename,
     Watch,
@@ -125,7 +115,6 @@ impl Verb {
             Self::Stat => "stat",
             Self::List => "list",
             Self::Mkdir => "mkdir",
-            Self::Rmdir => "rmdir",
             Self::Delete => "delete",
             Self::Rename => "rename",
             Self::Watch => "watch",

@@ -75,14 +75,18 @@ fn unpack_bounded(source: &Path, cache_dir: &Path, limit: u64) -> Result<Image, 
     let Found { config, .. } = found;
     let run = config.config.unwrap_or_default();
     let env = run.env.unwrap_or_default();
-    Ok(Image {
+    let image = Image {
         root,
         env: env.iter().filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
         working_dir: run.working_dir.filter(|dir| !dir.is_empty()).map(PathBuf::from),
         user: run.user.filter(|user| !user.is_empty()),
         entrypoint: run.entrypoint.unwrap_or_default(),
         cmd: run.cmd.unwrap_or_default(),
-    })
+    };
+    // A sandbox runs what it is asked to, as its root, in its workspace.
+    let Image { root, working_dir, user, entrypoint, cmd, .. } = &image;
+    tracing::debug!(?root, ?working_dir, ?user, ?entrypoint, ?cmd, "an image is unpacked");
+    Ok(image)
 }
 
 fn unpack_once(source: &Source, found: &Found, root: &Path, cache_dir: &Path, limit: u64) -> Result<(), Fault> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
@@ -14,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Sandbox, lock, null, pipe_from_us, pipe_to_us};
 use crate::control::{Control, Outcome, Started};
 use crate::start::system;
-use crate::wire::{Program, Start};
+use crate::wire::{Order, Program, Start};
 use crate::{ExecEvent, ExecEvents, ExecSpec, SandboxError, WORKSPACE};
 
 /// Events that wait for their reader; with the pipes, all that a command can write ahead.
@@ -67,7 +68,8 @@ impl Sandbox {
             is_kept: false,
         };
         // Polled once here, so that turns are taken in the order of calls and not in that of tasks.
-        let mut turn = Box::pin(self.turn(&session).lock_owned());
+        let mine = self.turn(&session);
+        let mut turn = Box::pin(Arc::clone(&mine).lock_owned());
         let taken = (&mut turn).now_or_never();
         let sandbox = self.clone();
         tokio::spawn(async move {
@@ -75,9 +77,20 @@ impl Sandbox {
                 Some(turn) => turn,
                 None => turn.await,
             };
-            let begun = begin(&control, order, stdin).await;
+            // A session that was deleted meanwhile has no turns any more, or others.
+            let is_deleted = || !lock(&sandbox.inner.turns).get(&session).is_some_and(|turn| Arc::ptr_eq(turn, &mine));
+            let begun = if is_deleted() {
+                Err(SandboxError::NoSession { id: session.to_string() })
+            } else {
+                begin(&control, order, stdin).await
+            };
             if let Ok(begun) = &begun {
                 lock(&sandbox.inner.running).insert(session.clone(), begun.started.id);
+                // Deleting takes the turns away first and looks for what runs then, so one of both sees the other.
+                if is_deleted() {
+                    // If the sandbox has ended, so has the command.
+                    let _result = control.order(&Order::Kill { id: begun.started.id }).await;
+                }
             }
             let rest = follow(begun, timeout_ms, sender).await;
             lock(&sandbox.inner.running).remove(&session);

@@ -47,11 +47,11 @@ impl Sandbox {
         if let Some(terminal) = self.inner.terminals.lock().await.remove(id) {
             terminal.end().await;
         }
+        lock(&self.inner.turns).remove(id);
         let running = lock(&self.inner.running).remove(id);
         if let Some(child) = running {
             self.inner.control.order(&crate::wire::Order::Kill { id: child }).await?;
         }
-        lock(&self.inner.turns).remove(id);
         // A later session of this name begins anew.
         for file in [self.session_state(id), self.session_state(id).with_extension("new")] {
             match self.delete(&file, false).await {

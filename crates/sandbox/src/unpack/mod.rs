@@ -86,11 +86,6 @@ impl Unpacker {
         &mut self.beneath
     }
 
-    /// Bytes of the files so far.
-    pub(crate) fn len(&self) -> u64 {
-        self.len
-    }
-
     /// Unpacks a member. What is at its name goes, except that a directory stays a directory.
     pub(crate) fn member(&mut self, entry: &mut Entry<'_, impl Read>) -> Result<(), UnpackError> {
         let name = entry.path_bytes().into_owned();

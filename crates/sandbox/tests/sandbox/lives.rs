@@ -129,13 +129,15 @@ async fn twenty_at_once() {
             })
         })
         .collect();
-    let mut bases = std::collections::BTreeSet::new();
+    let mut sandboxes = Vec::new();
     for task in tasks {
-        let sandbox = task.await.unwrap();
-        bases.insert(sandbox.id_map().base);
+        sandboxes.push(task.await.unwrap());
+    }
+    let bases: std::collections::BTreeSet<u32> = sandboxes.iter().map(|sandbox| sandbox.id_map().base).collect();
+    assert_eq!(bases.len(), 20);
+    for sandbox in sandboxes {
         sandbox.destroy().await.unwrap();
     }
-    assert_eq!(bases.len(), 20);
 }
 
 async fn destroying_ends_open_streams() {

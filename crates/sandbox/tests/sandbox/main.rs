@@ -2,6 +2,7 @@
 //! which is why it has a small harness of its own: arguments are filters on the tests' names, as usual.
 
 mod commands;
+mod files;
 mod isolation;
 mod latency;
 mod lives;
@@ -25,7 +26,8 @@ fn main() -> ExitCode {
         return sandpail_sandbox::init_main();
     }
     let tests: Vec<Test> =
-        [commands::TESTS, sessions::TESTS, isolation::TESTS, latency::TESTS, lives::TESTS, mounts::TESTS].concat();
+        [commands::TESTS, files::TESTS, sessions::TESTS, isolation::TESTS, latency::TESTS, lives::TESTS, mounts::TESTS]
+            .concat();
     if arguments.any(|argument| argument == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;

@@ -18,7 +18,7 @@ crate::tests![
 ];
 
 /// A detached mount whose files everybody may write.
-fn tmpfs() -> OwnedFd {
+pub(crate) fn tmpfs() -> OwnedFd {
     let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
     rustix::mount::fsconfig_set_string(context.as_fd(), "mode", "777").unwrap();
     rustix::mount::fsconfig_create(context.as_fd()).unwrap();

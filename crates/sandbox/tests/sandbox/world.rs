@@ -10,6 +10,20 @@ pub(crate) struct World {
     pub(crate) runtime: Runtime,
 }
 
+/// A test that failed leaves its sandboxes; they must not outlive it.
+impl Drop for World {
+    fn drop(&mut self) {
+        let states = std::fs::read_dir(self.directory.path().join("state")).into_iter().flatten().flatten();
+        for record in states.filter_map(|state| std::fs::read(state.path().join("record.json")).ok()) {
+            let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+            let pid = record["pid"].as_i64().and_then(|pid| rustix::process::Pid::from_raw(pid.try_into().ok()?));
+            if let Some(pid) = pid {
+                let _ended = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}
+
 /// What a command did.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Done {

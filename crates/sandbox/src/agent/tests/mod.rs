@@ -181,6 +181,16 @@ fn what_is_no_file_is_not_written() {
 // Directories.
 
 #[test]
+fn making_directories() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a/b");
+    let make = |parents| ask(&Request::MakeDirectory { path: wire(&path), parents }, None).answer;
+    assert!(matches!(make(false), Err(Failure::NotFound { .. })));
+    assert_eq!((make(true), make(true)), (Ok(Answer::Done), Ok(Answer::Done)));
+    assert_eq!(errno(&make(false)), Some(17));
+}
+
+#[test]
 fn listings_are_sorted() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
@@ -216,25 +226,6 @@ fn long_listings_come_in_frames() {
     let infos: Vec<WireInfo> = said.frames.iter().flat_map(|json| from_json::<Vec<_>>(json).unwrap()).collect();
     let paths: Vec<_> = infos.into_iter().map(|info| info.path.0).collect();
     assert_eq!(paths, (0..500).map(|i| directory.path().join(name(i))).collect::<Vec<_>>());
-}
-
-#[test]
-fn mountpoints_leave_no_directories() {
-    let directory = tempfile::tempdir().unwrap();
-    let (path, made) = (directory.path().join("a/b/c"), directory.path().join("a"));
-    assert_eq!(ask(&Request::MakeMountpoint { path: wire(&path) }, None).answer, Ok(Answer::Made(Some(wire(&made)))));
-    assert_eq!(ask(&Request::MakeMountpoint { path: wire(&path) }, None).answer, Ok(Answer::Made(None)));
-    fs::write(made.join("kept"), "").unwrap();
-    let remove = Request::RemoveMountpoint { path: wire(&path), made: wire(&made) };
-    assert_eq!(ask(&remove, None).answer, Ok(Answer::Done));
-    assert_eq!(files_in(&made), ["kept"]);
-    fs::remove_file(made.join("kept")).unwrap();
-    assert_eq!(ask(&remove, None).answer, Ok(Answer::Done));
-    assert!(!made.exists() && directory.path().exists());
-    // Where a file is in the way, nothing is made.
-    fs::write(directory.path().join("file"), "").unwrap();
-    let said = ask(&Request::MakeMountpoint { path: wire(directory.path().join("file/a")) }, None);
-    assert_eq!(errno(&said.answer), Some(20));
 }
 
 #[test]
