@@ -100,10 +100,13 @@ async fn serve_connection(router: axum::Router, stream: tokio::net::TcpStream, m
         .max_header_size(HEADER_LEN_MAX);
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).with_upgrades();
     let mut connection = std::pin::pin!(connection);
+    let stopped = async move {
+        // The sender lives as long as the connections do.
+        stopping.wait_for(|stopping| *stopping).await.is_ok()
+    };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        // The sender lives as long as the connections do.
-        _ = stopping.wait_for(|stopping| *stopping) => {
+        _ = stopped => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
