@@ -3,6 +3,8 @@
 CARGO ?= cargo
 # The tests use one profile, so that a cold run builds everything once.
 TEST_FLAGS ?=
+# Where cargo puts the program; CARGO_TARGET_DIR and .cargo/config.toml may move it.
+SANDPAIL_BIN = $(shell $(CARGO) metadata --format-version 1 --no-deps | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')/debug/sandpail
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long lint bench clean
@@ -10,34 +12,39 @@ TEST_FLAGS ?=
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## Install what the tests need (apt, pip into .venv, cargo into .tools)
+setup: ## Install what the tests need (apt, pip into .venv, cargo into .tools, npm into the SDK)
 	scripts/setup test
 
-demo: ## Build, and do real work on an embedded bucket
+demo: ## Build, and use a bucket in a sandbox, through the daemon and the SDK
 	scripts/setup demo
 	$(CARGO) build -p sandpail
-	"$$($(CARGO) metadata --format-version 1 --no-deps | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')/debug/sandpail" demo
+	cd sdk/typescript && npm run --silent examples
+	SANDPAIL_BIN=$(SANDPAIL_BIN) scripts/demo
 
-lint: ## Check the format and the lints
+lint: ## Check the format, the lints and the SDK's types
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	cd sdk/typescript && npm run --silent typecheck
 
 test: ## Install what is missing, check format and lints, run all tests
 	scripts/setup test
 	$(MAKE) lint
 	$(CARGO) build -p sandpail
+	cd sdk/typescript && npm run --silent examples && npm test --silent
 	$(CARGO) test --workspace $(TEST_FLAGS)
 
 test-long: ## The long forms: fsx by the hundred thousand, more seeds, larger files
 	scripts/setup test
 	$(CARGO) build -p sandpail
+	cd sdk/typescript && npm run --silent examples
 	SANDPAIL_LONG=1 $(CARGO) test --workspace $(TEST_FLAGS)
 
-bench: ## Compare with s3fs and rclone on one server
+bench: ## Compare mounts with s3fs and rclone, sandboxes with crun and runc
 	scripts/setup bench
 	$(CARGO) build --release -p sandpail
 	benches/peers/run --quick
+	benches/sandbox/run --quick
 
 clean: ## Remove what was built
 	$(CARGO) clean
-	rm -rf .venv .tools
+	rm -rf .venv .tools sdk/typescript/node_modules sdk/typescript/dist sdk/typescript/build

@@ -218,7 +218,7 @@ fn failed(operation: &Operation, source: &DaemonError) -> Answer {
         }
         DaemonError::NoBinding { .. } => Answer::new(StatusCode::NOT_FOUND, "binding_not_found", source.to_string()),
         DaemonError::NoObject { .. } => Answer::new(StatusCode::NOT_FOUND, "object_not_found", source.to_string()),
-        DaemonError::Bucket(why) => bad_gateway(why),
+        DaemonError::Bucket(why) | DaemonError::State(why) => bad_gateway(why),
         DaemonError::Sandbox(sandbox) => failed_inside(operation, sandbox, bad_gateway),
     }
 }

@@ -1,36 +1,77 @@
 //! The daemon itself.
 
-use std::sync::Arc;
+use std::future::Future;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
-use sandpail_sandbox::{Sandbox, SandboxId};
+use sandpail_sandbox::{Runtime, RuntimeOptions, Sandbox, SandboxId};
 use tokio::sync::broadcast;
 
+use crate::sandboxes::{Inner, Slot};
+use crate::state::StateDir;
+use crate::worker::start::own_program;
 use crate::{
     BucketBody, BucketListOptions, BucketObject, BucketPage, BucketPutOptions, Config, DaemonError, Event, MountInfo,
-    MountRequest, PoolStats, SandboxInfo,
+    MountRequest, PoolStats, SandboxInfo, mounts, objects,
 };
 
 /// The daemon: cheap to clone, one per process.
+///
+/// Whatever changes something runs to its end even if its caller goes away.
 #[derive(Clone, Debug)]
-pub struct Daemon {}
+pub struct Daemon {
+    inner: Arc<Inner>,
+}
+
+/// Runs a piece of work to its end, whether or not its caller waits.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, DaemonError>> + Send + 'static,
+) -> Result<T, DaemonError> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => Err(DaemonError::State(format!("the daemon itself failed: {error}"))),
+    }
+}
 
 impl Daemon {
     /// Starts: finds living sandboxes and mounts again, cleans what died.
     ///
     /// # Errors
-    /// When the state directory cannot be used, or another daemon uses it.
-    pub async fn start(_config: Config) -> Result<Self, DaemonError> {
-        todo!()
+    /// When the state directory cannot be used, or another daemon uses it; when this host cannot run sandboxes.
+    pub async fn start(config: Config) -> Result<Self, DaemonError> {
+        let state = StateDir::open(&config.state_dir)?;
+        let program = match &config.program {
+            Some(program) => program.clone(),
+            None => own_program().map_err(|error| DaemonError::State(format!("{error:#}")))?,
+        };
+        let mut hidden = config.hidden.clone();
+        hidden.push(state.join(""));
+        let runtime = Runtime::new(RuntimeOptions { state_dir: state.join("sandboxes"), program: program.clone(), hidden })?;
+        let inner = Arc::new(Inner::new(config, state, runtime, program));
+        mounts::recover(&inner).await?;
+        inner.fill_later();
+        Ok(Self { inner })
     }
 
     /// The configuration in force.
     pub fn config(&self) -> Arc<Config> {
-        todo!()
+        self.inner.config()
     }
 
     /// What is not well, for `/health`; empty when all is.
     pub async fn problems(&self) -> Vec<String> {
-        todo!()
+        let mut found = Vec::new();
+        if let Err(error) = self.inner.check_running() {
+            found.push(error.to_string());
+        }
+        if let Err(error) = self.inner.state.check() {
+            found.push(error.to_string());
+        }
+        if !Path::new("/dev/fuse").exists() {
+            found.push("/dev/fuse is missing: buckets cannot be mounted".to_owned());
+        }
+        found
     }
 
     /// Makes a sandbox with a new id (26 random base32 characters), or takes a warm one.
@@ -38,59 +79,89 @@ impl Daemon {
     /// # Errors
     /// [`DaemonError::Capacity`].
     pub async fn create_sandbox(&self) -> Result<SandboxId, DaemonError> {
-        todo!()
+        let inner = Arc::clone(&self.inner);
+        to_its_end(async move { inner.create().await }).await
     }
 
     /// The sandbox of this id, made if there is none yet (the same call for exec, files, sessions, mounts, archives).
     ///
     /// # Errors
     /// [`DaemonError::Capacity`], [`DaemonError::Sandbox`].
-    pub async fn sandbox(&self, _id: &SandboxId) -> Result<Sandbox, DaemonError> {
-        todo!()
+    pub async fn sandbox(&self, id: &SandboxId) -> Result<Sandbox, DaemonError> {
+        // The usual case needs no task.
+        if let Some(sandbox) = self.inner.slot(id).filter(|slot| !slot.now().is_warm).and_then(|slot| slot.living()) {
+            self.inner.check_running()?;
+            return Ok(sandbox);
+        }
+        let (inner, id) = (Arc::clone(&self.inner), id.clone());
+        to_its_end(async move { inner.sandbox(&id).await.map(|(_, sandbox)| sandbox) }).await
     }
 
     /// Whether the id was created and not destroyed; starts it if need be.
-    pub async fn is_running(&self, _id: &SandboxId) -> bool {
-        todo!()
+    pub async fn is_running(&self, id: &SandboxId) -> bool {
+        match self.inner.slot(id) {
+            Some(slot) if !slot.now().is_warm => self.sandbox(id).await.is_ok(),
+            _ => false,
+        }
     }
 
     /// Stores and unmounts everything, then removes the sandbox. An unknown id is no error.
     ///
     /// # Errors
     /// When something could not be removed.
-    pub async fn destroy_sandbox(&self, _id: &SandboxId) -> Result<(), DaemonError> {
-        todo!()
+    pub async fn destroy_sandbox(&self, id: &SandboxId) -> Result<(), DaemonError> {
+        let Some(slot) = self.inner.slot(id) else { return Ok(()) };
+        let inner = Arc::clone(&self.inner);
+        to_its_end(async move { inner.destroy(&slot).await }).await
     }
 
-    /// All sandboxes.
+    /// All sandboxes in use.
     pub async fn list_sandboxes(&self) -> Vec<SandboxInfo> {
-        todo!()
+        let info = |slot: Arc<Slot>| SandboxInfo {
+            id: slot.id.clone(),
+            running: slot.living().is_some(),
+            created_ms: slot.created_ms,
+            mounts: slot.now().mounts.len(),
+        };
+        self.inner.all_slots().into_iter().filter(|slot| !slot.now().is_warm).map(info).collect()
     }
 
     /// Mounts a bucket; returns when the mount has been used once through the sandbox's own path.
     ///
     /// # Errors
     /// [`DaemonError::Mount`] with the contract's text. Nothing is left then, and other mounts are as they were.
-    pub async fn mount(&self, _id: &SandboxId, _request: MountRequest) -> Result<(), DaemonError> {
-        todo!()
+    pub async fn mount(&self, id: &SandboxId, request: MountRequest) -> Result<(), DaemonError> {
+        let (inner, id) = (Arc::clone(&self.inner), id.clone());
+        to_its_end(async move { mounts::mount(&inner, &id, request).await }).await
     }
 
     /// Stores everything, then unmounts. With `force` also what is in use or cannot be stored (its bytes are kept).
     ///
     /// # Errors
     /// [`DaemonError::Mount`]; the mount stays usable.
-    pub async fn unmount(&self, _id: &SandboxId, _mount_path: &str, _force: bool) -> Result<(), DaemonError> {
-        todo!()
+    pub async fn unmount(&self, id: &SandboxId, mount_path: &str, force: bool) -> Result<(), DaemonError> {
+        let (inner, id, path) = (Arc::clone(&self.inner), id.clone(), mount_path.to_owned());
+        to_its_end(async move { mounts::unmount(&inner, &id, &path, force).await }).await
     }
 
     /// The mounts of a sandbox; none for an unknown id.
-    pub async fn list_mounts(&self, _id: &SandboxId) -> Vec<MountInfo> {
-        todo!()
+    pub async fn list_mounts(&self, id: &SandboxId) -> Vec<MountInfo> {
+        let mounts = self.inner.slot(id).map(|slot| slot.mounts()).unwrap_or_default();
+        let infos = futures_util::future::join_all(mounts.iter().map(|mount| mount.info())).await;
+        infos.into_iter().flatten().collect()
     }
 
     /// The pool of started sandboxes.
     pub async fn pool_stats(&self) -> PoolStats {
-        todo!()
+        let config = self.inner.config();
+        let slots = self.inner.all_slots();
+        let warm = slots.iter().filter(|slot| slot.now().is_warm).count();
+        PoolStats {
+            warm,
+            assigned: slots.len() - warm,
+            warm_target: config.warm_target,
+            max_instances: config.max_sandboxes,
+        }
     }
 
     /// Fills the pool.
@@ -98,7 +169,8 @@ impl Daemon {
     /// # Errors
     /// [`DaemonError::Capacity`].
     pub async fn prime_pool(&self) -> Result<(), DaemonError> {
-        todo!()
+        let inner = Arc::clone(&self.inner);
+        to_its_end(async move { inner.fill().await }).await
     }
 
     /// Ends the warm sandboxes; those in use stay.
@@ -106,17 +178,18 @@ impl Daemon {
     /// # Errors
     /// When one could not be removed.
     pub async fn empty_pool(&self) -> Result<(), DaemonError> {
-        todo!()
+        let inner = Arc::clone(&self.inner);
+        to_its_end(async move { inner.empty().await }).await
     }
 
     /// What happens from now on.
     pub fn events(&self) -> broadcast::Receiver<Event> {
-        todo!()
+        self.inner.events.subscribe()
     }
 
     /// The names of the bindings.
     pub fn bindings(&self) -> Vec<String> {
-        todo!()
+        self.inner.config().bindings.keys().map(|name| name.as_str().to_owned()).collect()
     }
 
     /// Stores an object in a binding's bucket. The body is streamed.
@@ -125,12 +198,12 @@ impl Daemon {
     /// [`DaemonError::NoBinding`], [`DaemonError::Bucket`].
     pub async fn put_object(
         &self,
-        _binding: &str,
-        _key: &str,
-        _body: BucketBody,
-        _options: BucketPutOptions,
+        binding: &str,
+        key: &str,
+        body: BucketBody,
+        options: BucketPutOptions,
     ) -> Result<BucketObject, DaemonError> {
-        todo!()
+        objects::put(&self.inner, binding, key, body, options).await
     }
 
     /// Reads an object, or `range` of it (offset and length in bytes).
@@ -139,48 +212,70 @@ impl Daemon {
     /// [`DaemonError::NoBinding`], [`DaemonError::NoObject`], [`DaemonError::Bucket`].
     pub async fn get_object(
         &self,
-        _binding: &str,
-        _key: &str,
-        _range: Option<(u64, Option<u64>)>,
+        binding: &str,
+        key: &str,
+        range: Option<(u64, Option<u64>)>,
     ) -> Result<(BucketObject, BucketBody), DaemonError> {
-        todo!()
+        objects::get(&self.inner, binding, key, range).await
     }
 
     /// Describes an object.
     ///
     /// # Errors
     /// [`DaemonError::NoBinding`], [`DaemonError::NoObject`], [`DaemonError::Bucket`].
-    pub async fn head_object(&self, _binding: &str, _key: &str) -> Result<BucketObject, DaemonError> {
-        todo!()
+    pub async fn head_object(&self, binding: &str, key: &str) -> Result<BucketObject, DaemonError> {
+        objects::head(&self.inner, binding, key).await
     }
 
     /// Removes objects; those that are not there are no error.
     ///
     /// # Errors
     /// [`DaemonError::NoBinding`], [`DaemonError::Bucket`].
-    pub async fn delete_objects(&self, _binding: &str, _keys: &[String]) -> Result<(), DaemonError> {
-        todo!()
+    pub async fn delete_objects(&self, binding: &str, keys: &[String]) -> Result<(), DaemonError> {
+        objects::delete(&self.inner, binding, keys).await
     }
 
     /// Lists a binding's bucket.
     ///
     /// # Errors
     /// [`DaemonError::NoBinding`], [`DaemonError::Bucket`].
-    pub async fn list_objects(&self, _binding: &str, _options: BucketListOptions) -> Result<BucketPage, DaemonError> {
-        todo!()
+    pub async fn list_objects(&self, binding: &str, options: BucketListOptions) -> Result<BucketPage, DaemonError> {
+        objects::list(&self.inner, binding, options).await
     }
 
-    /// Takes in changed bindings (SIGHUP). Mounts that are there stay as they are.
-    pub async fn reload(&self, _config: Config) {
-        todo!()
+    /// Takes in changed bindings, secrets and limits (SIGHUP). Mounts that are there stay as they are; where the daemon
+    /// listens and keeps its state does not change.
+    pub async fn reload(&self, config: Config) {
+        let before = self.inner.config();
+        let config = Config {
+            listen: before.listen,
+            state_dir: before.state_dir.clone(),
+            program: before.program.clone(),
+            hidden: before.hidden.clone(),
+            ..config
+        };
+        *self.inner.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        self.inner.stores.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.inner.fill_later();
     }
 
     /// Stops gracefully: no new calls; sandboxes and mounts go on without the daemon and are found by the next one,
     /// unless `destroy` asks to store, unmount and end everything.
     ///
     /// # Errors
-    /// What could not be stored.
-    pub async fn stop(&self, _destroy: bool) -> Result<(), DaemonError> {
-        todo!()
+    /// What could not be stored or removed.
+    pub async fn stop(&self, destroy: bool) -> Result<(), DaemonError> {
+        self.inner.is_stopping.store(true, Ordering::Relaxed);
+        let slots = self.inner.all_slots();
+        let ends = slots.iter().map(|slot| async {
+            if destroy {
+                return self.inner.destroy(slot).await;
+            }
+            // Whatever is under way for this sandbox comes to its end first.
+            let _turn = slot.turn.lock().await;
+            mounts::rest(slot).await
+        });
+        let ended = futures_util::future::join_all(ends).await;
+        ended.into_iter().collect()
     }
 }

@@ -1,6 +1,7 @@
 //! What can go wrong, in the words of the API's contract.
 
 use sandpail_sandbox::SandboxError;
+use sandpail_spec::{InvalidMount, MountClass};
 
 /// The class of a mount error, as clients test it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,37 @@ pub struct MountError {
     pub message: String,
 }
 
+impl MountError {
+    pub(crate) fn failed(cause: impl std::fmt::Display) -> Self {
+        Self { kind: MountErrorKind::MountFailed, message: format!("S3FS mount failed: {cause}") }
+    }
+
+    pub(crate) fn not_unmounted(why: impl Into<String>) -> Self {
+        Self { kind: MountErrorKind::UnmountFailed, message: why.into() }
+    }
+
+    pub(crate) fn nothing_at(path: &str) -> Self {
+        let message = format!("No active mount found at path: {path}");
+        Self { kind: MountErrorKind::InvalidConfig, message }
+    }
+}
+
+impl From<InvalidMount> for MountError {
+    fn from(invalid: InvalidMount) -> Self {
+        let kind = match invalid.class() {
+            MountClass::InvalidConfig => MountErrorKind::InvalidConfig,
+            MountClass::MissingCredentials => MountErrorKind::MissingCredentials,
+        };
+        Self { kind, message: invalid.to_string() }
+    }
+}
+
+impl From<InvalidMount> for DaemonError {
+    fn from(invalid: InvalidMount) -> Self {
+        Self::Mount(invalid.into())
+    }
+}
+
 /// A call that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -67,6 +99,9 @@ pub enum DaemonError {
     /// The bucket of a binding did not do it. The text holds no key.
     #[error("{0}")]
     Bucket(String),
+    /// The daemon's own files cannot be used.
+    #[error("{0}")]
+    State(String),
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     Stopping,

@@ -4,9 +4,17 @@
 mod config;
 mod daemon;
 mod error;
+mod events;
+mod mounts;
+mod objects;
+mod sandboxes;
+mod state;
 mod types;
+pub mod worker;
 
-pub use config::{Config, Secrets};
+pub use config::{
+    BindingConfig, Config, ConfigError, KeySource, LogFormat, MountDefaults, RemoteConfig, SecretRef, Secrets,
+};
 pub use daemon::Daemon;
 pub use error::{DaemonError, MountError, MountErrorKind};
 pub use types::*;

@@ -2,48 +2,8 @@
 
 use bytes::Bytes;
 use sandpail_sandbox::SandboxId;
-use sandpail_spec::{Credentials, Provider};
 
-/// Options of a mount, in the form that every client writes them; not yet checked against anything.
-#[derive(Clone, Debug, Default)]
-pub struct MountOptions {
-    /// URL of the store; with it the mount is an endpoint mount.
-    pub endpoint: Option<String>,
-    /// The store's dialect, if its host does not tell.
-    pub provider: Option<Provider>,
-    /// The part of the bucket, begins with `/`.
-    pub prefix: Option<String>,
-    /// Refuse writes.
-    pub read_only: bool,
-    /// Keys for this mount.
-    pub credentials: Option<Credentials>,
-    /// S3 clients inside may reach the bucket through the proxy.
-    pub credential_proxy: bool,
-    /// Options in the words of s3fs.
-    pub s3fs_options: Vec<String>,
-    /// Keep a plain directory equal instead of mounting.
-    pub local_bucket: bool,
-}
-
-/// One `mountBucket` call.
-#[derive(Clone, Debug)]
-pub struct MountRequest {
-    /// Bucket of an endpoint mount, binding of any other.
-    pub source: MountSource,
-    /// Where in the sandbox, as the client wrote it.
-    pub mount_path: String,
-    /// The rest.
-    pub options: MountOptions,
-}
-
-/// What is mounted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MountSource {
-    /// A bucket of `options.endpoint`.
-    Bucket(String),
-    /// A binding of the configuration.
-    Binding(String),
-}
+pub use sandpail_spec::{MountOptions, MountRequest, MountSource};
 
 /// A mount as it is shown. Never holds a key.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]

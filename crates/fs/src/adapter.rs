@@ -27,6 +27,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use crate::attr::{Kind, S_IFMT, S_IFREG};
 use crate::engine::{Engine, Metadata, OpenMode, SetAttr, SetTime, Stat, Whence};
 use crate::errno::{Errno, errno};
+pub use crate::ids::IdMap;
 
 /// Threads that read requests; two keep a stream busy on a small machine.
 const FUSE_THREADS: usize = 2;
@@ -62,6 +63,36 @@ pub struct Mounted {
     is_root: bool,
 }
 
+/// A device that is served; whoever opened it mounts and unmounts.
+#[derive(Debug)]
+pub struct Served {
+    session: BackgroundSession,
+}
+
+/// Serves `engine` on an open `/dev/fuse` whose file system somebody else has made (with `allow_other` and
+/// `default_permissions`), and returns when the kernel's first message has been answered.
+///
+/// # Errors
+/// What the kernel says.
+pub fn serve_device(engine: Arc<Engine>, device: OwnedFd, ids: IdMap) -> io::Result<Served> {
+    let mut config = Config::default();
+    config.acl = SessionACL::All;
+    config.n_threads = Some(FUSE_THREADS);
+    let adapter = Adapter::new(engine, ids);
+    let session = fuser::Session::from_fd(adapter, device, SessionACL::All, config)?.spawn()?;
+    Ok(Served { session })
+}
+
+impl Served {
+    /// Waits until the file system is gone, whoever unmounts it.
+    ///
+    /// # Errors
+    /// What ended the session.
+    pub fn wait(self) -> io::Result<()> {
+        self.session.join()
+    }
+}
+
 /// Mounts `engine` at `mountpoint` and returns when the kernel has been answered.
 ///
 /// # Errors
@@ -88,9 +119,7 @@ pub fn mount(engine: Arc<Engine>, mountpoint: &Path, options: &MountOptions) -> 
     }));
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(FUSE_THREADS);
-    let runtime = engine.runtime().clone();
-    let ttl = engine.options().metadata_ttl;
-    let adapter = Adapter { engine, runtime, ttl };
+    let adapter = Adapter::new(engine, IdMap::SAME);
     let is_root = rustix::process::geteuid().is_root();
     let session = if is_root {
         let device = mount_as_root(mountpoint, options)?;
@@ -179,9 +208,21 @@ struct Adapter {
     engine: Arc<Engine>,
     runtime: tokio::runtime::Handle,
     ttl: Duration,
+    ids: IdMap,
 }
 
 impl Adapter {
+    fn new(engine: Arc<Engine>, ids: IdMap) -> Self {
+        let runtime = engine.runtime().clone();
+        let ttl = engine.options().metadata_ttl;
+        Self { engine, runtime, ttl, ids }
+    }
+
+    /// Who asks, in the ids that files have.
+    fn asker(&self, request: &Request) -> (u32, u32) {
+        (self.ids.inner(request.uid()), self.ids.inner(request.gid()))
+    }
+
     /// Polls once here; what is not ready goes on as a task.
     fn run(&self, future: impl Future<Output = ()> + Send + 'static) {
         let _entered = self.runtime.enter();
@@ -230,7 +271,7 @@ fn report(operation: &str, error: &FsError) -> fuser::Errno {
     number(chosen)
 }
 
-fn file_attr(stat: &Stat) -> FileAttr {
+fn file_attr(stat: &Stat, ids: IdMap) -> FileAttr {
     let attr = &stat.attr;
     FileAttr {
         ino: INodeNo(stat.ino),
@@ -244,8 +285,8 @@ fn file_attr(stat: &Stat) -> FileAttr {
         perm: u16::try_from(attr.perm & 0o7777).unwrap_or_default(),
         // As for many file systems: 1 means that the number of subdirectories is not counted.
         nlink: u32::from(stat.is_linked),
-        uid: attr.uid,
-        gid: attr.gid,
+        uid: ids.outer(attr.uid),
+        gid: ids.outer(attr.gid),
         rdev: 0,
         blksize: 4096,
         flags: 0,
@@ -335,9 +376,9 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (name, ttl) = (name.as_bytes().to_vec(), self.ttl);
+        let (name, ttl, ids) = (name.as_bytes().to_vec(), self.ttl, self.ids);
         answer!(self, "lookup", reply, |engine| engine.lookup(parent.0, &name), |stat| {
-            reply.entry(&ttl, &file_attr(&stat), GENERATION);
+            reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
         });
     }
 
@@ -346,8 +387,8 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        let ttl = self.ttl;
-        answer!(self, "getattr", reply, |engine| engine.getattr(ino.0), |stat| reply.attr(&ttl, &file_attr(&stat)));
+        let (ttl, ids) = (self.ttl, self.ids);
+        answer!(self, "getattr", reply, |engine| engine.getattr(ino.0), |stat| reply.attr(&ttl, &file_attr(&stat, ids)));
     }
 
     fn setattr(
@@ -368,11 +409,11 @@ impl Filesystem for Adapter {
         _flags: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let ttl = self.ttl;
+        let (ttl, ids) = (self.ttl, self.ids);
         let set = SetAttr {
             perm: mode,
-            uid,
-            gid,
+            uid: uid.map(|uid| ids.inner(uid)),
+            gid: gid.map(|gid| ids.inner(gid)),
             size,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
@@ -381,7 +422,7 @@ impl Filesystem for Adapter {
             kill_set_id: mode.is_none() && (uid.is_some() || gid.is_some()),
         };
         answer!(self, "setattr", reply, |engine| engine.setattr(ino.0, set), |stat| {
-            reply.attr(&ttl, &file_attr(&stat));
+            reply.attr(&ttl, &file_attr(&stat, ids));
         });
     }
 
@@ -403,7 +444,7 @@ impl Filesystem for Adapter {
         if mode & S_IFMT != S_IFREG && mode & S_IFMT != 0 {
             return reply.error(fuser::Errno::EPERM);
         }
-        let (name, ttl, uid, gid) = (name.as_bytes().to_vec(), self.ttl, request.uid(), request.gid());
+        let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl, self.ids, self.asker(request));
         let work = move |engine: Arc<Engine>| async move {
             let mode_of_open = OpenMode { write: true, ..OpenMode::default() };
             let opened = engine.create(parent.0, &name, mode & !umask, uid, gid, mode_of_open).await?;
@@ -411,13 +452,13 @@ impl Filesystem for Adapter {
             engine.release(opened.handle).await;
             stored.map(|()| opened.stat)
         };
-        answer!(self, "mknod", reply, |engine| work(engine), |stat| reply.entry(&ttl, &file_attr(&stat), GENERATION));
+        answer!(self, "mknod", reply, |engine| work(engine), |stat| reply.entry(&ttl, &file_attr(&stat, ids), GENERATION));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let (name, ttl, uid, gid) = (name.as_bytes().to_vec(), self.ttl, request.uid(), request.gid());
+        let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl, self.ids, self.asker(request));
         answer!(self, "mkdir", reply, |engine| engine.mkdir(parent.0, &name, mode & !umask, uid, gid), |stat| {
-            reply.entry(&ttl, &file_attr(&stat), GENERATION);
+            reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
         });
     }
 
@@ -433,9 +474,9 @@ impl Filesystem for Adapter {
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (name, target) = (name.as_bytes().to_vec(), target.as_os_str().as_bytes().to_vec());
-        let (ttl, uid, gid) = (self.ttl, request.uid(), request.gid());
+        let (ttl, ids, (uid, gid)) = (self.ttl, self.ids, self.asker(request));
         answer!(self, "symlink", reply, |engine| engine.symlink(parent.0, &name, &target, uid, gid), |stat| {
-            reply.entry(&ttl, &file_attr(&stat), GENERATION);
+            reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
         });
     }
 
@@ -483,7 +524,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (name, ttl, uid, gid) = (name.as_bytes().to_vec(), self.ttl, request.uid(), request.gid());
+        let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl, self.ids, self.asker(request));
         let open = open_mode(flags);
         answer!(
             self,
@@ -492,7 +533,7 @@ impl Filesystem for Adapter {
             |engine| engine.create(parent.0, &name, mode & !umask, uid, gid, open),
             |opened| {
                 let flags = fopen_flags(opened.keep_cache);
-                reply.created(&ttl, &file_attr(&opened.stat), GENERATION, FileHandle(opened.handle), flags);
+                reply.created(&ttl, &file_attr(&opened.stat, ids), GENERATION, FileHandle(opened.handle), flags);
             }
         );
     }
@@ -605,7 +646,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let (engine, ttl) = (Arc::clone(&self.engine), self.ttl);
+        let (engine, ttl, ids) = (Arc::clone(&self.engine), self.ttl, self.ids);
         self.run(async move {
             // As many as fit the smallest buffer that kernels use with names of ordinary length; a name that is
             // looked up and does not fit would be asked for in vain.
@@ -614,7 +655,7 @@ impl Filesystem for Adapter {
                 Ok(listed) => {
                     let mut is_full = false;
                     for entry in listed {
-                        let attr = file_attr(&entry.stat);
+                        let attr = file_attr(&entry.stat, ids);
                         is_full = is_full
                             || reply.add(
                                 INodeNo(entry.stat.ino),

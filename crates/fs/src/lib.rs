@@ -12,6 +12,7 @@ pub mod content;
 pub mod engine;
 pub mod errno;
 mod error;
+mod ids;
 pub mod read;
 pub mod tree;
 pub mod write;

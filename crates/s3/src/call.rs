@@ -167,6 +167,12 @@ impl Call {
         }
     }
 
+    /// Asks for the checksum of the object, too.
+    #[must_use]
+    pub fn with_checksum(self) -> Self {
+        self.plain("x-amz-checksum-mode", "ENABLED")
+    }
+
     /// GetObjectTagging.
     pub fn get_tagging(key: &str) -> Self {
         Self::new(Operation::GetObjectTagging, Method::GET, Some(key)).query("tagging", "")

@@ -13,6 +13,8 @@ pub enum ChecksumKind {
     Crc64Nvme,
     /// `x-amz-checksum-crc32c`.
     Crc32c,
+    /// `x-amz-checksum-crc32`, what other programs store most.
+    Crc32,
     /// `Content-MD5`, which every S3 knows.
     ContentMd5,
     /// None.
@@ -25,6 +27,7 @@ impl ChecksumKind {
         match self {
             Self::Crc64Nvme => Some("x-amz-checksum-crc64nvme"),
             Self::Crc32c => Some("x-amz-checksum-crc32c"),
+            Self::Crc32 => Some("x-amz-checksum-crc32"),
             Self::ContentMd5 => Some("content-md5"),
             Self::None => None,
         }
@@ -35,6 +38,7 @@ impl ChecksumKind {
         match self {
             Self::Crc64Nvme => Some("CRC64NVME"),
             Self::Crc32c => Some("CRC32C"),
+            Self::Crc32 => Some("CRC32"),
             Self::ContentMd5 | Self::None => None,
         }
     }
@@ -57,6 +61,7 @@ impl Checksummer {
         Self(match kind {
             ChecksumKind::Crc64Nvme => State::Crc { digest: Box::new(Digest::new(CrcAlgorithm::Crc64Nvme)), len: 8 },
             ChecksumKind::Crc32c => State::Crc { digest: Box::new(Digest::new(CrcAlgorithm::Crc32Iscsi)), len: 4 },
+            ChecksumKind::Crc32 => State::Crc { digest: Box::new(Digest::new(CrcAlgorithm::Crc32IsoHdlc)), len: 4 },
             ChecksumKind::ContentMd5 => State::Md5(Box::default()),
             ChecksumKind::None => State::None,
         })
@@ -99,13 +104,14 @@ mod tests {
 
     #[test]
     fn check_values() {
-        // The catalogue's check input. CRC-64/NVME: ae8b14860a799888, CRC-32C: e3069283.
+        // The catalogue's check input. CRC-64/NVME: ae8b14860a799888, CRC-32C: e3069283, CRC-32: cbf43926.
         let data = b"123456789";
         assert_eq!(
             of(ChecksumKind::Crc64Nvme, data).unwrap(),
             STANDARD.encode(0xae8b_1486_0a79_9888_u64.to_be_bytes())
         );
         assert_eq!(of(ChecksumKind::Crc32c, data).unwrap(), STANDARD.encode(0xe306_9283_u32.to_be_bytes()));
+        assert_eq!(of(ChecksumKind::Crc32, data).unwrap(), STANDARD.encode(0xcbf4_3926_u32.to_be_bytes()));
         assert_eq!(of(ChecksumKind::ContentMd5, b"").unwrap(), "1B2M2Y8AsgTpgAmY7PhCfg==");
         assert_eq!(of(ChecksumKind::None, data), None);
     }

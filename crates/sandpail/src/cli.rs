@@ -23,8 +23,12 @@ pub(crate) enum Command {
     /// Store what is not stored yet, then unmount
     #[command(visible_alias = "unmount")]
     Umount(UmountArgs),
+    /// Run the daemon: sandboxes, their buckets, and the API
+    Serve(ServeArgs),
     /// List the mounts of this host
     List,
+    /// Sandboxes of a running daemon
+    Sandbox(crate::client::SandboxArgs),
     /// Buckets in a directory of this machine
     #[command(subcommand)]
     Bucket(BucketCommand),
@@ -246,6 +250,32 @@ pub(crate) struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  sandpail serve                                    # sandpail.toml of this directory if there is one, else defaults
+  sandpail serve --config /etc/sandpail.toml
+  SANDPAIL_API_KEY=… sandpail serve --listen 0.0.0.0:8787
+
+Every key of the file can be given by the environment, too: SANDPAIL_LISTEN, SANDPAIL_STATE_DIR, …
+SIGHUP reads the configuration anew. SIGTERM ends the daemon; sandboxes and mounts go on, and the next one finds them.";
+
+#[derive(Args, Clone, Debug)]
+#[command(after_help = SERVE_EXAMPLES)]
+pub(crate) struct ServeArgs {
+    /// The configuration; without it sandpail.toml of the working directory, if there is one
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where the API listens; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Where everything is kept
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Store, unmount and end everything at the end, as a demo does
+    #[arg(long)]
+    pub(crate) destroy_on_exit: bool,
 }
 
 #[derive(Args, Clone, Debug)]

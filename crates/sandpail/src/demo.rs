@@ -6,16 +6,27 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process_group};
+use sandpail_spec::{Credentials, SecretKey};
+use sandpail_store::http::{HttpStore, StaticCredentials};
+use sandpail_store::{ListRequest, ObjectKey, Store, collect};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::DemoArgs;
 use crate::host;
 use crate::report;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// The group of the command of a step, which an interrupt ends; 0 for none.
+static RUNNING: AtomicI32 = AtomicI32::new(0);
+
+/// The longest object of the demo that is looked at over S3, in bytes.
+const SHOWN_LEN_MAX: u64 = 1 << 20;
 
 /// Reads a CSV, computes, and writes the result beside it.
 const PYTHON_STEP: &str = r#"
@@ -47,7 +58,10 @@ struct Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        if host::sandpail_mount(&self.mountpoint).is_some() && unmount(&self.mountpoint).is_err() {
+        // What an interrupted step wrote is not missed: nothing waits long for it.
+        if host::sandpail_mount(&self.mountpoint).is_some()
+            && unmount(&self.mountpoint, &["--force", "--timeout", "20s"]).is_err()
+        {
             let _ = host::unmount(&self.mountpoint, true);
         }
         if let Some(mut server) = self.server.take() {
@@ -62,29 +76,76 @@ fn program() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("cannot find this program's own file")
 }
 
-fn unmount(mountpoint: &Path) -> anyhow::Result<()> {
-    succeed(Command::new(program()?).arg("umount").arg(mountpoint)).map(drop)
+fn unmount(mountpoint: &Path, options: &[&str]) -> anyhow::Result<()> {
+    finish(Command::new(program()?).arg("umount").args(options).arg(mountpoint)).map(drop)
 }
 
-/// Runs a command to its end; its output is the result.
-fn succeed(command: &mut Command) -> anyhow::Result<String> {
-    if INTERRUPTED.load(Ordering::Relaxed) {
-        bail!("interrupted");
-    }
+/// In a group of its own: Ctrl-C reaches us alone, and we end in order.
+fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    std::os::unix::process::CommandExt::process_group(command, 0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+}
+
+fn output_of(command: &Command, child: Child) -> anyhow::Result<String> {
     let shown = format!("{command:?}");
-    // A group of its own: Ctrl-C reaches us alone, and we end in order.
-    let output = std::os::unix::process::CommandExt::process_group(command, 0)
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot run {shown}"))?;
+    let output = child.wait_with_output().with_context(|| format!("cannot run {shown}"))?;
     if !output.status.success() {
         bail!("{shown} failed ({}):\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Runs a command to its end, interrupted or not; its output is the result.
+fn finish(command: &mut Command) -> anyhow::Result<String> {
+    let child = spawn(command).with_context(|| format!("cannot run {command:?}"))?;
+    output_of(command, child)
+}
+
+/// Runs a command of a step, which an interrupt ends; its output is the result.
+fn succeed(command: &mut Command) -> anyhow::Result<String> {
+    check_interrupt()?;
+    let child = spawn(command).with_context(|| format!("cannot run {command:?}"))?;
+    RUNNING.store(i32::try_from(child.id()).unwrap_or(0), Ordering::SeqCst);
+    if INTERRUPTED.load(Ordering::SeqCst) {
+        end_running();
+    }
+    let output = output_of(command, child);
+    RUNNING.store(0, Ordering::SeqCst);
+    check_interrupt()?;
+    output
+}
+
+fn check_interrupt() -> anyhow::Result<()> {
+    if INTERRUPTED.load(Ordering::SeqCst) {
+        bail!("interrupted");
+    }
+    Ok(())
+}
+
+fn end_running() {
+    if let Some(group) = Pid::from_raw(RUNNING.swap(0, Ordering::SeqCst)) {
+        // It may have ended by itself just now.
+        let _ = kill_process_group(group, Signal::TERM);
+    }
+}
+
+/// Notes the first signal that asks us to end; whatever runs then is taken down in order.
+async fn watch_signals() -> std::io::Result<()> {
+    let mut signals =
+        [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?];
+    let [int, term, hup] = &mut signals;
+    loop {
+        tokio::select! { _ = int.recv() => {}, _ = term.recv() => {}, _ = hup.recv() => {} }
+        if !INTERRUPTED.swap(true, Ordering::SeqCst) {
+            eprintln!("\nending: unmounting and removing everything …");
+        }
+        end_running();
+    }
+}
+
 struct Demo {
     stage: Stage,
+    runtime: tokio::runtime::Runtime,
     environment: Vec<(String, String)>,
     done: Vec<Done>,
 }
@@ -99,17 +160,16 @@ pub(crate) fn run(arguments: &DemoArgs) -> anyhow::Result<()> {
         Some(tree) => tree.canonicalize().with_context(|| format!("no directory {}", tree.display()))?,
         None => std::env::current_dir()?,
     };
-    let interrupts = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    interrupts.spawn(async {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            INTERRUPTED.store(true, Ordering::Relaxed);
-            eprintln!("\nending: unmounting and removing everything …");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.spawn(async {
+        if let Err(error) = watch_signals().await {
+            eprintln!("sandpail: signals are not heard: {error}");
         }
     });
     let dir = tempfile::Builder::new().prefix("sandpail-demo-").tempdir()?.keep();
     let mountpoint = dir.join("data");
     let stage = Stage { dir, mountpoint, server: None };
-    let mut demo = Demo { stage, environment: Vec::new(), done: Vec::new() };
+    let mut demo = Demo { stage, runtime, environment: Vec::new(), done: Vec::new() };
     demo.play(&tree)
 }
 
@@ -129,7 +189,7 @@ impl Demo {
         self.step("look at the bucket as a plain S3 client", |demo| demo.plain_s3())?;
         let sums = self.sums()?;
         self.step("unmount, mount again read-only", |demo| {
-            unmount(&demo.stage.mountpoint)?;
+            unmount(&demo.stage.mountpoint, &[])?;
             demo.mount(true)
         })?;
         self.step("verify all checksums", |demo| {
@@ -138,7 +198,7 @@ impl Demo {
             Ok(format!("{} files, all the same", now.lines().count()))
         })?;
         self.step("try to write", |demo| demo.refused_write())?;
-        unmount(&mnt)?;
+        unmount(&mnt, &[])?;
         self.table();
         Ok(())
     }
@@ -150,6 +210,7 @@ impl Demo {
     ) -> anyhow::Result<()> {
         print!("{:>2}. {what} … ", self.done.len() + 1);
         std::io::stdout().flush()?;
+        check_interrupt()?;
         let started = Instant::now();
         let note = work(self).with_context(|| format!("step \"{what}\" failed"))?;
         let took = started.elapsed();
@@ -184,7 +245,8 @@ impl Demo {
         if read_only {
             command.arg("--read-only");
         }
-        succeed(&mut command)?;
+        // Not cut short: a mount that is half made is harder to take down than a whole one.
+        finish(&mut command)?;
         let line = host::sandpail_mount(&self.stage.mountpoint).context("it is not in the mount table")?;
         Ok(format!("{} is a {} mount of {}", line.mountpoint.display(), line.fs_type, line.source))
     }
@@ -254,12 +316,46 @@ impl Demo {
         Ok(format!("write {:.0} MiB/s to the bucket, read {:.0} MiB/s", rate(wrote), rate(started.elapsed())))
     }
 
+    /// What another program sees of the bucket: requests to its S3 endpoint, past the mount.
     fn plain_s3(&self) -> anyhow::Result<String> {
-        let bucket = self.stage.dir.join("demo-bucket");
-        let keys = succeed(Command::new(program()?).args(["bucket", "list"]).arg(&bucket))?;
-        let shown: Vec<&str> =
-            keys.lines().filter(|line| line.contains("results/") || line.contains("app.log")).collect();
-        Ok(format!("{} objects, among them:\n{}", keys.lines().count(), shown.join("\n")))
+        let variable = |wanted: &str| {
+            let found = self.environment.iter().find(|(name, _)| name == wanted);
+            found.map(|(_, value)| value.clone()).with_context(|| format!("the server did not say {wanted}"))
+        };
+        let keys = Credentials {
+            access_key_id: variable("AWS_ACCESS_KEY_ID")?,
+            secret_access_key: SecretKey::new(variable("AWS_SECRET_ACCESS_KEY")?),
+            session_token: None,
+        };
+        let store = HttpStore::builder(variable("AWS_ENDPOINT_URL_S3")?.parse()?, "demo-bucket")
+            .region(variable("AWS_REGION")?)
+            .path_style(true)
+            .credentials(Arc::new(StaticCredentials::new(keys)))
+            .build()?;
+        self.runtime.block_on(async {
+            let mut request = ListRequest::default();
+            let (mut count, mut shown) = (0, String::new());
+            loop {
+                let page = store.list(&request).await?;
+                count += page.objects.len();
+                for object in page.objects {
+                    if object.key.as_str().starts_with("results/") || object.key.as_str() == "app.log" {
+                        shown.push_str(&format!("\n{:>12}  {}", object.size, object.key));
+                    }
+                }
+                match page.next {
+                    Some(next) => request.continuation = Some(next),
+                    None => break,
+                }
+            }
+            let key = ObjectKey::new("results/summary.csv")?;
+            let size = store.head(&key).await?.size;
+            let body =
+                collect(store.get(&key, 0..size, None).await?, usize::try_from(size.min(SHOWN_LEN_MAX))?).await?;
+            let text = String::from_utf8_lossy(&body);
+            let lines: Vec<&str> = text.lines().take(2).collect();
+            Ok(format!("{count} objects, among them:{shown}\n    {key} by GET over S3: {} …", lines.join(" | ")))
+        })
     }
 
     fn sums(&self) -> anyhow::Result<String> {

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::cli::DoctorArgs;
 use crate::host;
+use crate::progress::Waiting;
 use crate::report;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -32,7 +33,9 @@ fn finding(grade: Grade, what: &'static str, text: impl Into<String>) -> Finding
 pub(crate) fn run(arguments: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let mut findings = host_findings();
     if let Some(bucket) = &arguments.bucket {
+        let waiting = Waiting::start(&format!("examining {bucket}"));
         findings.extend(bucket_findings(bucket, arguments));
+        drop(waiting);
     }
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&findings)?);

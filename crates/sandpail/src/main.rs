@@ -1,28 +1,32 @@
 //! The program: arguments, processes, signals, logging.
 #![forbid(unsafe_code)]
 
-mod backend;
 mod bucket;
 mod cli;
-mod control;
+mod client;
 mod demo;
 mod doctor;
-mod host;
 mod mount;
 mod probe;
-mod profiles;
-mod registry;
-mod report;
+mod progress;
+mod serve;
+mod store;
 mod umount;
-mod worker;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use sandpail_daemon::worker::{self, control, host, profiles, registry, report};
 
 use crate::cli::{Cli, Command};
 
 fn main() -> ExitCode {
+    // Parts of sandboxes: before there is a second thread, and without a word of the command line's help.
+    match std::env::args_os().nth(1).as_ref().and_then(|argument| argument.to_str()) {
+        Some("sandbox-init") => return sandpail_sandbox::init_main(),
+        Some("sandbox-agent") => return sandpail_sandbox::agent_main(),
+        _ => {}
+    }
     let arguments = cli::with_mount_helper_forms(std::env::args_os().collect());
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
@@ -40,8 +44,10 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Mount(arguments) => mount::run(&arguments)?,
-        Command::MountWorker => return Ok(worker::run_from_stdin()),
+        Command::MountWorker => return Ok(worker::main()),
         Command::Umount(arguments) => return umount::run(&arguments),
+        Command::Serve(arguments) => serve::run(&arguments)?,
+        Command::Sandbox(arguments) => return client::run(arguments),
         Command::List => registry::print_list()?,
         Command::Bucket(command) => bucket::run(command)?,
         Command::Doctor(arguments) => return doctor::run(&arguments),

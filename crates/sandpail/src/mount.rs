@@ -1,27 +1,16 @@
 //! `sandpail mount`: checks everything, starts the worker, and returns when the mount answers.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader};
+use std::process::Child;
 
 use anyhow::{Context, bail};
 
-use crate::backend::{RemotePlan, Source};
+use sandpail_daemon::worker::backend::{self, Source};
+use sandpail_daemon::worker::{self, Conflict, FAILED, Place, Plan, READY};
+
 use crate::cli::{ConflictArg, MetadataArg, MountArgs};
-use crate::worker::{self, Conflict, Plan};
-use crate::{host, registry};
-
-/// Variables that hold keys; a worker gets its keys over a pipe and must not have these.
-const SECRET_VARIABLES: [&str; 6] = [
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "R2_ACCESS_KEY_ID",
-    "R2_SECRET_ACCESS_KEY",
-    "AWS_SECURITY_TOKEN",
-];
-
-/// Variables that name files; a worker runs in another directory.
-const FILE_VARIABLES: [&str; 3] = ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE"];
+use crate::progress::Waiting;
+use crate::{host, registry, store};
 
 pub(crate) fn run(arguments: &MountArgs) -> anyhow::Result<()> {
     let arguments = match arguments.clone().with_options() {
@@ -30,33 +19,37 @@ pub(crate) fn run(arguments: &MountArgs) -> anyhow::Result<()> {
     };
     host::check_fuse()?;
     let plan = plan(&arguments)?;
+    let Place::Host { mountpoint, .. } = &plan.place else { bail!("no mountpoint") };
     if arguments.foreground {
-        let shown = plan.mountpoint.display().to_string();
-        return worker::run(&plan, || {
+        let shown = mountpoint.display().to_string();
+        return worker::run(&plan, None, || {
             println!("mounted on {shown}");
             Ok(())
         });
     }
     let mut worker = start(&plan)?;
-    match first_line(&mut worker)?.as_str() {
-        "ready" => {}
+    let waiting = Waiting::start(&format!("mounting {}", plan.shown_source()));
+    let line = first_line(&mut worker);
+    drop(waiting);
+    match line?.as_str() {
+        READY => {}
         line => {
             let _ = worker.wait();
-            bail!("{}", line.strip_prefix("error: ").unwrap_or(line));
+            bail!("{}", line.strip_prefix(FAILED).unwrap_or(line));
         }
     }
     // The truth is what the kernel shows, not what the worker says.
-    let answers = std::fs::read_dir(&plan.mountpoint).map(drop);
-    let is_there = host::sandpail_mount(&plan.mountpoint).is_some();
+    let answers = std::fs::read_dir(mountpoint).map(drop);
+    let is_there = host::sandpail_mount(mountpoint).is_some();
     if is_there && answers.is_ok() {
         return Ok(());
     }
     let _ = worker.kill();
     let _ = worker.wait();
-    let _ = host::unmount(&plan.mountpoint, true);
+    let _ = host::unmount(mountpoint, true);
     match answers {
-        Err(error) => bail!("the mount on {} does not answer: {error}", plan.mountpoint.display()),
-        Ok(()) => bail!("the mount on {} was gone at once", plan.mountpoint.display()),
+        Err(error) => bail!("the mount on {} does not answer: {error}", mountpoint.display()),
+        Ok(()) => bail!("the mount on {} was gone at once", mountpoint.display()),
     }
 }
 
@@ -69,10 +62,10 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
         (None, prefix) => prefix.unwrap_or_default(),
     };
     if let Source::Directory(path) = &source {
-        crate::backend::open_directory(path)?;
+        backend::open_directory(path)?;
     }
     let store = match &source {
-        Source::Bucket(_) => Some(RemotePlan::from_arguments(&arguments.store)?),
+        Source::Bucket(_) => Some(store::remote_plan(&arguments.store)?),
         Source::Directory(_) => None,
     };
     let umask = arguments.umask.unwrap_or(0);
@@ -81,10 +74,12 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
         source,
         store,
         prefix: prefix.as_str().to_owned(),
-        mountpoint: host::check_mountpoint(&arguments.mountpoint)?,
+        place: Place::Host {
+            mountpoint: host::check_mountpoint(&arguments.mountpoint)?,
+            allow_other: arguments.allow_other,
+            kernel_options: arguments.kernel_options.clone(),
+        },
         read_only: arguments.read_only,
-        allow_other: arguments.allow_other,
-        kernel_options: arguments.kernel_options.clone(),
         posix_metadata: arguments.metadata == MetadataArg::Posix,
         metadata_ttl: arguments.metadata_ttl,
         uid: arguments.uid.unwrap_or(me.0),
@@ -97,6 +92,8 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
             ConflictArg::KeepBoth => Conflict::KeepBoth,
         },
         part_len: arguments.part_size,
+        multipart: true,
+        parallel_parts: None,
         memory_limit: arguments.memory_limit,
         staging_dir: match &arguments.staging_dir {
             Some(dir) => std::path::absolute(dir)?,
@@ -115,25 +112,14 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
 /// A worker that is killed unless it is let go.
 fn start(plan: &Plan) -> anyhow::Result<Child> {
     registry::prune();
-    let program = std::env::current_exe().context("cannot find this program's own file")?;
-    let mut command = Command::new(program);
-    command.arg("mount-worker").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).current_dir("/");
-    for variable in SECRET_VARIABLES {
-        command.env_remove(variable);
-    }
-    for variable in FILE_VARIABLES {
-        if let Some(Ok(path)) = std::env::var_os(variable).filter(|path| !path.is_empty()).map(std::path::absolute) {
-            command.env(variable, path);
-        }
-    }
+    let (mut command, socket) = worker::start::command(&worker::start::own_program()?)?;
     let mut worker = command.spawn().context("cannot start the mount's process")?;
-    let mut text = serde_json::to_string(plan)?;
-    let sent = worker.stdin.take().context("no pipe")?.write_all(text.as_bytes());
-    zeroize::Zeroize::zeroize(&mut text);
-    if let Err(error) = sent {
+    // The worker's end of the socket is in there.
+    drop(command);
+    if let Err(error) = worker::start::hand_plan(&socket, plan, None) {
         let _ = worker.kill();
         let _ = worker.wait();
-        return Err(error).context("cannot hand the plan to the mount's process");
+        return Err(error);
     }
     Ok(worker)
 }

@@ -8,7 +8,6 @@ use sandpail_spec::Endpoint;
 use sandpail_store::http::HttpStore;
 use sandpail_store::{Condition, ObjectAttributes, ObjectKey, PutBody, Store};
 
-use crate::backend::RemotePlan;
 use crate::cli::DoctorArgs;
 use crate::profiles;
 use crate::report;
@@ -65,7 +64,7 @@ pub(crate) fn probe(bucket: &str, arguments: &DoctorArgs) -> Vec<Step> {
 fn examine(examination: &mut Examination, bucket: &str, arguments: &DoctorArgs) -> Result<(), Stopped> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = examination.need("threads", runtime.map_err(Into::into))?;
-    let plan = examination.need("credentials", RemotePlan::from_arguments(&arguments.store))?;
+    let plan = examination.need("credentials", crate::store::remote_plan(&arguments.store))?;
     examination.must("provider", Ok(format!("{} at {}", plan.provider(), plan.endpoint())))?;
     let endpoint = examination.need("endpoint", plan.endpoint().parse::<Endpoint>().map_err(Into::into))?;
     let address = (endpoint.host().trim_matches(['[', ']']), endpoint.port());

@@ -4,15 +4,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressStyle};
-
 use crate::cli::UmountArgs;
 use crate::control::{self, Ask};
+use crate::progress::Waiting;
 use crate::{host, registry};
-
-/// A bar appears only when waiting takes longer than people like to wait without a word.
-const SHOW_AFTER: Duration = Duration::from_secs(2);
+use anyhow::{Context, bail};
 
 pub(crate) fn run(arguments: &UmountArgs) -> anyhow::Result<ExitCode> {
     let shown = arguments.mountpoint.display();
@@ -48,23 +44,9 @@ fn absolute(path: &Path) -> anyhow::Result<std::path::PathBuf> {
 
 fn drain(pid: u32, timeout: Duration) -> anyhow::Result<Vec<(String, String)>> {
     let socket = registry::socket_of(pid)?;
-    let asked = std::thread::spawn(move || control::ask(&socket, Ask::Drain, timeout));
-    let started = Instant::now();
-    let mut bar = None;
-    while !asked.is_finished() {
-        if started.elapsed() > SHOW_AFTER && bar.is_none() {
-            let style = ProgressStyle::with_template("{spinner} storing what was written … {elapsed}")?;
-            bar = Some(ProgressBar::new_spinner().with_style(style));
-        }
-        if let Some(bar) = &bar {
-            bar.tick();
-        }
-        std::thread::sleep(Duration::from_millis(if bar.is_some() { 100 } else { 2 }));
-    }
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
-    let answer = asked.join().map_err(|_| anyhow::anyhow!("the question to the mount's process failed"))?;
+    let waiting = Waiting::start("storing what was written");
+    let answer = control::ask(&socket, Ask::Drain, timeout);
+    drop(waiting);
     Ok(answer.context("the mount's process does not say whether everything is stored")?.failed)
 }
 

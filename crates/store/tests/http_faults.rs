@@ -255,6 +255,49 @@ async fn headers_that_do_not_fit_the_question_are_refused() {
 }
 
 #[tokio::test]
+async fn bytes_that_differ_from_their_checksum_are_never_handed_out() {
+    let data = data();
+    let sum = |kind| sandpail_s3::checksum::of(kind, &data).unwrap();
+    let said = |headers: &str, data: &[u8]| {
+        let mut answer = part(data, 0, 100_000, 0);
+        answer.truncate(answer.len() - 2);
+        answer.extend_from_slice(format!("{headers}\r\n").as_bytes());
+        answer.extend_from_slice(data);
+        Act::Raw(answer)
+    };
+    let mut wrong = data.clone();
+    wrong[70_000] ^= 1;
+    for kind in [ChecksumKind::Crc64Nvme, ChecksumKind::Crc32c, ChecksumKind::Crc32] {
+        let header = format!("{}: {}\r\n", kind.header().unwrap(), sum(kind));
+        // Damaged on the way, once: asked for again.
+        let server = Server::play(vec![said(&header, &wrong), said(&header, &data)]).await;
+        assert_eq!(read(&server.store(), None).await.unwrap(), data, "{kind:?}");
+        assert_eq!(server.seen().len(), 2);
+        assert_eq!(server.seen()[0].header("x-amz-checksum-mode"), "ENABLED");
+        // Damaged where it is kept: no byte of it is handed out.
+        let server = Server::play(vec![said(&header, &wrong)]).await;
+        let error = server.store().get(&key(), 0..100_000, None).await.err().expect("refused before the first byte");
+        assert!(matches!(&error, StoreError::Integrity { message } if message.contains("checksum")), "{error}");
+        assert_eq!(server.seen().len(), 3);
+    }
+    // A sum of sums says nothing of the bytes, nor does that of a whole object of some of them.
+    let composite =
+        format!("x-amz-checksum-crc32c: {}-2\r\nx-amz-checksum-type: COMPOSITE\r\n", sum(ChecksumKind::Crc32));
+    let server = Server::play(vec![said(&composite, &data)]).await;
+    assert_eq!(read(&server.store(), None).await.unwrap(), data);
+    let header = format!("x-amz-checksum-crc32c: {}\r\n", sum(ChecksumKind::Crc32));
+    let some = String::from_utf8(part(&data, 0, 50_000, 0)).unwrap().replace("ETag", &format!("{header}ETag"));
+    let server = Server::play(vec![Act::Raw([some.as_bytes(), &data[..50_000]].concat())]).await;
+    let half = collect(server.store().get(&key(), 0..50_000, None).await.unwrap(), usize::MAX).await.unwrap();
+    assert_eq!(half, data[..50_000]);
+    // Where only MD5 is spoken, the question is not asked.
+    let server = Server::play(vec![Act::Raw(part(&data, 0, 100_000, 100_000))]).await;
+    let store = server.store_with(|builder| builder.checksum(ChecksumKind::ContentMd5));
+    assert_eq!(read(&store, None).await.unwrap(), data);
+    assert_eq!(server.seen()[0].header("x-amz-checksum-mode"), "");
+}
+
+#[tokio::test]
 async fn storms_pass() {
     let storm = || error("503 Slow Down", "SlowDown");
     let server = Server::play(vec![

@@ -3,8 +3,8 @@
 //! [`runner`] runs the table of tests, each on the embedded server and on SeaweedFS. A test gets a
 //! [`World`]: a server, an empty bucket, a directory of its own, and helpers that mount the bucket and run
 //! shell scripts with a time limit. [`Proxy`] stands between a mount and its server where a test counts
-//! requests or breaks them. Everything a test starts ends with its guard: mounts are taken away, children
-//! are ended, directories removed, also when the test fails or hangs.
+//! requests or breaks them. [`Daemon`] is a `sandpail serve` with sandboxes. Everything a test starts ends with its
+//! guard: mounts are taken away, children are ended, directories removed, also when the test fails or hangs.
 //!
 //! Environment: `SANDPAIL_LONG=1` runs the long forms; `SANDPAIL_E2E_BIN` names a built `sandpail`;
 //! `SANDPAIL_E2E_PEER=s3fs` mounts with s3fs instead, which shows what a test itself is worth;
@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod daemon;
 pub mod mount;
 pub mod proxy;
 pub mod runner;
@@ -22,6 +23,7 @@ mod world;
 use std::path::PathBuf;
 
 pub use command::{Finished, Script};
+pub use daemon::Daemon;
 pub use mount::Mount;
 pub use proxy::{Fault, Proxy};
 pub use runner::Test;

@@ -236,7 +236,7 @@ def keys(prefix=""):
 "#;
 
 /// Takes the indentation of the first line away from all.
-fn dedent(code: &str) -> String {
+pub fn dedent(code: &str) -> String {
     let code = code.trim_start_matches('\n');
     let indent = code.len() - code.trim_start_matches(' ').len();
     let lines = code.lines().map(|line| {

@@ -148,7 +148,9 @@ impl World {
     /// # Errors
     /// When it fails; with the end of the mount's log.
     pub fn sh(&self, mount: &Mount, text: &str) -> Result<String> {
-        let script = self.script_in(mount.path(), text)?.env("MNT", mount.path());
+        // The test's own limit is what counts in the long form.
+        let limit = std::time::Duration::from_secs(crate::short_or_long(300, 3600));
+        let script = self.script_in(mount.path(), text)?.env("MNT", mount.path()).limit(limit);
         script.run().map_err(|error| error.context(format!("log of the mount:\n{}", mount.log())))
     }
 

@@ -9,6 +9,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("crashes::storms_are_waited_out", storms).minutes(8, 8),
     Test::new("crashes::answers_cut_short_are_no_data", cut_short).minutes(8, 8),
     Test::new("crashes::stored_at_last", stored_at_last),
+    Test::new("crashes::umount_names_what_is_not_stored", umount_names).minutes(8, 8),
     Test::new("crashes::a_failed_upload_is_told", failed_upload).minutes(8, 8),
 ];
 
@@ -128,6 +129,32 @@ fn stored_at_last(world: &World) -> Result<()> {
     )?;
     world.sh(&mount, "[ \"$(cat late)\" = precious ]")?;
     mount.unmount()
+}
+
+/// `sandpail umount` does not leave bytes behind without a word: it lists the files, and the mount stays.
+fn umount_names(world: &World) -> Result<()> {
+    if on_peer() {
+        return Ok(());
+    }
+    let (mount, proxy) = world.mount_counted(&[])?;
+    world.sh(&mount, "mkdir d; echo fine >d/stored")?;
+    proxy.break_next("PUT ", Fault::AccessDenied, 1_000_000);
+    world.sh(
+        &mount,
+        r#"
+        write() { "$PYTHON" -c 'import sys; f = open(sys.argv[1], "w"); f.write("precious"); f.close()' "$1" 2>/dev/null; }
+        fails write d/late; fails write later
+        cd /; fails "$SANDPAIL" umount "$MNT" 2>"$LOCAL/err"; mountpoint -q "$MNT"
+        for text in 'stays mounted: 2 file(s)' 'd/late: ' 'later: '; do
+            grep -q "$text" "$LOCAL/err" || { echo "does not say: $text"; cat "$LOCAL/err"; exit 1; } >&2
+        done
+        fails grep -q d/stored "$LOCAL/err"; [ "$(cat "$MNT/d/late")" = precious ]
+        "#,
+    )?;
+    proxy.heal();
+    mount.unmount()?;
+    world.python("assert get('d/late') == b'precious' and get('later') == b'precious'")?;
+    Ok(())
 }
 
 /// When the server refuses, close says so, the log names the file, and its bytes are kept.

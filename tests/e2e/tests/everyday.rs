@@ -56,7 +56,7 @@ fn works_and_stays(world: &World, script: &str) -> Result<()> {
 
 macro_rules! everyday {
     ($($name:literal: $script:expr;)*) => {
-        pub(crate) const TESTS: &[Test] = &[$(Test::new(concat!("everyday::", $name), |world| works_and_stays(world, $script)).minutes(5, 20)),*];
+        pub(crate) const TESTS: &[Test] = &[$(Test::new(concat!("everyday::", $name), |world| works_and_stays(world, $script)).minutes(5, 60)),*];
     };
 }
 
@@ -217,32 +217,29 @@ with h5py.File("a.h5", "r") as f:
     assert f["x"][3, 4] == 42 and (f["x"][4:] == data[4:]).all() and f["g/grow"][5] == 5 and f["g/grow"][-1] == 7 and f.attrs["k"] == "v"
 PY
     "#;
-    "pip_target": r#"
-        mkdir -p "$LOCAL/p/tinypkg"; cat >"$LOCAL/p/pyproject.toml" <<'T'
-[build-system]
-requires = []
-build-backend = "backend"
-backend-path = ["."]
-[project]
-name = "tinypkg"
-version = "1.0"
-T
-        echo 'def f(): return 42' >"$LOCAL/p/tinypkg/__init__.py"
-        cat >"$LOCAL/p/backend.py" <<'PY'
-import zipfile
-def build_wheel(directory, config_settings=None, metadata_directory=None):
-    name = "tinypkg-1.0-py3-none-any.whl"; info = "tinypkg-1.0.dist-info/"
-    with zipfile.ZipFile(directory + "/" + name, "w") as z:
-        z.write("tinypkg/__init__.py", "tinypkg/__init__.py")
-        z.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: tinypkg\nVersion: 1.0\n")
-        z.writestr(info + "WHEEL", "Wheel-Version: 1.0\nGenerator: e2e\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        z.writestr(info + "RECORD", "tinypkg/__init__.py,,\n" + info + "METADATA,,\n" + info + "WHEEL,,\n" + info + "RECORD,,\n")
-    return name
-PY
+    "pip_target": concat!(include_str!("tinypkg.sh"), r#"
         "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-index --no-cache-dir --target site "$LOCAL/p"
         PYTHONPATH=site "$PYTHON" -c 'import tinypkg; assert tinypkg.f() == 42; assert "site" in tinypkg.__file__'
         "$PYTHON" -m venv --without-pip env; env/bin/python -c 'import sys; assert "env" in sys.prefix'
         "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-index --upgrade --target site "$LOCAL/p"
+    "#);
+    // The cache is on the mount, too: uv would link the package's files to it.
+    "uv_install": concat!(include_str!("tinypkg.sh"), r#"
+        export UV_CACHE_DIR="$MNT/cache" UV_OFFLINE=1 UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never
+        install() { uv pip install --quiet --no-index "$@" "$LOCAL/p" 2>"$LOCAL/err" || { cat "$LOCAL/err" >&2; return 1; }; }
+        uv venv --quiet --python "$PYTHON" env; install --python env/bin/python
+        env/bin/python -c 'import tinypkg; assert tinypkg.f() == 42 and "/env/" in tinypkg.__file__'
+        install --python "$PYTHON" --target site
+        PYTHONPATH=site "$PYTHON" -c 'import tinypkg; assert tinypkg.f() == 42 and "site" in tinypkg.__file__'
+    "#);
+    "hard_links_are_refused_and_programs_copy": r#"
+        echo x >a; mkdir d; echo y >d/b
+        fails ln a b 2>"$LOCAL/err"; grep -q 'not permitted\|not supported' "$LOCAL/err"; [ ! -e b ]
+        fails cp -l a c 2>"$LOCAL/err"; fails cp -al d e 2>"$LOCAL/err"; rm -rf e; [ "$(stat -c %h a)" = 1 ]; [ "$(cat a)" = x ]
+        # git links objects where it can, and copies where it cannot.
+        git init --quiet r; echo x >r/f; git -C r add f; git -C r commit --quiet -m f
+        git clone --quiet r s; git -C s fsck --no-dangling; [ "$(cat s/f)" = x ]
+        rsync -a --link-dest="$MNT/d" d/ linked/; [ "$(cat linked/b)" = y ]
     "#;
     "npm_install": r#"
         mkdir -p "$LOCAL/dep/bin" app; echo '{"name":"dep","version":"1.0.0","bin":{"dep":"bin/dep.js"}}' >"$LOCAL/dep/package.json"

@@ -8,6 +8,9 @@ use sandpail_e2e::{Mount, ServerKind, Test, World, on_peer};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("host::no_fuse", no_fuse).on(&[ServerKind::Embedded]),
+    Test::new("host::an_ordinary_user", ordinary_user).on(&[ServerKind::Embedded]),
+    Test::new("host::root_without_fusermount", without_fusermount).on(&[ServerKind::Embedded]),
+    Test::new("host::mount_and_fstab", mount_and_fstab).on(&[ServerKind::Embedded]),
     Test::new("host::a_full_staging_disk", full_staging),
     Test::new("host::staging_limit", staging_limit).on(&[ServerKind::Embedded]),
     Test::new("host::a_full_cache_disk", full_cache),
@@ -31,7 +34,7 @@ impl Drop for Disk {
     }
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").expect("/proc")) == 0
 }
 
@@ -58,6 +61,81 @@ fn no_fuse(world: &World) -> Result<()> {
         # Everybody must reach the program for the second half.
         cp "$SANDPAIL" sandpail; chmod 755 sandpail; SANDPAIL=$PWD/sandpail
         refused without 'mknod -m 600 /dev/fuse c 10 229' setpriv --reuid 65534 --regid 65534 --clear-groups env HOME="$PWD/mnt" XDG_RUNTIME_DIR="$PWD/mnt"
+    "#;
+    world.script_in(&world.local(), script)?.run()?;
+    Ok(())
+}
+
+/// Mounts through `fusermount3`, with nothing of root's.
+fn ordinary_user(world: &World) -> Result<()> {
+    if on_peer() || !is_root() {
+        return Ok(());
+    }
+    let script = r#"
+        # Everybody must reach the program and the directories.
+        mkdir home mnt; chmod 755 . ..; chown 65534:65534 home mnt; cp "$SANDPAIL" sandpail; chmod 755 sandpail
+        cat >work <<'END'
+            trap './sandpail umount mnt 2>/dev/null || true' EXIT
+            ./sandpail mount --endpoint "$ENDPOINT" --region us-east-1 "$BUCKET" mnt
+            echo x >mnt/a; [ "$(cat mnt/a)" = x ]; [ "$(stat -c %u:%g mnt/a)" = 65534:65534 ]; mkdir mnt/d; mv mnt/a mnt/d/b
+            chmod 600 mnt/d/b; [ "$(stat -c %a mnt/d/b)" = 600 ]; ./sandpail list | grep -F "$PWD/mnt" >/dev/null
+            # Without user_allow_other in /etc/fuse.conf that is refused, and said so.
+            if ! grep -q '^user_allow_other' /etc/fuse.conf 2>/dev/null; then
+                mkdir home/other
+                if ./sandpail mount --allow-other --endpoint "$ENDPOINT" --region us-east-1 "$BUCKET" home/other 2>home/err; then exit 1; fi
+                grep -q user_allow_other home/err || { cat home/err >&2; exit 1; }
+                if mountpoint -q home/other; then exit 1; fi
+            fi
+            pid=$(./sandpail list | grep -F "$PWD/mnt" | sed 's/.*pid //'); ./sandpail umount mnt
+            if mountpoint -q mnt; then exit 1; fi
+            for n in $(seq 100); do [ -d /proc/$pid ] || break; sleep 0.1; done; [ ! -d /proc/$pid ]
+            ./sandpail doctor >home/out || true; grep -q '^ok .*mounts can be made by this user' home/out
+END
+        unshare --mount bash -ec '
+            mount --make-rprivate /; mount -t tmpfs none /dev; ln -s /proc/self/fd /dev/fd
+            for node in "null c 1 3" "urandom c 1 9" "fuse c 10 229"; do set -- $node; mknod -m 666 /dev/$1 $2 $3 $4; done
+            exec setpriv --reuid 65534 --regid 65534 --clear-groups \
+                env HOME="$PWD/home" XDG_RUNTIME_DIR="$PWD/home" XDG_STATE_HOME="$PWD/home" TMPDIR="$PWD/home" bash -euo pipefail work'
+    "#;
+    world.script_in(&world.local(), script)?.run()?;
+    Ok(())
+}
+
+fn without_fusermount(world: &World) -> Result<()> {
+    if on_peer() || !is_root() {
+        return Ok(());
+    }
+    let script = r#"
+        mkdir mnt
+        unshare --mount bash -ec '
+            mount --make-rprivate /
+            for name in fusermount3 fusermount; do if path=$(command -v $name); then mount --bind /dev/null "$path"; fi; done
+            if fusermount3 -V 2>/dev/null; then exit 1; fi
+            "$SANDPAIL" mount --endpoint "$ENDPOINT" --region us-east-1 "$BUCKET" mnt
+            echo x >mnt/a; [ "$(cat mnt/a)" = x ]; "$SANDPAIL" umount mnt; if mountpoint -q mnt; then exit 1; fi'
+    "#;
+    world.script_in(&world.local(), script)?.run()?;
+    Ok(())
+}
+
+/// `mount -t fuse.sandpail` and a line of fstab, by the system's own mount(8); keys come from a profile.
+fn mount_and_fstab(world: &World) -> Result<()> {
+    if on_peer() || !is_root() || !Path::new("/sbin/mount.fuse3").exists() {
+        return Ok(());
+    }
+    let script = r#"
+        mkdir bin mnt; cp "$SANDPAIL" bin/sandpail
+        printf '[fstab]\naws_access_key_id = %s\naws_secret_access_key = %s\n' "$AWS_ACCESS_KEY_ID" "$AWS_SECRET_ACCESS_KEY" >keys
+        export AWS_SHARED_CREDENTIALS_FILE="$PWD/keys" AWS_EC2_METADATA_DISABLED=true; unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
+        echo "$BUCKET $PWD/mnt fuse.sandpail _netdev,nofail,endpoint=$ENDPOINT,region=us-east-1,profile=fstab,metadata_ttl=2s 0 0" >fstab
+        sed 's/_netdev/ro,_netdev/' fstab >fstab.ro; sed 's/metadata_ttl/no_such_thing/' fstab >fstab.bad
+        # mount(8) looks for programs in the system's directories only.
+        unshare --mount bash -ec '
+            mount --make-rprivate /; mount --bind bin /usr/local/bin; refused() { if "$@"; then exit 1; fi; }
+            mount -t fuse.sandpail "$BUCKET" mnt -o "endpoint=$ENDPOINT,region=us-east-1,profile=fstab"; echo x >mnt/a; umount mnt
+            mount -T fstab mnt; [ "$(cat mnt/a)" = x ]; echo y >mnt/b; "$SANDPAIL" umount mnt
+            mount -T fstab.ro mnt; [ "$(cat mnt/b)" = y ]; refused touch mnt/c 2>err; grep -q "Read-only file system" err; umount mnt
+            refused mount -T fstab.bad mnt 2>err; grep -q no.such.thing err; refused mountpoint -q mnt'
     "#;
     world.script_in(&world.local(), script)?.run()?;
     Ok(())

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crashes;
+mod demo;
 mod everyday;
 mod host;
 mod https;
@@ -10,6 +11,7 @@ mod limits;
 mod names;
 mod posix;
 mod requests;
+mod sandboxes;
 mod set_up;
 mod two_mounts;
 
@@ -26,7 +28,9 @@ fn main() -> std::process::ExitCode {
         https::TESTS,
         host::TESTS,
         crashes::TESTS,
+        demo::TESTS,
         limits::TESTS,
+        sandboxes::TESTS,
     ];
     sandpail_e2e::runner::main(&tests.concat())
 }

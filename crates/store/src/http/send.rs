@@ -162,8 +162,9 @@ impl Shared {
             let mut failure = match result {
                 Ok(reply) => {
                     self.limiter.success();
-                    if reply.header("server").is_some_and(|server| server.starts_with("SeaweedFS")) {
-                        self.is_seaweedfs.store(true, Ordering::Relaxed);
+                    if let Some(server) = reply.header("server") {
+                        self.is_seaweedfs.fetch_or(server.starts_with("SeaweedFS"), Ordering::Relaxed);
+                        self.sums.met(server);
                     }
                     return Ok(reply);
                 }

@@ -7,6 +7,9 @@
 //! Unknown (both are sent) ──► Known (CRC32C alone)
 //!     └──── no echo, or a refusal ──────┴──► Ignored (MD5 alone)
 //! ```
+//!
+//! A server that is known by its name to check it goes to Known before the first upload: a large file begins with
+//! several parts at once, all of which would be summed up twice. It is held to its echo like any other.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -15,6 +18,9 @@ use sandpail_s3::ChecksumKind;
 use super::error::Failure;
 use super::send::Reply;
 use crate::StoreError;
+
+/// Servers (as they say in `Server`) whose present versions check CRC32C and repeat it.
+const CHECKING: [&str; 1] = ["SeaweedFS"];
 
 const UNKNOWN: u8 = 0;
 const KNOWN: u8 = 1;
@@ -42,6 +48,13 @@ impl Sums {
         }
     }
 
+    /// An answer named its server.
+    pub(super) fn met(&self, server: &str) {
+        if let Some(learnt) = self.learnt.as_ref().filter(|_| CHECKING.iter().any(|name| server.starts_with(name))) {
+            let _ = learnt.compare_exchange(UNKNOWN, KNOWN, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
     /// What the next upload carries.
     pub(super) fn kinds(&self) -> &[ChecksumKind] {
         match self.learnt.as_ref().map(|learnt| learnt.load(Ordering::Relaxed)) {
@@ -49,6 +62,11 @@ impl Sums {
             Some(KNOWN) => &[ChecksumKind::Crc32c],
             _ => std::slice::from_ref(&self.table),
         }
+    }
+
+    /// Whether a download may ask for the object's checksum: servers that keep none may take the question amiss.
+    pub(super) fn are_kept(&self) -> bool {
+        self.kinds().iter().any(|kind| kind.algorithm().is_some())
     }
 
     /// Learns from an answer to an upload of `kinds`, the last of which was `sum`. Says whether the body was checked.
@@ -127,6 +145,18 @@ mod tests {
         assert_eq!(sums.kinds(), [ChecksumKind::ContentMd5]);
         // An answer that comes late brings the trust not back.
         assert!(sums.answered(&[ChecksumKind::Crc32c], Some("abc="), &reply(Some("abc="))));
+        assert_eq!(sums.kinds(), [ChecksumKind::ContentMd5]);
+    }
+
+    #[test]
+    fn a_server_known_by_name_is_still_held_to_its_echo() {
+        let sums = learning();
+        sums.met("nginx");
+        assert_eq!(sums.kinds().len(), 2);
+        sums.met("SeaweedFS 9.99");
+        assert_eq!(sums.kinds(), [ChecksumKind::Crc32c]);
+        assert!(!sums.answered(sums.kinds(), Some("abc="), &reply(None)), "nobody checked: once more");
+        sums.met("SeaweedFS 9.99");
         assert_eq!(sums.kinds(), [ChecksumKind::ContentMd5]);
     }
 

@@ -1,0 +1,212 @@
+//! Ending a mount.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandpail_sandbox::{Sandbox, SandboxError, SandboxId};
+use sandpail_spec::MountPath;
+
+use super::process::Worker;
+use super::{Action, Mount, MountEvent, is_local, sync_state_file};
+use crate::sandboxes::{Inner, Slot};
+use crate::worker::control::Ask;
+use crate::{DaemonError, MountError};
+
+/// How many files that are not stored are named.
+const NAMED_COUNT_MAX: usize = 5;
+
+/// Stores everything, then unmounts. With `force` also what is in use or cannot be stored.
+pub(crate) async fn unmount(
+    inner: &Arc<Inner>,
+    id: &SandboxId,
+    mount_path: &str,
+    force: bool,
+) -> Result<(), DaemonError> {
+    inner.check_running()?;
+    let path = MountPath::parse(mount_path).map_err(sandpail_spec::InvalidMount::from)?;
+    let nothing = || DaemonError::from(MountError::nothing_at(path.as_str()));
+    let slot = inner.slot(id).ok_or_else(nothing)?;
+    let _turn = slot.turn.lock().await;
+    let mount = slot.mount(&path).ok_or_else(nothing)?;
+    let sandbox = slot.living().ok_or(SandboxError::Gone)?;
+    match mount.on(MountEvent::Unmount) {
+        Action::Store => store(inner, &mount, force).await?,
+        // The process is dead: nobody can store anything, and nothing is in use that still works.
+        Action::Detach => {
+            remove(inner, &slot, &sandbox, &mount).await?;
+            inner.events.tell("mount.gone", &slot.id, Some(path.as_str()), "it had failed");
+            return Ok(());
+        }
+        action => return Err(refused(&mount, format!("it is being made or ended ({action:?})")).into()),
+    }
+    if mount.sync().is_some() {
+        mount.on(MountEvent::Stored);
+        forget(inner, &slot, &mount);
+        inner.events.tell("mount.gone", &slot.id, Some(path.as_str()), "the files stay");
+        return Ok(());
+    }
+    if mount.on(MountEvent::Stored) != Action::Detach {
+        return Err(refused(&mount, "the process behind it ended meanwhile; unmount again").into());
+    }
+    let made = mount.now().made.clone();
+    if let Err(error) = sandbox.detach(mount.path(), made.as_deref(), force).await {
+        mount.on(MountEvent::Kept);
+        inner.persist_or_warn(&slot);
+        let why = match error {
+            SandboxError::Busy { users, .. } => {
+                format!("it is in use by {}; end them first, or unmount with force", users.join(", "))
+            }
+            error => error.to_string(),
+        };
+        return Err(refused(&mount, why).into());
+    }
+    forget(inner, &slot, &mount);
+    if let Some(worker) = mount.worker() {
+        end_worker(&worker, inner.config().mounts.drain_timeout, force).await;
+    }
+    inner.events.tell("mount.gone", &slot.id, Some(path.as_str()), "");
+    Ok(())
+}
+
+fn refused(mount: &Mount, why: impl std::fmt::Display) -> MountError {
+    MountError::not_unmounted(format!("Cannot unmount {}: {why}", mount.shown.path))
+}
+
+/// Stores what is written. Without `force`, what cannot be stored keeps the mount.
+async fn store(inner: &Inner, mount: &Mount, force: bool) -> Result<(), MountError> {
+    let timeout = inner.config().mounts.drain_timeout;
+    let Err(why) = stored(mount, timeout).await else { return Ok(()) };
+    if force {
+        tracing::warn!(path = mount.shown.path.as_str(), why, "not stored; unmounted all the same");
+        return Ok(());
+    }
+    mount.on(MountEvent::Kept);
+    Err(refused(mount, why))
+}
+
+/// Whether everything is in the bucket now; if not, what is not, and why.
+async fn stored(mount: &Mount, timeout: Duration) -> Result<(), String> {
+    if let Some(worker) = mount.worker() {
+        let answer = worker.ask(Ask::Drain, timeout).await.map_err(|why| format!("not everything is stored: {why}"))?;
+        return not_stored(&answer.failed);
+    }
+    let Some(sync) = mount.sync() else { return Ok(()) };
+    match tokio::time::timeout(timeout, sync.stop()).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("not everything is carried over within {timeout:?}")),
+    }
+}
+
+fn not_stored(failed: &[(String, String)]) -> Result<(), String> {
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<String> =
+        failed.iter().take(NAMED_COUNT_MAX).map(|(path, reason)| format!("{path}: {reason}")).collect();
+    let more = if failed.len() > NAMED_COUNT_MAX { ", …" } else { "" };
+    Err(format!("{} file(s) could not be stored: {}{more}", failed.len(), named.join(", ")))
+}
+
+/// Waits for the end of a worker whose mount is gone. It ends by itself; with `force` something may still hold the
+/// mount, and then it is told to.
+async fn end_worker(worker: &Worker, timeout: Duration, force: bool) {
+    /// Time to notice that nobody holds the mount.
+    const USUAL: Duration = Duration::from_millis(500);
+    if force && worker.ended_within(USUAL).await.is_none() {
+        worker.end(timeout).await;
+    } else if !force && worker.ended_within(timeout).await.is_none() {
+        worker.end(timeout).await;
+    }
+}
+
+/// The path is free again.
+fn forget(inner: &Inner, slot: &Slot, mount: &Mount) {
+    slot.now().mounts.remove(&mount.shown.path);
+    inner.persist_or_warn(slot);
+    if is_local(&mount.shown) {
+        remove_sync_state(inner, slot, mount);
+    }
+}
+
+fn remove_sync_state(inner: &Inner, slot: &Slot, mount: &Mount) {
+    let file = sync_state_file(inner, slot, &mount.shown);
+    match std::fs::remove_file(&file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(file = %file.display(), %error, "what a local bucket remembers stays");
+        }
+        _ => {}
+    }
+}
+
+/// Takes a mount away whose process is dead.
+async fn remove(inner: &Inner, slot: &Slot, sandbox: &Sandbox, mount: &Mount) -> Result<(), DaemonError> {
+    let made = mount.now().made.clone();
+    sandbox
+        .detach(mount.path(), made.as_deref(), true)
+        .await
+        .map_err(|error| refused(mount, format!("it had failed, and stays: {error}")))?;
+    forget(inner, slot, mount);
+    Ok(())
+}
+
+/// Makes room at the path of a mount that failed.
+pub(super) async fn clear_failed(inner: &Inner, slot: &Slot, mount: &Mount) -> Result<(), DaemonError> {
+    let sandbox = slot.living().ok_or(SandboxError::Gone)?;
+    mount.on(MountEvent::Unmount);
+    remove(inner, slot, &sandbox, mount).await
+}
+
+/// The first half of a sandbox's end: stores what is written, as far as it can be.
+pub(crate) async fn store_before_end(inner: &Arc<Inner>, slot: &Slot, mount: &Mount) {
+    if mount.on(MountEvent::Unmount) != Action::Store {
+        return;
+    }
+    if let Err(why) = stored(mount, inner.config().mounts.drain_timeout).await {
+        let detail = format!("{why}; its bytes are kept in staging");
+        tracing::error!(sandbox = slot.id.as_str(), path = mount.shown.path.as_str(), why, "not stored at the end");
+        inner.events.tell("mount.unstored", &slot.id, Some(mount.shown.path.as_str()), detail);
+    }
+    mount.on(MountEvent::Stored);
+    if mount.sync().is_some() {
+        // Its directory must not be held when the sandbox is removed.
+        mount.now().engine = None;
+    }
+}
+
+/// The second half: the sandbox is gone, and with it everything that held the mount.
+pub(crate) async fn end_after_sandbox(inner: &Arc<Inner>, slot: &Slot, mount: &Mount) {
+    if let Some(worker) = mount.worker() {
+        end_worker(&worker, inner.config().mounts.drain_timeout, false).await;
+    }
+    if is_local(&mount.shown) {
+        remove_sync_state(inner, slot, mount);
+    }
+    inner.events.tell("mount.gone", &slot.id, Some(mount.shown.path.as_str()), "with its sandbox");
+}
+
+/// The daemon ends and the sandbox goes on: local buckets carry everything over once more, workers work on.
+pub(crate) async fn rest(slot: &Slot) -> Result<(), DaemonError> {
+    /// Somebody waits for the daemon's end.
+    const TIMEOUT: Duration = Duration::from_secs(30);
+    for mount in slot.mounts() {
+        if mount.sync().is_some() {
+            stored(&mount, TIMEOUT).await.map_err(|why| DaemonError::State(format!("{}: {why}", mount.shown.path)))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_stored_is_named() {
+        assert_eq!(not_stored(&[]), Ok(()));
+        let one = ("a/b".to_owned(), "access denied".to_owned());
+        assert_eq!(not_stored(&[one.clone()]).unwrap_err(), "1 file(s) could not be stored: a/b: access denied");
+        let many = not_stored(&vec![one; 6]).unwrap_err();
+        assert!(many.starts_with("6 file(s)") && many.ends_with(", …") && many.matches("a/b").count() == 5, "{many}");
+    }
+}

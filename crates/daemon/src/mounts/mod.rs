@@ -1,0 +1,194 @@
+//! Mounts: made in steps that are taken back when a later one fails, proven before they are reported, stored before
+//! they go.
+
+pub(crate) mod device;
+mod attach;
+mod leave;
+mod process;
+mod recover;
+mod state;
+mod worker_plan;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sandpail_spec::{MountMode, MountPlan};
+use sandpail_sync::Sync;
+
+pub(crate) use self::attach::mount;
+pub(crate) use self::leave::{end_after_sandbox, rest, store_before_end, unmount};
+use self::process::Worker;
+pub(crate) use self::recover::recover;
+use self::state::{Action, MountEvent, MountState, next};
+use crate::MountInfo;
+use crate::sandboxes::{Inner, Slot};
+use crate::state::{MountRecord, Shown};
+use crate::worker::control::Ask;
+
+pub(crate) use self::worker_plan::open_store;
+
+/// How long a mount may take to say how much it has not stored.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A mount of a sandbox.
+#[derive(Debug)]
+pub(crate) struct Mount {
+    pub(crate) shown: Shown,
+    now: Mutex<Now>,
+}
+
+#[derive(Debug)]
+struct Now {
+    state: MountState,
+    /// What moves the bytes.
+    engine: Option<Engine>,
+    made: Option<PathBuf>,
+    device: u64,
+}
+
+/// What moves a mount's bytes.
+#[derive(Clone, Debug)]
+enum Engine {
+    Worker(Worker),
+    Sync(Arc<Sync>),
+}
+
+impl Mount {
+    fn reserved(plan: &MountPlan) -> Self {
+        let endpoint = match &plan.place {
+            sandpail_spec::BucketPlace::Embedded => None,
+            sandpail_spec::BucketPlace::Remote(remote) => Some(remote.endpoint.to_string()),
+        };
+        Self::new(Shown {
+            path: plan.path.clone(),
+            mode: plan.mode,
+            bucket: plan.bucket.as_str().to_owned(),
+            binding: plan.binding.as_ref().map(|name| name.as_str().to_owned()),
+            endpoint,
+            prefix: plan.prefix.as_str().to_owned(),
+            read_only: plan.read_only,
+        })
+    }
+
+    fn new(shown: Shown) -> Self {
+        let now = Now { state: MountState::Reserved, engine: None, made: None, device: 0 };
+        Self { shown, now: Mutex::new(now) }
+    }
+
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> MountState {
+        self.now().state.clone()
+    }
+
+    /// Moves the state, and says what has to be done.
+    fn on(&self, event: MountEvent) -> Action {
+        let mut now = self.now();
+        let before = std::mem::replace(&mut now.state, MountState::Reserved);
+        let (state, action) = next(before, event);
+        now.state = state;
+        action
+    }
+
+    fn worker(&self) -> Option<Worker> {
+        match &self.now().engine {
+            Some(Engine::Worker(worker)) => Some(worker.clone()),
+            _ => None,
+        }
+    }
+
+    fn sync(&self) -> Option<Arc<Sync>> {
+        match &self.now().engine {
+            Some(Engine::Sync(sync)) => Some(Arc::clone(sync)),
+            _ => None,
+        }
+    }
+
+    fn is_failed(&self) -> bool {
+        matches!(self.now().state, MountState::Failed { .. })
+    }
+
+    fn path(&self) -> &std::path::Path {
+        std::path::Path::new(self.shown.path.as_str())
+    }
+
+    /// What a restarted daemon must know; `None` for a mount of which nothing exists yet.
+    pub(crate) fn record(&self) -> Option<MountRecord> {
+        let now = self.now();
+        if now.state == MountState::Reserved {
+            return None;
+        }
+        Some(MountRecord {
+            shown: self.shown.clone(),
+            made: now.made.clone(),
+            is_serving: now.state != MountState::Starting,
+            worker: match &now.engine {
+                Some(Engine::Worker(worker)) => Some(worker.record()),
+                _ => None,
+            },
+            device: now.device,
+        })
+    }
+
+    /// How it is shown; `None` while it is being made.
+    pub(crate) async fn info(&self) -> Option<MountInfo> {
+        let state = match self.state() {
+            MountState::Reserved | MountState::Starting => return None,
+            MountState::Serving => "serving",
+            MountState::Draining | MountState::Leaving => "draining",
+            MountState::Failed { .. } => "failed",
+        };
+        let engine = self.now().engine.clone();
+        let unstored = match engine {
+            Some(Engine::Worker(worker)) if state != "failed" => {
+                worker.ask(Ask::Status, STATUS_TIMEOUT).await.map_or(0, |answer| answer.unstored)
+            }
+            Some(Engine::Sync(sync)) => sync.report().failed.len(),
+            _ => 0,
+        };
+        Some(MountInfo {
+            mount_path: self.shown.path.to_string(),
+            mode: self.shown.mode.as_str(),
+            state,
+            bucket: self.shown.bucket.clone(),
+            binding: self.shown.binding.clone(),
+            endpoint: self.shown.endpoint.clone(),
+            prefix: format!("/{}", self.shown.prefix),
+            read_only: self.shown.read_only,
+            unstored: u64::try_from(unstored).unwrap_or(u64::MAX),
+        })
+    }
+}
+
+/// Reports when the process behind a mount ends unasked.
+fn watch(inner: &Arc<Inner>, slot: &Arc<Slot>, mount: &Arc<Mount>, worker: &Worker) {
+    let (inner, slot, mount, worker) = (Arc::downgrade(inner), Arc::clone(slot), Arc::clone(mount), worker.clone());
+    tokio::spawn(async move {
+        let reason = worker.ended().await;
+        let Some(inner) = inner.upgrade() else { return };
+        // A sandbox that ended took its mounts along: that is no failure of theirs.
+        if slot.living().is_none() || mount.on(MountEvent::Ended { reason: reason.clone() }) != Action::Report {
+            return;
+        }
+        let path = mount.shown.path.as_str();
+        let detail = format!("the process behind it ended ({reason}); what it had not stored is kept in staging");
+        tracing::error!(sandbox = slot.id.as_str(), path, reason, "a mount failed");
+        inner.events.tell("mount.failed", &slot.id, Some(path), detail);
+        inner.persist_or_warn(&slot);
+    });
+}
+
+/// The file in which a local bucket remembers what was equal.
+fn sync_state_file(inner: &Inner, slot: &Slot, shown: &Shown) -> PathBuf {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    shown.path.hash(&mut hasher);
+    inner.state.join("sync").join(format!("{}-{:016x}.json", slot.id, hasher.finish()))
+}
+
+fn is_local(shown: &Shown) -> bool {
+    shown.mode == MountMode::Local
+}

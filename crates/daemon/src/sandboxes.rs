@@ -1,0 +1,403 @@
+//! Who exists: sandboxes by name, how they start and end, how many there may be.
+//!
+//! Lock order: a slot's `turn` (one mount, unmount or destroy at a time, in order of arrival), then its `starting`, then
+//! the short locks (`slots`, a slot's `now`), which are never held across an await.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use sandpail_sandbox::{Runtime, Sandbox, SandboxId};
+use sandpail_spec::MountPath;
+use sandpail_store::Store;
+
+use crate::events::{Events, now_ms};
+use crate::mounts::{self, Mount};
+use crate::state::{SandboxRecord, StateDir};
+use crate::{Config, DaemonError};
+
+/// Characters of an id that the daemon makes.
+const ID_LEN: usize = 26;
+const ID_CHARACTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+
+/// A name, and the sandbox behind it.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) id: SandboxId,
+    pub(crate) created_ms: u64,
+    /// Held by the mount, unmount or destroy that is under way.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Held by whoever starts or ends the sandbox.
+    pub(crate) starting: tokio::sync::Mutex<()>,
+    now: Mutex<Now>,
+}
+
+/// What a slot holds at the moment.
+#[derive(Debug, Default)]
+pub(crate) struct Now {
+    pub(crate) sandbox: Option<Sandbox>,
+    /// Started and unused.
+    pub(crate) is_warm: bool,
+    /// Destroyed: whoever still holds the slot must look for a new one.
+    pub(crate) is_gone: bool,
+    pub(crate) mounts: BTreeMap<MountPath, Arc<Mount>>,
+}
+
+impl Slot {
+    pub(crate) fn new(id: SandboxId, created_ms: u64) -> Self {
+        Self {
+            id,
+            created_ms,
+            turn: tokio::sync::Mutex::default(),
+            starting: tokio::sync::Mutex::default(),
+            now: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sandbox, if it is alive.
+    pub(crate) fn living(&self) -> Option<Sandbox> {
+        self.now().sandbox.clone().filter(Sandbox::is_alive)
+    }
+
+    pub(crate) fn mount(&self, path: &MountPath) -> Option<Arc<Mount>> {
+        self.now().mounts.get(path).cloned()
+    }
+
+    pub(crate) fn mounts(&self) -> Vec<Arc<Mount>> {
+        self.now().mounts.values().cloned().collect()
+    }
+
+    fn record(&self) -> SandboxRecord {
+        let now = self.now();
+        SandboxRecord {
+            id: self.id.to_string(),
+            created_ms: self.created_ms,
+            is_warm: now.is_warm,
+            mounts: now.mounts.values().filter_map(|mount| mount.record()).collect(),
+        }
+    }
+}
+
+/// Everything that the daemon holds.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) config: RwLock<Arc<Config>>,
+    pub(crate) state: StateDir,
+    pub(crate) runtime: Runtime,
+    /// The executable of workers.
+    pub(crate) program: PathBuf,
+    pub(crate) events: Events,
+    pub(crate) is_stopping: AtomicBool,
+    /// Stores of bindings, made when they are first used.
+    pub(crate) stores: Mutex<BTreeMap<String, Arc<dyn Store>>>,
+    slots: Mutex<BTreeMap<SandboxId, Arc<Slot>>>,
+    /// Held by whoever fills the pool.
+    filling: tokio::sync::Mutex<()>,
+}
+
+impl Inner {
+    pub(crate) fn new(config: Config, state: StateDir, runtime: Runtime, program: PathBuf) -> Self {
+        Self {
+            config: RwLock::new(Arc::new(config)),
+            state,
+            runtime,
+            program,
+            events: Events::new(),
+            is_stopping: AtomicBool::new(false),
+            stores: Mutex::default(),
+            slots: Mutex::default(),
+            filling: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub(crate) fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn slots(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Arc<Slot>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn slot(&self, id: &SandboxId) -> Option<Arc<Slot>> {
+        self.slots().get(id).cloned()
+    }
+
+    pub(crate) fn all_slots(&self) -> Vec<Arc<Slot>> {
+        self.slots().values().cloned().collect()
+    }
+
+    pub(crate) fn check_running(&self) -> Result<(), DaemonError> {
+        if self.is_stopping.load(Ordering::Relaxed) { Err(DaemonError::Stopping) } else { Ok(()) }
+    }
+
+    /// Writes down what a restarted daemon must know.
+    pub(crate) fn persist(&self, slot: &Slot) -> Result<(), DaemonError> {
+        self.state.write(&slot.id, &slot.record())
+    }
+
+    /// The same where nothing can be undone any more.
+    pub(crate) fn persist_or_warn(&self, slot: &Slot) {
+        if let Err(error) = self.persist(slot) {
+            tracing::error!(sandbox = slot.id.as_str(), %error, "a restarted daemon will not know the latest");
+        }
+    }
+
+    /// The sandbox of this id, made if there is none yet.
+    pub(crate) async fn sandbox(self: &Arc<Self>, id: &SandboxId) -> Result<(Arc<Slot>, Sandbox), DaemonError> {
+        loop {
+            self.check_running()?;
+            let slot = self.slot_or_new(id, false).await?;
+            if let Some(sandbox) = slot.living() {
+                self.use_warm(&slot);
+                return Ok((slot, sandbox));
+            }
+            let starting = slot.starting.lock().await;
+            if slot.now().is_gone {
+                continue;
+            }
+            if let Some(sandbox) = slot.living() {
+                self.use_warm(&slot);
+                drop(starting);
+                return Ok((slot, sandbox));
+            }
+            let sandbox = self.start(&slot).await?;
+            drop(starting);
+            return Ok((slot, sandbox));
+        }
+    }
+
+    /// A warm sandbox that is used is warm no longer, whoever guessed its name.
+    fn use_warm(&self, slot: &Slot) {
+        let was_warm = std::mem::replace(&mut slot.now().is_warm, false);
+        if was_warm {
+            self.persist_or_warn(slot);
+        }
+    }
+
+    /// Starts a slot's sandbox; the caller holds `starting`. A slot that never had one goes if that fails.
+    async fn start(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<Sandbox, DaemonError> {
+        let dead = slot.now().sandbox.take();
+        if let Some(dead) = dead {
+            self.clean_dead(slot, &dead).await;
+        }
+        let made = self.runtime.create(slot.id.clone(), self.config().sandbox.clone()).await;
+        let sandbox = match made {
+            Ok(sandbox) => sandbox,
+            Err(error) => {
+                self.forget(slot);
+                return Err(error.into());
+            }
+        };
+        slot.now().sandbox = Some(sandbox.clone());
+        if let Err(error) = self.persist(slot) {
+            if let Err(error) = sandbox.destroy().await {
+                tracing::error!(sandbox = slot.id.as_str(), %error, "a sandbox that cannot be kept is not removed");
+            }
+            self.forget(slot);
+            return Err(error);
+        }
+        self.events.tell("sandbox.created", &slot.id, None, "");
+        self.watch(slot, &sandbox);
+        Ok(sandbox)
+    }
+
+    /// Takes a slot out: its name is free.
+    fn forget(&self, slot: &Arc<Slot>) {
+        let mut now = slot.now();
+        now.is_gone = true;
+        now.sandbox = None;
+        drop(now);
+        let mut slots = self.slots();
+        if slots.get(&slot.id).is_some_and(|current| Arc::ptr_eq(current, slot)) {
+            slots.remove(&slot.id);
+        }
+        drop(slots);
+        if let Err(error) = self.state.remove(&slot.id) {
+            tracing::error!(sandbox = slot.id.as_str(), %error, "the record of a sandbox that is gone");
+        }
+    }
+
+    /// Notices when the sandbox ends by itself.
+    pub(crate) fn watch(self: &Arc<Self>, slot: &Arc<Slot>, sandbox: &Sandbox) {
+        // A watch does not keep the daemon, whose directory is free for the next one when it goes.
+        let (inner, slot, sandbox) = (Arc::downgrade(self), Arc::clone(slot), sandbox.clone());
+        tokio::spawn(async move {
+            sandbox.ended().await;
+            let Some(inner) = inner.upgrade() else { return };
+            let _turn = slot.turn.lock().await;
+            let _starting = slot.starting.lock().await;
+            let is_ours = slot.now().sandbox.as_ref().is_some_and(|now| now.pid() == sandbox.pid());
+            if slot.now().is_gone || !is_ours || inner.is_stopping.load(Ordering::Relaxed) {
+                return;
+            }
+            slot.now().sandbox = None;
+            inner.clean_dead(&slot, &sandbox).await;
+            inner.events.tell("sandbox.ended", &slot.id, None, "its first process ended; the next call starts it afresh");
+            if slot.now().is_warm {
+                inner.forget(&slot);
+            } else {
+                inner.persist_or_warn(&slot);
+            }
+        });
+    }
+
+    /// What a dead sandbox leaves: its mounts went with it, their processes store what they have.
+    async fn clean_dead(self: &Arc<Self>, slot: &Arc<Slot>, dead: &Sandbox) {
+        let mounts = std::mem::take(&mut slot.now().mounts);
+        if let Err(error) = dead.destroy().await {
+            tracing::error!(sandbox = slot.id.as_str(), %error, "what a sandbox left cannot be removed");
+        }
+        for mount in mounts.into_values() {
+            mounts::end_after_sandbox(self, slot, &mount).await;
+        }
+    }
+
+    /// Stores and unmounts everything, then removes the sandbox.
+    pub(crate) async fn destroy(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<(), DaemonError> {
+        let _turn = slot.turn.lock().await;
+        let _starting = slot.starting.lock().await;
+        if slot.now().is_gone {
+            return Ok(());
+        }
+        // From here on the name means nothing: a call that comes now waits for this end, then makes a new sandbox.
+        let mounts = slot.mounts();
+        futures_util::future::join_all(mounts.iter().map(|mount| mounts::store_before_end(self, slot, mount))).await;
+        let sandbox = slot.now().sandbox.clone();
+        let removed = match &sandbox {
+            Some(sandbox) => sandbox.destroy().await,
+            None => Ok(()),
+        };
+        // Nothing uses the mounts any more: their processes end by themselves.
+        futures_util::future::join_all(mounts.iter().map(|mount| mounts::end_after_sandbox(self, slot, mount))).await;
+        slot.now().mounts.clear();
+        self.forget(slot);
+        self.events.tell("sandbox.destroyed", &slot.id, None, "");
+        removed.map_err(DaemonError::from)
+    }
+
+    /// The slot of an id; a new one if there is room.
+    async fn slot_or_new(self: &Arc<Self>, id: &SandboxId, is_warm: bool) -> Result<Arc<Slot>, DaemonError> {
+        loop {
+            let evicted = {
+                let mut slots = self.slots();
+                if let Some(slot) = slots.get(id) {
+                    return Ok(Arc::clone(slot));
+                }
+                match self.config().max_sandboxes {
+                    Some(limit) if slots.len() >= limit => {
+                        // One that waits for use makes room for one that is used.
+                        let warm = slots.values().find(|slot| slot.now().is_warm).filter(|_| !is_warm);
+                        warm.cloned().ok_or_else(|| full(limit))?
+                    }
+                    _ => {
+                        let slot = Arc::new(Slot::new(id.clone(), now_ms()));
+                        slot.now().is_warm = is_warm;
+                        slots.insert(id.clone(), Arc::clone(&slot));
+                        return Ok(slot);
+                    }
+                }
+            };
+            self.destroy(&evicted).await?;
+        }
+    }
+
+    /// Takes in a sandbox that an earlier daemon made.
+    pub(crate) fn insert(&self, slot: Slot) -> Arc<Slot> {
+        let slot = Arc::new(slot);
+        self.slots().insert(slot.id.clone(), Arc::clone(&slot));
+        slot
+    }
+
+    /// A new sandbox, or a warm one.
+    pub(crate) async fn create(self: &Arc<Self>) -> Result<SandboxId, DaemonError> {
+        self.check_running()?;
+        let warm = self.all_slots().into_iter().find(|slot| {
+            let mut now = slot.now();
+            let is_usable = now.is_warm && now.sandbox.as_ref().is_some_and(Sandbox::is_alive);
+            if is_usable {
+                now.is_warm = false;
+            }
+            is_usable
+        });
+        if let Some(slot) = warm {
+            self.persist_or_warn(&slot);
+            self.fill_later();
+            return Ok(slot.id.clone());
+        }
+        let id = new_id()?;
+        self.sandbox(&id).await?;
+        self.fill_later();
+        Ok(id)
+    }
+
+    /// Fills the pool in the background.
+    pub(crate) fn fill_later(self: &Arc<Self>) {
+        if self.config().warm_target == 0 {
+            return;
+        }
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            if let Err(error) = inner.fill().await {
+                tracing::debug!(%error, "the pool is not full");
+            }
+        });
+    }
+
+    /// Fills the pool.
+    pub(crate) async fn fill(self: &Arc<Self>) -> Result<(), DaemonError> {
+        let _filling = self.filling.lock().await;
+        loop {
+            self.check_running()?;
+            let warm = self.slots().values().filter(|slot| slot.now().is_warm).count();
+            if warm >= self.config().warm_target {
+                return Ok(());
+            }
+            let slot = self.slot_or_new(&new_id()?, true).await?;
+            let starting = slot.starting.lock().await;
+            self.start(&slot).await?;
+            drop(starting);
+        }
+    }
+
+    /// Ends the warm sandboxes.
+    pub(crate) async fn empty(self: &Arc<Self>) -> Result<(), DaemonError> {
+        let _filling = self.filling.lock().await;
+        for slot in self.all_slots() {
+            if slot.now().is_warm {
+                self.destroy(&slot).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn full(limit: usize) -> DaemonError {
+    DaemonError::Capacity(format!("instance limit reached: there are {limit} sandboxes already; destroy one, or raise max_sandboxes"))
+}
+
+fn new_id() -> Result<SandboxId, DaemonError> {
+    let mut random = [0u8; ID_LEN];
+    let failed = |error: &dyn std::fmt::Display| DaemonError::State(format!("no random bytes: {error}"));
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random))
+        .map_err(|error| failed(&error))?;
+    let text: String = random.iter().map(|byte| char::from(ID_CHARACTERS[usize::from(byte % 32)])).collect();
+    SandboxId::parse(&text).map_err(|error| failed(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_ids_have_the_form_and_differ() {
+        let (one, other) = (new_id().unwrap(), new_id().unwrap());
+        assert_eq!(one.as_str().len(), ID_LEN);
+        assert_ne!(one, other);
+    }
+}

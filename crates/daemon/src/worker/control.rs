@@ -1,0 +1,82 @@
+//! The socket through which `umount` and the daemon speak to a mount's process.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use sandpail_fs::engine::Engine;
+use serde::{Deserialize, Serialize};
+
+/// What can be asked, one JSON line each.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub enum Ask {
+    /// How much is not stored.
+    Status,
+    /// Store everything.
+    Drain,
+}
+
+/// The answer, one JSON line.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Answer {
+    /// Files that are not stored.
+    pub unstored: usize,
+    /// Paths that could not be stored, with the reasons.
+    pub failed: Vec<(String, String)>,
+}
+
+/// Answers until the process ends.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn serve(path: &Path, engine: Arc<Engine>) -> anyhow::Result<()> {
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let engine = Arc::clone(&engine);
+            // Each by itself: storing may take long, and how much is left is asked meanwhile.
+            let answering = std::thread::Builder::new().name("answer".to_owned()).spawn(move || {
+                if let Err(error) = answer(&stream, &engine) {
+                    tracing::debug!(%error, "a control connection failed");
+                }
+            });
+            if let Err(error) = answering {
+                tracing::warn!(%error, "no thread for an answer");
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn answer(stream: &UnixStream, engine: &Engine) -> anyhow::Result<()> {
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    let answer = match serde_json::from_str(&line)? {
+        Ask::Status => Answer { unstored: engine.unstored_count(), failed: Vec::new() },
+        Ask::Drain => {
+            let failed = engine.runtime().block_on(engine.drain());
+            let failed: Vec<_> = failed.into_iter().map(|left| (left.path, left.reason)).collect();
+            Answer { unstored: engine.unstored_count(), failed }
+        }
+    };
+    let mut stream = stream;
+    stream.write_all(format!("{}\n", serde_json::to_string(&answer)?).as_bytes())?;
+    Ok(())
+}
+
+/// Asks a mount's process.
+///
+/// # Errors
+/// When it does not answer within `timeout`.
+pub fn ask(path: &Path, ask: Ask, timeout: Duration) -> anyhow::Result<Answer> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.write_all(format!("{}\n", serde_json::to_string(&ask)?).as_bytes())?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}

@@ -1,0 +1,87 @@
+//! How a worker gets its plan: over the socket that is its standard input. Keys and descriptors travel here and nowhere
+//! else.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg,
+    sendmsg,
+};
+use zeroize::Zeroizing;
+
+/// The one byte that carries the descriptors.
+const GREETING: [u8; 1] = [1];
+
+/// Sends everything and closes this direction.
+///
+/// # Errors
+/// When the other side does not take it.
+pub(super) fn send(socket: &UnixStream, text: &[u8], device: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors: Vec<BorrowedFd<'_>> = device.into_iter().collect();
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other("the descriptor does not fit into the message"));
+    }
+    sendmsg(socket, &[IoSlice::new(&GREETING)], &mut control, SendFlags::NOSIGNAL)?;
+    let mut writer = socket;
+    writer.write_all(text)?;
+    socket.shutdown(std::net::Shutdown::Write)
+}
+
+/// Takes everything.
+///
+/// # Errors
+/// When the other side goes away, or `socket` is none.
+pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<(Zeroizing<String>, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut greeting = [0; 1];
+    let got = recvmsg(socket, &mut [IoSliceMut::new(&mut greeting)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    if got.bytes != 1 || greeting != GREETING {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut device = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            device = descriptors.last().or(device);
+        }
+    }
+    // Large enough for any plan: a text that grew would leave copies of keys behind.
+    let mut text = Zeroizing::new(String::with_capacity(64 << 10));
+    File::from(socket.as_fd().try_clone_to_owned()?).read_to_string(&mut text)?;
+    Ok((text, device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_and_a_descriptor_arrive() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let mut pipe = std::io::pipe().unwrap();
+        let text = "x".repeat(100_000);
+        let sent = text.clone();
+        let sender = std::thread::spawn(move || send(&here, sent.as_bytes(), Some(pipe.1.as_fd())).map(|()| here));
+        let (received, device) = receive(there.as_fd()).unwrap();
+        assert_eq!(*received, text);
+        sender.join().unwrap().unwrap();
+        File::from(device.unwrap()).write_all(b"same pipe").unwrap();
+        let mut read = [0; 9];
+        pipe.0.read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"same pipe");
+    }
+
+    #[test]
+    fn without_a_descriptor() {
+        let (here, there) = UnixStream::pair().unwrap();
+        send(&here, b"plan", None).unwrap();
+        let (text, device) = receive(there.as_fd()).unwrap();
+        assert_eq!((text.as_str(), device.is_none()), ("plan", true));
+    }
+}

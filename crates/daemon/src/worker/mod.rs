@@ -1,0 +1,422 @@
+//! The process behind a mount. It gets its plan, keys included, over a socket and holds nothing else.
+//!
+//! `sandpail mount` and the daemon start the same process: the one mounts by a path of the host, the other hands it an
+//! open `/dev/fuse` whose file system the daemon attaches inside a sandbox.
+
+pub mod backend;
+pub mod control;
+mod hand_over;
+pub mod host;
+pub mod profiles;
+pub mod registry;
+pub mod report;
+pub mod start;
+
+use std::fs::File;
+use std::hash::{Hash, Hasher};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use sandpail_fs::FsError;
+use sandpail_fs::adapter::{self, IdMap, MountOptions};
+use sandpail_fs::attr::Defaults;
+use sandpail_fs::engine::{Engine, EngineOptions, Metadata, OnConflict};
+use sandpail_store::{Store, StoreError};
+use serde::{Deserialize, Serialize};
+
+use self::backend::{RemotePlan, Source};
+use self::registry::Entry;
+
+/// The first argument of the process behind a mount.
+pub const ARGUMENT: &str = "mount-worker";
+/// What it says on standard output when the mount answers.
+pub const READY: &str = "ready";
+/// What comes before the reason when there will be no mount.
+pub const FAILED: &str = "error: ";
+
+/// Threads that move data; the FUSE threads come besides.
+const DATA_THREADS: usize = 2;
+
+/// Everything that a mount needs to know. Keys travel in it: it is written to a socket and nowhere else.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Plan {
+    /// Where the data is.
+    pub source: Source,
+    /// How to reach the server, if there is one.
+    pub store: Option<RemotePlan>,
+    /// The part of the bucket: empty, or ends in `/`.
+    pub prefix: String,
+    /// Where it appears.
+    pub place: Place,
+    /// No writes.
+    pub read_only: bool,
+    /// Whether attributes are kept in the objects.
+    pub posix_metadata: bool,
+    /// How long names and attributes are believed.
+    pub metadata_ttl: Duration,
+    /// Owner of what has none.
+    pub uid: u32,
+    /// Group of what has none.
+    pub gid: u32,
+    /// Mode of files that have none.
+    pub file_perm: u32,
+    /// Mode of directories that have none.
+    pub dir_perm: u32,
+    /// When an object was changed by someone else.
+    pub on_conflict: Conflict,
+    /// Length of parts of large uploads, in bytes.
+    pub part_len: u64,
+    /// Whether large objects are uploaded in parts at all.
+    pub multipart: bool,
+    /// Parts of one file that are uploaded at the same time; the engine's choice if `None`.
+    pub parallel_parts: Option<usize>,
+    /// Memory for data under way, in bytes.
+    pub memory_limit: u64,
+    /// Where written data waits.
+    pub staging_dir: PathBuf,
+    /// The most bytes that may wait there.
+    pub staging_limit: Option<u64>,
+    /// Directory and size in bytes of the cache.
+    pub cache: Option<(PathBuf, u64)>,
+    /// What to log.
+    pub log: String,
+    /// Where to log; beside the mount's entry if `None`.
+    pub log_file: Option<PathBuf>,
+}
+
+/// Where a mount appears.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Place {
+    /// At a path of this host; the worker mounts it itself.
+    Host {
+        /// The path.
+        mountpoint: PathBuf,
+        /// Other users may use it.
+        allow_other: bool,
+        /// Options for the kernel.
+        kernel_options: Vec<String>,
+    },
+    /// Inside a sandbox: the daemon has made the file system and attaches it.
+    Sandbox {
+        /// The sandbox's name.
+        sandbox: String,
+        /// The path inside.
+        path: String,
+        /// The first host id of the sandbox, and how many it has.
+        ids: (u32, u32),
+    },
+}
+
+/// When an object was changed by someone else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Conflict {
+    /// The last writer wins.
+    Overwrite,
+    /// The write fails.
+    Fail,
+    /// Ours is stored beside.
+    KeepBoth,
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Keys are in it.
+        f.debug_struct("Plan").field("source", &self.source).field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+impl Plan {
+    /// The file that all mounts of one bucket share.
+    fn neighbours_file(&self) -> String {
+        let mut hasher = std::hash::DefaultHasher::new();
+        self.source.to_string().hash(&mut hasher);
+        self.store.as_ref().map(|store| store.endpoint()).hash(&mut hasher);
+        format!("bucket-{:016x}.changes", hasher.finish())
+    }
+
+    /// A name for people and for the mount table.
+    pub fn shown_source(&self) -> String {
+        let prefix = self.prefix.trim_end_matches('/');
+        if prefix.is_empty() { self.source.to_string() } else { format!("{}/{prefix}", self.source) }
+    }
+
+    fn entry(&self, log_file: &Path) -> anyhow::Result<Entry> {
+        let (mountpoint, sandbox) = match &self.place {
+            Place::Host { mountpoint, .. } => (mountpoint.clone(), None),
+            Place::Sandbox { sandbox, path, .. } => (PathBuf::from(path), Some(sandbox.clone())),
+        };
+        Ok(Entry {
+            pid: std::process::id(),
+            source: self.shown_source(),
+            mountpoint,
+            sandbox,
+            started: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs(),
+            log_file: Some(log_file.to_owned()),
+        })
+    }
+}
+
+/// As a process of its own: takes the plan from the socket that is standard input, says [`READY`] or [`FAILED`] and why
+/// on standard output.
+pub fn main() -> ExitCode {
+    let received = hand_over::receive(rustix::stdio::stdin());
+    let result = received.map_err(anyhow::Error::from).and_then(|(text, device)| {
+        let plan = serde_json::from_str::<Plan>(&text).context("the plan makes no sense")?;
+        drop(text);
+        // Away from the terminal and its signals.
+        rustix::process::setsid().context("cannot leave the terminal")?;
+        run(&plan, device, || {
+            println!("{READY}");
+            std::io::stdout().flush()
+        })
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody may listen any more, which must not end in a panic.
+            let _ = writeln!(std::io::stdout(), "{FAILED}{}", report::in_one_line(&error).replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Mounts (or serves `device`), says so through `ready`, and serves until it is unmounted.
+///
+/// # Errors
+/// Why there is no mount, or what ended it.
+pub fn run(plan: &Plan, device: Option<OwnedFd>, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
+    let default_log = registry::directory()?.join(format!("{}.log", registry::name_of(std::process::id())));
+    let log_file = plan.log_file.clone().unwrap_or(default_log);
+    start_log(&plan.log, &log_file)?;
+    let result = serve(plan, device, &log_file, ready);
+    // A daemon's mounts come and go: only logs that tell something stay.
+    if plan.log_file.is_none() || matches!(plan.place, Place::Sandbox { .. }) {
+        registry::remove_quiet_log(&log_file);
+    }
+    result
+}
+
+fn serve(
+    plan: &Plan,
+    device: Option<OwnedFd>,
+    log_file: &Path,
+    ready: impl FnOnce() -> std::io::Result<()>,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(DATA_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
+    let store: Arc<dyn Store> = match (&plan.source, &plan.store) {
+        (Source::Directory(path), _) => backend::open_directory(path)?,
+        (Source::Bucket(name), Some(remote)) => remote.store(name)?,
+        (Source::Bucket(name), None) => anyhow::bail!("bucket {name:?} has no endpoint"),
+    };
+    let mut options = engine_options(plan);
+    options.neighbours = Some(registry::directory()?.join(plan.neighbours_file()));
+    let engine = Engine::new(store, options, runtime.handle().clone())?;
+    let result = serve_engine(plan, device, log_file, &runtime, &engine, ready);
+    engine.end();
+    result
+}
+
+/// A mount of either kind.
+enum Attached {
+    Host(adapter::Mounted),
+    Device(adapter::Served),
+}
+
+impl Attached {
+    fn wait(self) -> std::io::Result<()> {
+        match self {
+            Self::Host(mounted) => mounted.wait(),
+            Self::Device(served) => served.wait(),
+        }
+    }
+}
+
+fn attach(plan: &Plan, device: Option<OwnedFd>, engine: &Arc<Engine>) -> anyhow::Result<Attached> {
+    match (&plan.place, device) {
+        (Place::Host { mountpoint, allow_other, kernel_options }, _) => {
+            let options = MountOptions {
+                source: plan.shown_source(),
+                allow_other: *allow_other,
+                read_only: plan.read_only,
+                extra: kernel_options.clone(),
+            };
+            let mounted = adapter::mount(Arc::clone(engine), mountpoint, &options)
+                .with_context(|| format!("cannot mount on {}", mountpoint.display()))?;
+            Ok(Attached::Host(mounted))
+        }
+        (Place::Sandbox { ids: (base, len), .. }, Some(device)) => {
+            let ids = IdMap { base: *base, len: *len };
+            let served = adapter::serve_device(Arc::clone(engine), device, ids).context("cannot serve the device")?;
+            Ok(Attached::Device(served))
+        }
+        (Place::Sandbox { .. }, None) => anyhow::bail!("no device was handed over"),
+    }
+}
+
+fn serve_engine(
+    plan: &Plan,
+    device: Option<OwnedFd>,
+    log_file: &Path,
+    runtime: &tokio::runtime::Runtime,
+    engine: &Arc<Engine>,
+    ready: impl FnOnce() -> std::io::Result<()>,
+) -> anyhow::Result<()> {
+    let pid = std::process::id();
+    runtime.block_on(engine.probe()).map_err(|error| match &plan.place {
+        Place::Host { .. } => error.into(),
+        Place::Sandbox { .. } => anyhow::anyhow!("{}", cause(&error)),
+    })?;
+    engine.keep_trying();
+    let attached = attach(plan, device, engine)?;
+    let entry = plan.entry(log_file)?;
+    let registered = entry.write().and_then(|()| control::serve(&registry::socket_of(pid)?, Arc::clone(engine)));
+    if let Err(error) = registered.and_then(|()| Ok(ready()?)) {
+        entry.remove();
+        if let Attached::Host(mounted) = attached {
+            let _ = mounted.unmount();
+        }
+        return Err(error);
+    }
+    tracing::info!(source = entry.source, mountpoint = %entry.mountpoint.display(), "mounted");
+    end_on_signal(runtime, Arc::clone(engine), plan.place.clone(), entry.clone());
+    let served = attached.wait();
+    let left = runtime.block_on(engine.keep_unstored());
+    entry.remove();
+    tracing::info!(left = left.len(), "unmounted");
+    served.context("the mount ended")
+}
+
+/// Why a bucket cannot be used, each cause with a word of its own in front.
+pub fn cause(error: &FsError) -> String {
+    let FsError::Store { source, .. } = error else { return error.to_string() };
+    store_cause(source)
+}
+
+/// The same for an error of the store itself.
+pub fn store_cause(error: &StoreError) -> String {
+    let kind = match error {
+        StoreError::NoSuchBucket { .. } => "bucket not found",
+        StoreError::Credentials { .. } => "access denied",
+        StoreError::Unreachable { message, .. } if is_timeout(message) => "timeout",
+        StoreError::Unreachable { .. } => "endpoint unreachable",
+        StoreError::Throttled { .. } | StoreError::Server { .. } => "the store failed",
+        StoreError::Protocol { .. } | StoreError::Integrity { .. } => "endpoint does not speak S3",
+        // Their texts begin with the cause.
+        StoreError::Denied { .. }
+        | StoreError::NotFound { .. }
+        | StoreError::Precondition { .. }
+        | StoreError::Invalid { .. }
+        | StoreError::Unsupported { .. }
+        | StoreError::NoSpace { .. }
+        | StoreError::Io { .. } => return error.to_string(),
+    };
+    format!("{kind}: {error}")
+}
+
+fn is_timeout(message: &str) -> bool {
+    ["timed out", "within", "does not answer", "no answer"].iter().any(|words| message.contains(words))
+}
+
+/// SIGTERM and SIGINT store everything and end the mount.
+fn end_on_signal(runtime: &tokio::runtime::Runtime, engine: Arc<Engine>, place: Place, entry: Entry) {
+    use tokio::signal::unix::{SignalKind, signal};
+    runtime.spawn(async move {
+        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+            return;
+        };
+        loop {
+            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            engine.drain().await;
+            let Place::Host { mountpoint, .. } = &place else {
+                // Nobody here can unmount it: the end of the process does, and the daemon hears of it.
+                engine.keep_unstored().await;
+                engine.end();
+                entry.remove();
+                tracing::info!("asked to end");
+                std::process::exit(0);
+            };
+            let at = mountpoint.clone();
+            let unmounted = tokio::task::spawn_blocking(move || host::unmount(&at, false)).await;
+            match unmounted {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => tracing::warn!(%error, "asked to end, but the mount is in use"),
+                Err(error) => tracing::warn!(%error, "asked to end"),
+            }
+        }
+    });
+}
+
+/// S3's largest object of one PUT, in bytes.
+const PUT_LEN_MAX: u64 = 5 << 30;
+
+fn engine_options(plan: &Plan) -> EngineOptions {
+    let mut options = EngineOptions::new(plan.staging_dir.clone());
+    options.prefix.clone_from(&plan.prefix);
+    options.read_only = plan.read_only;
+    options.metadata = if plan.posix_metadata { Metadata::Posix } else { Metadata::None };
+    options.metadata_ttl = plan.metadata_ttl;
+    options.defaults = Defaults { uid: plan.uid, gid: plan.gid, file_perm: plan.file_perm, dir_perm: plan.dir_perm };
+    options.on_conflict = match plan.on_conflict {
+        Conflict::Overwrite => OnConflict::Overwrite,
+        Conflict::Fail => OnConflict::Fail,
+        Conflict::KeepBoth => OnConflict::KeepBoth,
+    };
+    options.part_len = plan.part_len;
+    if !plan.multipart {
+        options.part_len = PUT_LEN_MAX;
+        options.stream_threshold = u64::MAX;
+    }
+    if let Some(count) = plan.parallel_parts {
+        options.max_parallel_parts = count;
+    }
+    options.memory_limit = plan.memory_limit;
+    options.staging_limit = plan.staging_limit;
+    options.cache.clone_from(&plan.cache);
+    options
+}
+
+fn start_log(level: &str, file: &Path) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(level)
+        .with_context(|| format!("unknown log level {level:?}: use error, warn, info, debug or trace"))?;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(file)
+        .with_context(|| format!("cannot write the log {}", file.display()))?;
+    // A second mount in one process keeps the first one's log.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(file).try_init();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_apart() {
+        let endpoint = || "https://s3.example.com".to_owned();
+        let unreachable = |message: &str| StoreError::Unreachable { endpoint: endpoint(), message: message.to_owned() };
+        let message = || "the provider's words".to_owned();
+        for (error, begin) in [
+            (StoreError::NoSuchBucket { bucket: "b".to_owned(), endpoint: endpoint() }, "bucket not found: "),
+            (StoreError::Denied { message: message() }, "access denied: "),
+            (StoreError::Credentials { message: message() }, "access denied: credentials refused: "),
+            (unreachable("connection refused"), "endpoint unreachable: cannot reach https://s3.example.com"),
+            (unreachable("no connection within 10s"), "timeout: cannot reach https://s3.example.com"),
+            (StoreError::Protocol { message: message() }, "endpoint does not speak S3: "),
+            (StoreError::Server { message: message() }, "the store failed: "),
+        ] {
+            let text = store_cause(&error);
+            assert!(text.starts_with(begin), "{text}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Commands: their pipes, their environment, and the events that they become.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Sandbox, lock, null, pipe_from_us, pipe_to_us};
+use crate::control::{Control, Outcome, Started};
+use crate::start::system;
+use crate::wire::{Program, Start};
+use crate::{ExecEvent, ExecEvents, ExecSpec, SandboxError, WORKSPACE};
+
+/// Events that wait for their reader; with the pipes, all that a command can write ahead.
+const EVENT_COUNT_MAX: usize = 16;
+
+/// As much as a pipe holds.
+const CHUNK_LEN: usize = 64 * 1024;
+
+/// What every command has, unless the sandbox's or its own variables say otherwise.
+const DEFAULTS: [(&str, &str); 6] = [
+    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+    ("HOME", "/root"),
+    ("USER", "root"),
+    ("LOGNAME", "root"),
+    ("LANG", "C.UTF-8"),
+    ("TERM", "xterm-256color"),
+];
+
+impl Sandbox {
+    pub(super) async fn start_exec(&self, spec: ExecSpec) -> Result<ExecEvents, SandboxError> {
+        let ExecSpec { argv, cwd, env, stdin, timeout, session } = spec;
+        let (sender, receiver) = mpsc::channel(EVENT_COUNT_MAX);
+        let timeout_ms = timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        let control = self.inner.control.clone();
+        let Some(session) = session else {
+            let cwd = cwd.unwrap_or_else(|| PathBuf::from(WORKSPACE));
+            let program = Program::Command { argv };
+            let order = Start { id: 0, program, cwd, env: self.environment(&[&env]), timeout_ms, is_kept: false };
+            // Begun here, so that the caller learns at once that the sandbox is gone.
+            let begun = begin(&control, order, stdin).await;
+            if matches!(begun, Err(SandboxError::Gone)) {
+                return Err(SandboxError::Gone);
+            }
+            tokio::spawn(async move { discard(follow(begun, timeout_ms, sender).await).await });
+            return Ok(receiver);
+        };
+        let known = self.session(&session)?;
+        let is_cwd_given = cwd.is_some();
+        let order = Start {
+            id: 0,
+            program: Program::Session {
+                argv,
+                state: self.session_state(&session),
+                only: env.into_iter().collect(),
+                is_cwd_given,
+            },
+            cwd: cwd.unwrap_or(known.cwd),
+            env: self.environment(&[&known.env]),
+            timeout_ms,
+            is_kept: false,
+        };
+        // Polled once here, so that turns are taken in the order of calls and not in that of tasks.
+        let mut turn = Box::pin(self.turn(&session).lock_owned());
+        let taken = (&mut turn).now_or_never();
+        let sandbox = self.clone();
+        tokio::spawn(async move {
+            let turn = match taken {
+                Some(turn) => turn,
+                None => turn.await,
+            };
+            let begun = begin(&control, order, stdin).await;
+            if let Ok(begun) = &begun {
+                lock(&sandbox.inner.running).insert(session.clone(), begun.started.id);
+            }
+            let rest = follow(begun, timeout_ms, sender).await;
+            lock(&sandbox.inner.running).remove(&session);
+            drop(turn);
+            discard(rest).await;
+        });
+        Ok(receiver)
+    }
+
+    /// A whole environment: defaults, the sandbox's, then `more`, the last of which wins.
+    pub(super) fn environment(&self, more: &[&BTreeMap<String, String>]) -> Vec<(String, String)> {
+        let mut all: BTreeMap<String, String> =
+            DEFAULTS.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        all.extend(self.record().spec.env.clone());
+        for variables in more {
+            all.extend((*variables).clone());
+        }
+        // A name with `=` or a NUL cannot be told from its value.
+        all.retain(|name, value| !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0'));
+        all.into_iter().collect()
+    }
+}
+
+/// A command that runs, with its pipes.
+struct Begun {
+    started: Started,
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+    stdin: Option<tokio::task::JoinHandle<()>>,
+}
+
+async fn begin(control: &Control, order: Start, stdin: Bytes) -> Result<Begun, SandboxError> {
+    check_argv(&order.program)?;
+    let pipes = || -> io::Result<_> {
+        let input: (Option<pipe::Sender>, OwnedFd) = if stdin.is_empty() {
+            (None, null()?)
+        } else {
+            let (ours, theirs) = pipe_from_us()?;
+            (Some(ours), theirs)
+        };
+        Ok((input, pipe_to_us()?, pipe_to_us()?))
+    };
+    let (input, output, errors) = pipes().map_err(system("a command's pipes"))?;
+    let started = control.start(order, vec![input.1, output.1, errors.1]).await?;
+    let stdin = input.0.map(|mut to| {
+        tokio::spawn(async move {
+            // A command need not read what it is given.
+            let _result = to.write_all(&stdin).await;
+        })
+    });
+    Ok(Begun { started, stdout: output.0, stderr: errors.0, stdin })
+}
+
+/// The kernel's strings end at a NUL.
+fn check_argv(program: &Program) -> Result<(), SandboxError> {
+    let (Program::Command { argv } | Program::Session { argv, .. }) = program else { return Ok(()) };
+    let message = match argv.iter().any(|word| word.contains('\0')) {
+        _ if argv.is_empty() => "there is no command",
+        true => "a command's words cannot hold NUL characters",
+        false => return Ok(()),
+    };
+    Err(SandboxError::Exec { message: message.to_owned() })
+}
+
+/// Turns a command into events, until it ends. Returns pipes that others may still write to.
+async fn follow(
+    begun: Result<Begun, SandboxError>,
+    timeout_ms: Option<u64>,
+    sender: mpsc::Sender<ExecEvent>,
+) -> Vec<Output> {
+    let Begun { started, stdout, stderr, stdin } = match begun {
+        Ok(begun) => begun,
+        Err(error) => {
+            let _reader = sender.send(ExecEvent::Failed { message: error.to_string() }).await;
+            return Vec::new();
+        }
+    };
+    let mut output = Output::new(stdout, ExecEvent::Stdout);
+    let mut errors = Output::new(stderr, ExecEvent::Stderr);
+    let mut outcome = started.outcome;
+    let outcome = loop {
+        // Sending inside the branches is the back-pressure: nothing is read while the reader is behind.
+        tokio::select! {
+            outcome = &mut outcome => break outcome,
+            () = output.step(&sender), if !output.is_over => {}
+            () = errors.step(&sender), if !errors.is_over => {}
+        }
+    };
+    if let Some(stdin) = stdin {
+        stdin.abort();
+    }
+    for pipe in [&mut output, &mut errors] {
+        pipe.finish(&sender).await;
+    }
+    let last = last_event(outcome, timeout_ms, &sender).await;
+    // Whoever asked may have gone away.
+    let _reader = sender.send(last).await;
+    vec![output, errors]
+}
+
+/// Reads what children that a command left behind go on writing. Closing the pipes would kill them.
+async fn discard(outputs: Vec<Output>) {
+    futures_util::future::join_all(outputs.into_iter().map(Output::discard)).await;
+}
+
+async fn last_event(
+    outcome: Result<Outcome, oneshot::error::RecvError>,
+    timeout_ms: Option<u64>,
+    sender: &mpsc::Sender<ExecEvent>,
+) -> ExecEvent {
+    match outcome {
+        Ok(Ok(end)) => {
+            if let Some(timeout_ms) = timeout_ms.filter(|_| end.is_timeout) {
+                let text = format!("Command timed out after {timeout_ms}ms\n");
+                let _reader = sender.send(ExecEvent::Stderr(text.into())).await;
+            }
+            ExecEvent::Exit { code: end.code }
+        }
+        Ok(Err(message)) => ExecEvent::Failed { message },
+        Err(_) => ExecEvent::Failed { message: SandboxError::Gone.to_string() },
+    }
+}
+
+/// One of a command's two streams.
+struct Output {
+    pipe: pipe::Receiver,
+    event: fn(Bytes) -> ExecEvent,
+    is_over: bool,
+}
+
+impl Output {
+    fn new(pipe: pipe::Receiver, event: fn(Bytes) -> ExecEvent) -> Self {
+        Self { pipe, event, is_over: false }
+    }
+
+    /// Reads one chunk and hands it on.
+    async fn step(&mut self, sender: &mpsc::Sender<ExecEvent>) {
+        if let Err(error) = self.pipe.readable().await {
+            tracing::debug!(%error, "a command's output cannot be read");
+            self.is_over = true;
+            return;
+        }
+        let mut chunk = BytesMut::zeroed(CHUNK_LEN);
+        match self.pipe.try_read(&mut chunk) {
+            Ok(0) => self.is_over = true,
+            Ok(len) => {
+                chunk.truncate(len);
+                // Without a reader it is thrown away.
+                let _reader = sender.send((self.event)(chunk.freeze())).await;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                tracing::debug!(%error, "a command's output cannot be read");
+                self.is_over = true;
+            }
+        }
+    }
+
+    /// Hands on what is in the pipe now that the command has ended, and not what others go on writing.
+    async fn finish(&mut self, sender: &mpsc::Sender<ExecEvent>) {
+        let mut rest = rustix::io::ioctl_fionread(&self.pipe).unwrap_or_default();
+        while rest > 0 && !self.is_over {
+            let mut chunk = BytesMut::zeroed(usize::try_from(rest).unwrap_or(CHUNK_LEN).min(CHUNK_LEN));
+            // Not by way of tokio, which may not have heard yet that there is something.
+            match rustix::io::read(&self.pipe, &mut *chunk) {
+                Ok(0) => self.is_over = true,
+                Ok(len) => {
+                    chunk.truncate(len);
+                    rest = rest.saturating_sub(len as u64);
+                    let _reader = sender.send((self.event)(chunk.freeze())).await;
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Reads until nobody can write any more.
+    async fn discard(mut self) {
+        let mut chunk = vec![0; 4096];
+        while !self.is_over && matches!(self.pipe.read(&mut chunk).await, Ok(1..)) {}
+    }
+}

@@ -1,0 +1,216 @@
+//! Starting a sandbox, and taking one away: the daemon's side.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::packet::{self, Packet};
+use crate::wire::{Layers, Progress, SetUp};
+use crate::{RootFs, SandboxError, SandboxId, SandboxSpec, control, ids, image, init, skeleton};
+
+/// A start takes some milliseconds, and seconds on a machine that is out of memory; not more.
+const START_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// How long the kernel may take to end all processes of a sandbox that was killed.
+const KILL_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// A failed system call of ours.
+pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> SandboxError {
+    let what = what.into();
+    move |source| SandboxError::System { what, source }
+}
+
+/// A running init.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) ids: crate::IdMap,
+    /// Variables that the root file system comes with.
+    pub(crate) env: Vec<(String, String)>,
+}
+
+/// What starting needs to know of the runtime.
+#[derive(Debug)]
+pub(crate) struct Starter<'a> {
+    pub(crate) program: &'a Path,
+    pub(crate) state_dir: &'a Path,
+    pub(crate) hidden: &'a [PathBuf],
+    pub(crate) cgroups: &'a crate::cgroup::Cgroups,
+}
+
+impl Starter<'_> {
+    /// Makes the sandbox's directory and starts its init. What it made is the caller's to remove if it fails.
+    pub(crate) async fn start(
+        &self,
+        id: &SandboxId,
+        spec: &SandboxSpec,
+        directory: &Path,
+        cgroup: &str,
+    ) -> Result<Running, SandboxError> {
+        let make = |path: &Path| DirBuilder::new().mode(0o700).create(path);
+        for path in [directory, &directory.join("mnt"), &directory.join("disk"), &directory.join("logs")] {
+            make(path).map_err(system(format!("making {}", path.display())))?;
+        }
+        // The overlays' own directories below are the guest's root; what is above is for root alone.
+        fs::set_permissions(directory.join("mnt"), fs::Permissions::from_mode(0o755))
+            .map_err(system("mode of a directory"))?;
+        let disk_image = match spec.limits.disk {
+            Some(len) => Some(make_disk(directory, len).await?),
+            None => None,
+        };
+        let (layers, env) = self.layers(&spec.rootfs).await?;
+        let (ids, lock) = ids::take().map_err(system("a range of ids"))?;
+        let groups = self.cgroups.make(cgroup, &spec.limits).map_err(system("control groups"))?;
+        let set_up = SetUp {
+            name: id.as_str().to_owned(),
+            directory: directory.to_owned(),
+            ids,
+            layers,
+            expose: spec.expose.clone(),
+            hidden: self.hidden.to_vec(),
+            cgroups: groups.iter().map(|group| group.join("cgroup.procs")).collect(),
+            disk_image,
+            open_files: spec.limits.open_files,
+        };
+        let control = control::listen(directory).map_err(system("the control socket"))?;
+        let packet = Packet::new(&set_up, vec![control, lock]).map_err(system("what to start"))?;
+        let running = tokio::time::timeout(START_TIME_MAX, self.run(&packet, directory)).await;
+        let (pid, pidfd) = running.map_err(|_| SandboxError::Host("a sandbox did not start in time".to_owned()))??;
+        Ok(Running { pid, pidfd, ids, env })
+    }
+
+    /// The layers of a root file system, and the variables that it comes with.
+    async fn layers(&self, rootfs: &RootFs) -> Result<(Layers, Vec<(String, String)>), SandboxError> {
+        let base = self.state_dir.join(crate::runtime::BASE_DIR);
+        match rootfs {
+            RootFs::Host => {
+                let skeleton = tokio::task::spawn_blocking(move || skeleton::prepare(&base.join("skeleton"))).await;
+                let skeleton = skeleton
+                    .map_err(io::Error::other)
+                    .and_then(|skeleton| skeleton)
+                    .map_err(system("the root directory of sandboxes"))?;
+                Ok((Layers::Host { skeleton, system: skeleton::system_directories() }, Vec::new()))
+            }
+            RootFs::Directory(path) => {
+                let found = fs::metadata(path).map_err(system(format!("root file system {}", path.display())))?;
+                if !found.is_dir() {
+                    return Err(SandboxError::Host(format!("root file system {} is no directory", path.display())));
+                }
+                Ok((Layers::Stack(vec![path.clone()]), Vec::new()))
+            }
+            RootFs::Image(path) => {
+                let (path, cache) = (path.clone(), base.join("images"));
+                let unpacked = tokio::task::spawn_blocking(move || image::unpack(&path, &cache)).await;
+                let image = unpacked.map_err(io::Error::other).map_err(system("unpacking an image"))??;
+                Ok((Layers::Stack(vec![image.root]), image.env))
+            }
+        }
+    }
+
+    async fn run(&self, set_up: &Packet, directory: &Path) -> Result<(i32, OwnedFd), SandboxError> {
+        let (ours, theirs) = packet::pair().map_err(system("a socket pair"))?;
+        rustix::io::ioctl_fionbio(&ours, true).map_err(|error| system("a socket pair")(error.into()))?;
+        let log = fs::File::create(directory.join("logs/init")).map_err(system("init's log"))?;
+        let mut starter = tokio::process::Command::new(self.program)
+            .arg(init::ARGUMENT)
+            .env_clear()
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map_err(system(format!("starting {}", self.program.display())))?;
+        let ours = crate::sys::watch(ours, Interest::READABLE | Interest::WRITABLE).map_err(system("a socket pair"))?;
+        ours.async_io(Interest::WRITABLE, |socket| set_up.send(socket)).await.map_err(system("what to start"))?;
+        let result = watch(&ours, directory).await;
+        // It ends by itself once init runs, and when it failed; else its time is over.
+        if result.is_err() {
+            // It may be gone already.
+            let _result = starter.start_kill();
+        }
+        starter.wait().await.map_err(system("the end of the starter"))?;
+        result
+    }
+}
+
+/// Follows the start. If it fails, init is killed if there is one.
+async fn watch(socket: &AsyncFd<OwnedFd>, directory: &Path) -> Result<(i32, OwnedFd), SandboxError> {
+    let mut init = None;
+    let failure = loop {
+        let progress = socket.async_io(Interest::READABLE, |socket| packet::receive::<Progress>(socket)).await;
+        match progress.map_err(system("the start of a sandbox"))? {
+            Some((Progress::Init { pid, notes }, mut fds)) => {
+                for note in notes {
+                    tracing::warn!(note, "a sandbox goes without something");
+                }
+                init = fds.pop().map(|pidfd| (pid, pidfd));
+            }
+            Some((Progress::Ready, _)) => match init {
+                Some(init) => return Ok(init),
+                None => break "init came before it was told of".to_owned(),
+            },
+            Some((Progress::Failed { what, .. }, _)) => break what,
+            None => {
+                let log = fs::read_to_string(directory.join("logs/init")).unwrap_or_default();
+                break format!("it ended without a word {}", log.trim());
+            }
+        }
+    };
+    if let Some((_, pidfd)) = init {
+        kill(&pidfd).await?;
+    }
+    Err(SandboxError::Host(format!("a sandbox cannot be started: {failure}")))
+}
+
+/// Kills init, and with it all processes of the sandbox, and returns when they have ended.
+pub(crate) async fn kill(pidfd: &OwnedFd) -> Result<(), SandboxError> {
+    match rustix::process::pidfd_send_signal(pidfd, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(error) => return Err(system("killing a sandbox")(error.into())),
+    }
+    let pidfd = pidfd.try_clone().and_then(|pidfd| crate::sys::watch(pidfd, Interest::READABLE));
+    let pidfd = pidfd.map_err(system("killing a sandbox"))?;
+    let ended = tokio::time::timeout(KILL_TIME_MAX, pidfd.readable()).await;
+    ended
+        .map_err(|_| io::ErrorKind::TimedOut.into())
+        .and_then(|ended| ended.map(drop))
+        .map_err(system("the processes of a sandbox do not end"))?;
+    // Init is our own child only where we are everybody's parent, as pid 1 of a container.
+    let _not_ours = rustix::process::waitid(WaitId::PidFd(pidfd.get_ref().as_fd()), WaitIdOptions::EXITED);
+    Ok(())
+}
+
+/// A descriptor for a process that an earlier daemon started, if it is still that one.
+pub(crate) fn find(pid: i32, start_ticks: u64) -> Option<OwnedFd> {
+    let pidfd = rustix::process::pidfd_open(rustix::process::Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    // Looked at after it was opened: the number cannot change hands in between.
+    (crate::record::start_ticks(pid) == Some(start_ticks)).then_some(pidfd)
+}
+
+/// Makes a sparse file system image, which is what bounds the sandbox's files.
+async fn make_disk(directory: &Path, len: u64) -> Result<PathBuf, SandboxError> {
+    /// Smaller ones have no room for the file system's own blocks.
+    const LEN_MIN: u64 = 8 * 1024 * 1024;
+    let image = directory.join("disk.img");
+    let file = fs::File::create(&image).map_err(system("the disk image"))?;
+    file.set_len(len.max(LEN_MIN)).map_err(system("the disk image"))?;
+    let output = tokio::process::Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1,root_owner=0:0"])
+        .arg(&image)
+        .output()
+        .await
+        .map_err(system("mkfs.ext4, for the disk's limit"))?;
+    if output.status.success() {
+        return Ok(image);
+    }
+    let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(SandboxError::Host(format!("mkfs.ext4: {why}")))
+}

@@ -1,0 +1,140 @@
+//! Attaching and detaching, with a tmpfs in the place of a bucket.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use sandpail_sandbox::{ExecSpec, Sandbox, SandboxError};
+
+use crate::world::{World, shell, words};
+
+crate::tests![
+    a_mount_comes_and_goes,
+    a_mount_covers_what_was_there,
+    a_busy_mount_stays_and_names_its_users,
+    links_are_followed_inside_only,
+    a_failed_attach_leaves_nothing,
+    directories_open_for_the_host,
+];
+
+/// A detached mount whose files everybody may write.
+fn tmpfs() -> OwnedFd {
+    let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+    rustix::mount::fsconfig_set_string(context.as_fd(), "mode", "777").unwrap();
+    rustix::mount::fsconfig_create(context.as_fd()).unwrap();
+    rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap()
+}
+
+async fn check(sandbox: &Sandbox, line: &str, expected: &str) {
+    let done = shell(sandbox, line).await;
+    assert_eq!((done.stdout.trim(), done.code), (expected, 0), "{line}: {done:?}");
+}
+
+async fn a_mount_comes_and_goes() {
+    let world = World::new();
+    let sandbox = world.sandbox().await;
+    let before = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    for _ in 0..3 {
+        let made = sandbox.attach(tmpfs(), Path::new("/data/a b/c")).await.unwrap();
+        assert_eq!(made.as_deref(), Some(Path::new("/data")));
+        check(&sandbox, "echo hello >'/data/a b/c/f' && cat '/data/a b/c/f'", "hello").await;
+        check(&sandbox, "grep -c 'a.040b/c tmpfs rw,nosuid,nodev' /proc/mounts", "1").await;
+        assert_eq!(std::fs::read_to_string("/proc/self/mounts").unwrap(), before, "the host sees nothing");
+        sandbox.detach(Path::new("/data/a b/c"), made.as_deref(), false).await.unwrap();
+        check(&sandbox, "ls -d /data 2>/dev/null || echo gone", "gone").await;
+    }
+    let error = sandbox.detach(Path::new("/tmp"), None, false).await.unwrap_err();
+    assert!(error.to_string().contains("nothing is mounted"), "{error}");
+    sandbox.destroy().await.unwrap();
+}
+
+async fn a_mount_covers_what_was_there() {
+    let world = World::new();
+    let sandbox = world.sandbox().await;
+    check(&sandbox, "mkdir -m 750 /workspace/d && echo old >/workspace/d/old && chown 5:6 /workspace/d", "").await;
+    // A process whose working directory is below the mount to come cannot write there while it is mounted.
+    let spec = ExecSpec {
+        argv: words(&[
+            "bash",
+            "-c",
+            "cd d; echo in; while [ ! -e /workspace/go ]; do sleep 0.01; done; touch x && echo wrote",
+        ]),
+        ..ExecSpec::default()
+    };
+    let mut below = sandbox.exec(spec).await.unwrap();
+    below.recv().await.unwrap();
+    let path = Path::new("/workspace/d");
+    assert_eq!(sandbox.attach(tmpfs(), path).await.unwrap(), None);
+    check(&sandbox, "ls /workspace/d", "").await;
+    check(&sandbox, "touch /workspace/d/new /workspace/go && ls /workspace/d", "new").await;
+    let done = crate::world::collect(below).await.unwrap();
+    assert!(done.stderr.contains("Permission denied") && done.stdout.is_empty(), "{done:?}");
+    sandbox.detach(path, None, false).await.unwrap();
+    check(&sandbox, "ls /workspace/d; stat -c '%a %u %g' /workspace/d", "old\n750 5 6").await;
+    sandbox.destroy().await.unwrap();
+}
+
+async fn a_busy_mount_stays_and_names_its_users() {
+    let world = World::new();
+    let sandbox = world.sandbox().await;
+    let path = Path::new("/data");
+    for (what, line) in
+        [("cwd", "cd /data; echo in; exec sleep 100"), ("descriptor", "exec 5>/data/f; echo in; exec sleep 100")]
+    {
+        let made = sandbox.attach(tmpfs(), path).await.unwrap();
+        let spec = ExecSpec { argv: words(&["bash", "-c", line]), ..ExecSpec::default() };
+        let mut events = sandbox.exec(spec).await.unwrap();
+        events.recv().await.unwrap();
+        let SandboxError::Busy { users, .. } = sandbox.detach(path, made.as_deref(), false).await.unwrap_err() else {
+            panic!("{what}: another error");
+        };
+        assert!(
+            users.len() == 1 && users[0].starts_with(['s', 'b']) && users[0].contains("(pid "),
+            "{what}: {users:?}"
+        );
+        check(&sandbox, "touch /data/still && ls /data | grep -c still", "1").await;
+        sandbox.detach(path, made.as_deref(), true).await.unwrap();
+        check(&sandbox, "ls -d /data 2>/dev/null || echo gone", "gone").await;
+        shell(&sandbox, "pkill sleep; true").await;
+    }
+    sandbox.destroy().await.unwrap();
+}
+
+async fn links_are_followed_inside_only() {
+    let world = World::new();
+    let sandbox = world.sandbox().await;
+    let secret = tempfile::tempdir().unwrap();
+    let outside = secret.path().to_str().unwrap();
+    check(&sandbox, &format!("ln -s ../../../../../../{outside} link; mkdir t; ln -s /workspace/t in"), "").await;
+    let path = Path::new("/workspace/in/m");
+    let made = sandbox.attach(tmpfs(), path).await.unwrap();
+    check(&sandbox, "grep -c ' /workspace/t/m ' /proc/mounts", "1").await;
+    sandbox.detach(path, made.as_deref(), false).await.unwrap();
+    check(&sandbox, "ls -A t", "").await;
+    // The link leads nowhere inside, and is not followed outside.
+    let attached = sandbox.attach(tmpfs(), Path::new("/workspace/link/m")).await;
+    assert!(attached.is_err(), "{attached:?}");
+    assert_eq!(secret.path().read_dir().unwrap().count(), 0);
+    sandbox.destroy().await.unwrap();
+}
+
+async fn a_failed_attach_leaves_nothing() {
+    let world = World::new();
+    let sandbox = world.sandbox().await;
+    let no_mount: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+    sandbox.attach(no_mount, Path::new("/data/x")).await.unwrap_err();
+    sandbox.attach(tmpfs(), Path::new("/etc/passwd/x")).await.unwrap_err();
+    check(&sandbox, "ls -d /data 2>/dev/null || echo gone", "gone").await;
+    sandbox.destroy().await.unwrap();
+}
+
+async fn directories_open_for_the_host() {
+    let world = World::new();
+    let sandbox = world.sandbox().await;
+    let directory = sandbox.open_directory(Path::new("/workspace/sync/dir")).await.unwrap();
+    let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::openat(&directory, "from-host", flags, rustix::fs::Mode::from_raw_mode(0o644)).unwrap();
+    check(&sandbox, "ls /workspace/sync/dir; stat -c %U /workspace/sync/dir", "from-host\nroot").await;
+    drop(directory);
+    sandbox.destroy().await.unwrap();
+}
