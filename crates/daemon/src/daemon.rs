@@ -1,13 +1,15 @@
 //! The daemon itself.
 
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use sandpail_sandbox::{Runtime, RuntimeOptions, Sandbox, SandboxId};
 use tokio::sync::broadcast;
 
+use crate::embedded::Embedded;
 use crate::sandboxes::{Inner, Slot};
 use crate::state::StateDir;
 use crate::worker::start::own_program;
@@ -34,6 +36,20 @@ async fn to_its_end<T: Send + 'static>(
     }
 }
 
+/// How long the log of a mount that told of trouble is kept.
+const LOG_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+fn prune_logs(dir: &Path) {
+    for file in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let age = file.metadata().and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
+        if age.is_some_and(|age| age > LOG_AGE_MAX)
+            && let Err(error) = std::fs::remove_file(file.path())
+        {
+            tracing::debug!(file = %file.path().display(), %error, "an old log stays");
+        }
+    }
+}
+
 impl Daemon {
     /// Starts: finds living sandboxes and mounts again, cleans what died.
     ///
@@ -47,9 +63,17 @@ impl Daemon {
         };
         let mut hidden = config.hidden.clone();
         hidden.push(state.join(""));
-        let runtime = Runtime::new(RuntimeOptions { state_dir: state.join("sandboxes"), program: program.clone(), hidden })?;
+        let runtime =
+            Runtime::new(RuntimeOptions { state_dir: state.join("sandboxes"), program: program.clone(), hidden })?;
         let inner = Arc::new(Inner::new(config, state, runtime, program));
+        prune_logs(&inner.state.join("logs"));
         mounts::recover(&inner).await?;
+        if let Some(embedded) = Embedded::start(&inner).await? {
+            let keys = embedded.keys_file().display().to_string();
+            tracing::info!(endpoint = embedded.endpoint(), keys, "embedded buckets are served");
+            // Nobody else sets it.
+            let _ = inner.embedded.set(embedded);
+        }
         inner.fill_later();
         Ok(Self { inner })
     }
@@ -57,6 +81,11 @@ impl Daemon {
     /// The configuration in force.
     pub fn config(&self) -> Arc<Config> {
         self.inner.config()
+    }
+
+    /// Where embedded buckets are served to S3 clients, and the file that holds their key; `None` if they are not.
+    pub fn embedded_endpoint(&self) -> Option<(String, PathBuf)> {
+        self.inner.embedded.get().map(|embedded| (embedded.endpoint(), embedded.keys_file().to_owned()))
     }
 
     /// What is not well, for `/health`; empty when all is.
@@ -256,6 +285,9 @@ impl Daemon {
         };
         *self.inner.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
         self.inner.stores.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        if let Some(Err(error)) = self.inner.embedded.get().map(|embedded| embedded.add_buckets(&self.inner)) {
+            tracing::error!(%error, "a new embedded bucket is not served");
+        }
         self.inner.fill_later();
     }
 

@@ -3,6 +3,7 @@
 
 mod config;
 mod daemon;
+mod embedded;
 mod error;
 mod events;
 mod mounts;

@@ -66,7 +66,8 @@ async fn store(inner: &Arc<Inner>, binding: &str) -> Result<Arc<dyn Store>, Daem
     let (own, bucket) = (Arc::clone(inner), found.bucket);
     let opening =
         tokio::task::spawn_blocking(move || open_store(&own, bucket.as_str(), &place, &S3fsOptions::default()));
-    let store = opening.await.map_err(|error| error.to_string()).and_then(|opened| opened).map_err(DaemonError::Bucket)?;
+    let store =
+        opening.await.map_err(|error| error.to_string()).and_then(|opened| opened).map_err(DaemonError::Bucket)?;
     let mut stores = inner.stores.lock().unwrap_or_else(PoisonError::into_inner);
     stores.insert(binding.to_owned(), Arc::clone(&store));
     Ok(store)

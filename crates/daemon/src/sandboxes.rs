@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use sandpail_sandbox::{Runtime, Sandbox, SandboxId};
 use sandpail_spec::MountPath;
 use sandpail_store::Store;
 
+use crate::embedded::Embedded;
 use crate::events::{Events, now_ms};
 use crate::mounts::{self, Mount};
 use crate::state::{SandboxRecord, StateDir};
@@ -95,6 +96,8 @@ pub(crate) struct Inner {
     pub(crate) is_stopping: AtomicBool,
     /// Stores of bindings, made when they are first used.
     pub(crate) stores: Mutex<BTreeMap<String, Arc<dyn Store>>>,
+    /// Where embedded buckets are served to S3 clients, if they are.
+    pub(crate) embedded: OnceLock<Embedded>,
     slots: Mutex<BTreeMap<SandboxId, Arc<Slot>>>,
     /// Held by whoever fills the pool.
     filling: tokio::sync::Mutex<()>,
@@ -110,6 +113,7 @@ impl Inner {
             events: Events::new(),
             is_stopping: AtomicBool::new(false),
             stores: Mutex::default(),
+            embedded: OnceLock::new(),
             slots: Mutex::default(),
             filling: tokio::sync::Mutex::default(),
         }
@@ -237,7 +241,12 @@ impl Inner {
             }
             slot.now().sandbox = None;
             inner.clean_dead(&slot, &sandbox).await;
-            inner.events.tell("sandbox.ended", &slot.id, None, "its first process ended; the next call starts it afresh");
+            inner.events.tell(
+                "sandbox.ended",
+                &slot.id,
+                None,
+                "its first process ended; the next call starts it afresh",
+            );
             if slot.now().is_warm {
                 inner.forget(&slot);
             } else {
@@ -377,17 +386,22 @@ impl Inner {
 }
 
 fn full(limit: usize) -> DaemonError {
-    DaemonError::Capacity(format!("instance limit reached: there are {limit} sandboxes already; destroy one, or raise max_sandboxes"))
+    DaemonError::Capacity(format!(
+        "instance limit reached: there are {limit} sandboxes already; destroy one, or raise max_sandboxes"
+    ))
 }
 
 fn new_id() -> Result<SandboxId, DaemonError> {
-    let mut random = [0u8; ID_LEN];
     let failed = |error: &dyn std::fmt::Display| DaemonError::State(format!("no random bytes: {error}"));
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random))
-        .map_err(|error| failed(&error))?;
-    let text: String = random.iter().map(|byte| char::from(ID_CHARACTERS[usize::from(byte % 32)])).collect();
+    let text = random_text(ID_LEN).map_err(|error| failed(&error))?;
     SandboxId::parse(&text).map_err(|error| failed(&error))
+}
+
+/// Random letters and digits of base32, each worth five bits.
+pub(crate) fn random_text(len: usize) -> std::io::Result<String> {
+    let mut random = vec![0u8; len];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut random)?;
+    Ok(random.iter().map(|byte| char::from(ID_CHARACTERS[usize::from(byte % 32)])).collect())
 }
 
 #[cfg(test)]

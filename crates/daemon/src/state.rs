@@ -77,11 +77,13 @@ impl StateDir {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed("make", &dir))?;
         }
         let path = root.join("lock");
-        let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))?;
+        let lock =
+            File::options().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))?;
         lock.try_lock().map_err(|error| match error {
-            std::fs::TryLockError::WouldBlock => {
-                DaemonError::State(format!("another daemon uses {}; stop it, or give another state_dir", root.display()))
-            }
+            std::fs::TryLockError::WouldBlock => DaemonError::State(format!(
+                "another daemon uses {}; stop it, or give another state_dir",
+                root.display()
+            )),
             std::fs::TryLockError::Error(error) => failed("lock", &path)(error),
         })?;
         Ok(Self { root, _lock: lock })

@@ -388,7 +388,8 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let (ttl, ids) = (self.ttl, self.ids);
-        answer!(self, "getattr", reply, |engine| engine.getattr(ino.0), |stat| reply.attr(&ttl, &file_attr(&stat, ids)));
+        answer!(self, "getattr", reply, |engine| engine.getattr(ino.0), |stat| reply
+            .attr(&ttl, &file_attr(&stat, ids)));
     }
 
     fn setattr(
@@ -452,7 +453,11 @@ impl Filesystem for Adapter {
             engine.release(opened.handle).await;
             stored.map(|()| opened.stat)
         };
-        answer!(self, "mknod", reply, |engine| work(engine), |stat| reply.entry(&ttl, &file_attr(&stat, ids), GENERATION));
+        answer!(self, "mknod", reply, |engine| work(engine), |stat| reply.entry(
+            &ttl,
+            &file_attr(&stat, ids),
+            GENERATION
+        ));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {

@@ -10,8 +10,7 @@ use crate::cli::StoreArgs;
 
 /// Finds endpoint and keys: arguments first, then the environment.
 pub(crate) fn remote_plan(arguments: &StoreArgs) -> anyhow::Result<RemotePlan> {
-    let region =
-        arguments.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
+    let region = arguments.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
     let endpoint = match &arguments.endpoint {
         Some(endpoint) => endpoint.clone(),
         None => match variable("AWS_ENDPOINT_URL_S3").or_else(|| variable("AWS_ENDPOINT_URL")) {
@@ -91,4 +90,3 @@ fn has_aws_files() -> bool {
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
-

@@ -387,8 +387,7 @@ mod tests {
                 other => panic!("{other}"),
             }
         }
-        let source =
-            if options.endpoint.is_some() { MountSource::Bucket(name) } else { MountSource::Binding(name) };
+        let source = if options.endpoint.is_some() { MountSource::Bucket(name) } else { MountSource::Binding(name) };
         MountRequest { source, mount_path, options }
     }
 

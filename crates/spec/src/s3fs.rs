@@ -279,7 +279,10 @@ mod tests {
         }
         for option in ["uid=root", "umask=9", "multipart_size=4", "multipart_size", "parallel_count=0", "endpoint"] {
             let text = parse(&[option], S3fsKind::Remote).unwrap_err();
-            assert!(text.starts_with(&format!("s3fs option \"{}\" needs ", option.split('=').next().unwrap())), "{text}");
+            assert!(
+                text.starts_with(&format!("s3fs option \"{}\" needs ", option.split('=').next().unwrap())),
+                "{text}"
+            );
         }
     }
 }

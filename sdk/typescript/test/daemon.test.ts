@@ -82,12 +82,17 @@ describe.runIf(url)('a real daemon', () => {
     await sandbox.writeFile('/data/a.bin', Uint8Array.of(0, 255));
     expect(await (await bucket.get(`${name}/d/a.bin`))?.bytes()).toEqual(Uint8Array.of(0, 255));
     expect((await sandbox.readFile('/ro/a.bin')).content).toBe('AP8=');
-    for (const refused of [sandbox.writeFile('/ro/b', 'x'), sandbox.deleteFile('/ro/a.bin'), sandbox.mkdir('/ro/d')]) {
-      await expect(refused).rejects.toMatchObject({
+    for (const change of [
+      () => sandbox.writeFile('/ro/b', 'x'),
+      () => sandbox.deleteFile('/ro/a.bin'),
+      () => sandbox.mkdir('/ro/d'),
+    ]) {
+      const refused: unknown = await change().catch((error: unknown) => error);
+      expect(refused).toBeInstanceOf(FileSystemError);
+      expect(refused).toMatchObject({
         code: 'READ_ONLY',
         message: expect.stringContaining('Read-only filesystem'),
       });
-      await expect(refused).rejects.toBeInstanceOf(FileSystemError);
     }
     await sandbox.moveFile('/data/a.bin', '/tmp/a.bin');
     expect(await bucket.head(`${name}/d/a.bin`)).toBeNull();

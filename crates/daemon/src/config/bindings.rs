@@ -281,8 +281,7 @@ pub(super) fn find_wrangler(dir: &Path) -> Option<PathBuf> {
 
 /// Reads the bindings of a `wrangler` file: all of them are embedded buckets, unless `sandpail.toml` says more.
 pub(super) fn read_wrangler(file: &Path) -> Result<BTreeMap<BindingName, BindingConfig>, ConfigError> {
-    let text =
-        std::fs::read_to_string(file).map_err(|source| ConfigError::Read { path: file.to_owned(), source })?;
+    let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read { path: file.to_owned(), source })?;
     let place = file.display().to_string();
     let invalid = |message: String| ConfigError::Invalid { place: place.clone(), message };
     let is_toml = file.extension().is_some_and(|extension| extension == "toml");

@@ -135,10 +135,7 @@ fn invalid(place: &str, message: impl std::fmt::Display) -> ConfigError {
     ConfigError::Invalid { place: place.to_owned(), message: message.to_string().trim_end().to_owned() }
 }
 
-pub(super) fn load(
-    file: Option<&Path>,
-    variable: &dyn Fn(&str) -> Option<String>,
-) -> Result<Config, ConfigError> {
+pub(super) fn load(file: Option<&Path>, variable: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
     let cwd = std::path::absolute(".").map_err(|source| ConfigError::Read { path: ".".into(), source })?;
     let found = match file {
         Some(file) => Some(cwd.join(file)),
@@ -146,8 +143,8 @@ pub(super) fn load(
     };
     let (text, dir, place) = match &found {
         Some(file) => {
-            let text = std::fs::read_to_string(file)
-                .map_err(|source| ConfigError::Read { path: file.clone(), source })?;
+            let text =
+                std::fs::read_to_string(file).map_err(|source| ConfigError::Read { path: file.clone(), source })?;
             (text, file.parent().unwrap_or(&cwd).to_owned(), file.display().to_string())
         }
         None => (String::new(), cwd.clone(), "the configuration".to_owned()),
@@ -404,7 +401,8 @@ credentials = { access_key_id = "env:DATASETS_ID", secret_access_key = "file:sec
             assert_eq!(buckets, ["from-wrangler", "second-one"], "{file}");
         }
         // sandpail.toml says where the bucket of a binding is.
-        let own = "[[r2_buckets]]\nbinding = \"MY_BUCKET\"\nbucket_name = \"own\"\nendpoint = \"http://127.0.0.1:9000\"";
+        let own =
+            "[[r2_buckets]]\nbinding = \"MY_BUCKET\"\nbucket_name = \"own\"\nendpoint = \"http://127.0.0.1:9000\"";
         let config = Dir::new(&[(FILE_NAME, own), ("wrangler.jsonc", jsonc)]).load(&[]).unwrap();
         assert!(config.bindings[&BindingName::parse("MY_BUCKET").unwrap()].remote.is_some());
         assert_eq!(config.bindings.len(), 2);

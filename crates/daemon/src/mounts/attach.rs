@@ -134,11 +134,7 @@ async fn attach(
     plan: &MountPlan,
     mount: &Arc<Mount>,
 ) -> Result<(), DaemonError> {
-    let options = DeviceOptions {
-        source: shown_source(plan),
-        read_only: plan.read_only,
-        no_exec: plan.s3fs.no_exec,
-    };
+    let options = DeviceOptions { source: shown_source(plan), read_only: plan.read_only, no_exec: plan.s3fs.no_exec };
     let made = tokio::task::spawn_blocking(move || device::open(&options)).await.map_err(failed)?;
     let Device { requests, mount: detached } =
         made.map_err(|error| failed(format!("the file system cannot be made: {error}")))?;

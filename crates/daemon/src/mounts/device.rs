@@ -40,7 +40,10 @@ pub(crate) struct DeviceOptions {
 /// What the kernel says; `/dev/fuse` may be missing.
 pub(crate) fn open(options: &DeviceOptions) -> io::Result<Device> {
     let requests = File::options().read(true).write(true).open("/dev/fuse").map_err(|error| {
-        io::Error::new(error.kind(), format!("/dev/fuse cannot be opened ({error}); load the module with modprobe fuse"))
+        io::Error::new(
+            error.kind(),
+            format!("/dev/fuse cannot be opened ({error}); load the module with modprobe fuse"),
+        )
     })?;
     let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
     // The kernel takes this descriptor as text only.

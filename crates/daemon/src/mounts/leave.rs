@@ -113,9 +113,8 @@ fn not_stored(failed: &[(String, String)]) -> Result<(), String> {
 async fn end_worker(worker: &Worker, timeout: Duration, force: bool) {
     /// Time to notice that nobody holds the mount.
     const USUAL: Duration = Duration::from_millis(500);
-    if force && worker.ended_within(USUAL).await.is_none() {
-        worker.end(timeout).await;
-    } else if !force && worker.ended_within(timeout).await.is_none() {
+    let patience = if force { USUAL.min(timeout) } else { timeout };
+    if worker.ended_within(patience).await.is_none() {
         worker.end(timeout).await;
     }
 }
@@ -205,7 +204,7 @@ mod tests {
     fn what_is_not_stored_is_named() {
         assert_eq!(not_stored(&[]), Ok(()));
         let one = ("a/b".to_owned(), "access denied".to_owned());
-        assert_eq!(not_stored(&[one.clone()]).unwrap_err(), "1 file(s) could not be stored: a/b: access denied");
+        assert_eq!(not_stored(std::slice::from_ref(&one)).unwrap_err(), "1 file(s) could not be stored: a/b: access denied");
         let many = not_stored(&vec![one; 6]).unwrap_err();
         assert!(many.starts_with("6 file(s)") && many.ends_with(", …") && many.matches("a/b").count() == 5, "{many}");
     }

@@ -1,8 +1,8 @@
 //! Mounts: made in steps that are taken back when a later one fails, proven before they are reported, stored before
 //! they go.
 
-pub(crate) mod device;
 mod attach;
+pub(crate) mod device;
 mod leave;
 mod process;
 mod recover;

@@ -64,7 +64,9 @@ pub(crate) fn open_store(
     match place {
         BucketPlace::Embedded => {
             let dir = embedded(inner, bucket)?;
-            DirStore::open(dir).map(|store| Arc::new(store) as Arc<dyn Store>).map_err(|error: StoreError| error.to_string())
+            DirStore::open(dir)
+                .map(|store| Arc::new(store) as Arc<dyn Store>)
+                .map_err(|error: StoreError| error.to_string())
         }
         BucketPlace::Remote(remote) => remote_plan(remote, s3fs).store(bucket).map_err(|error| format!("{error:#}")),
     }
@@ -87,11 +89,7 @@ pub(super) fn worker_plan(inner: &Inner, slot: &Slot, sandbox: &Sandbox, plan: &
         source,
         store,
         prefix: plan.prefix.as_str().to_owned(),
-        place: Place::Sandbox {
-            sandbox: slot.id.to_string(),
-            path: plan.path.to_string(),
-            ids: (ids.base, ids.len),
-        },
+        place: Place::Sandbox { sandbox: slot.id.to_string(), path: plan.path.to_string(), ids: (ids.base, ids.len) },
         read_only: plan.read_only,
         posix_metadata: true,
         metadata_ttl: s3fs.metadata_ttl.unwrap_or(METADATA_TTL),

@@ -287,8 +287,7 @@ fn serve_engine(
         return Err(error);
     }
     tracing::info!(source = entry.source, mountpoint = %entry.mountpoint.display(), "mounted");
-    end_on_signal(runtime, Arc::clone(engine), plan.place.clone(), entry.clone());
-    let served = attached.wait();
+    let served = wait(runtime, engine, &plan.place, attached)?;
     let left = runtime.block_on(engine.keep_unstored());
     entry.remove();
     tracing::info!(left = left.len(), "unmounted");
@@ -326,33 +325,52 @@ fn is_timeout(message: &str) -> bool {
     ["timed out", "within", "does not answer", "no answer"].iter().any(|words| message.contains(words))
 }
 
-/// SIGTERM and SIGINT store everything and end the mount.
-fn end_on_signal(runtime: &tokio::runtime::Runtime, engine: Arc<Engine>, place: Place, entry: Entry) {
-    use tokio::signal::unix::{SignalKind, signal};
+/// Waits for the end: the mount is gone, or a signal asks for it.
+///
+/// SIGTERM and SIGINT store everything first. A mount of the host is then unmounted, unless it is in use. One in a
+/// sandbox cannot be unmounted from here: the end of the process ends it, and the daemon hears of it.
+fn wait(
+    runtime: &tokio::runtime::Runtime,
+    engine: &Arc<Engine>,
+    place: &Place,
+    attached: Attached,
+) -> anyhow::Result<std::io::Result<()>> {
+    let (tell, told) = std::sync::mpsc::channel();
+    let asked = tell.clone();
+    std::thread::Builder::new().name("session".to_owned()).spawn(move || {
+        // Nobody listens any more after a signal.
+        let _ = tell.send(attached.wait());
+    })?;
+    let (engine, place) = (Arc::clone(engine), place.clone());
     runtime.spawn(async move {
-        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        if let Err(error) = on_signals(&engine, &place).await {
+            tracing::error!(%error, "signals are not heard");
             return;
-        };
-        loop {
-            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-            engine.drain().await;
-            let Place::Host { mountpoint, .. } = &place else {
-                // Nobody here can unmount it: the end of the process does, and the daemon hears of it.
-                engine.keep_unstored().await;
-                engine.end();
-                entry.remove();
-                tracing::info!("asked to end");
-                std::process::exit(0);
-            };
-            let at = mountpoint.clone();
-            let unmounted = tokio::task::spawn_blocking(move || host::unmount(&at, false)).await;
-            match unmounted {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => tracing::warn!(%error, "asked to end, but the mount is in use"),
-                Err(error) => tracing::warn!(%error, "asked to end"),
-            }
+        }
+        if let Place::Sandbox { .. } = place {
+            tracing::info!("asked to end");
+            let _ = asked.send(Ok(()));
         }
     });
+    told.recv().context("nobody waits for the mount")
+}
+
+/// Returns when everything is stored after a signal, and a mount of the host is unmounted.
+async fn on_signals(engine: &Engine, place: &Place) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    loop {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        engine.drain().await;
+        let Place::Host { mountpoint, .. } = place else { return Ok(()) };
+        let at = mountpoint.clone();
+        let unmounted = tokio::task::spawn_blocking(move || host::unmount(&at, false)).await;
+        match unmounted {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => tracing::warn!(%error, "asked to end, but the mount is in use"),
+            Err(error) => tracing::warn!(%error, "asked to end"),
+        }
+    }
 }
 
 /// S3's largest object of one PUT, in bytes.

@@ -12,17 +12,8 @@ use zeroize::Zeroizing;
 use super::{ARGUMENT, Plan, hand_over};
 
 /// Variables that a worker gets, besides Amazon's that say where keys are: never a key.
-const VARIABLES: [&str; 9] = [
-    "PATH",
-    "HOME",
-    "LANG",
-    "TZ",
-    "TMPDIR",
-    "XDG_RUNTIME_DIR",
-    "XDG_STATE_HOME",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-];
+const VARIABLES: [&str; 9] =
+    ["PATH", "HOME", "LANG", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR"];
 /// Amazon's variables that hold keys themselves; a worker gets its keys over the socket.
 const KEY_VARIABLES: [&str; 5] = [
     "AWS_ACCESS_KEY_ID",
@@ -96,7 +87,8 @@ mod tests {
     #[test]
     fn no_key_is_in_a_workers_environment() {
         let passed = |name: &str| passed_on(name, "some/value".into()).map(|value| value.into_string().unwrap());
-        for name in ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "R2_SECRET_ACCESS_KEY", "SANDPAIL_API_KEY", "MY_KEY"] {
+        for name in ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "R2_SECRET_ACCESS_KEY", "SANDPAIL_API_KEY", "MY_KEY"]
+        {
             assert_eq!(passed(name), None, "{name}");
         }
         assert_eq!(passed("AWS_PROFILE").as_deref(), Some("some/value"));

@@ -37,7 +37,10 @@ async fn a_binding_is_a_directory() {
     assert_eq!(mounts.len(), 1);
     let mount = &mounts[0];
     assert_eq!((mount.mount_path.as_str(), mount.mode, mount.state), ("/data", "binding", "serving"));
-    assert_eq!((mount.bucket.as_str(), mount.binding.as_deref(), mount.prefix.as_str()), ("my-bucket", Some("MY_BUCKET"), "/"));
+    assert_eq!(
+        (mount.bucket.as_str(), mount.binding.as_deref(), mount.prefix.as_str()),
+        ("my-bucket", Some("MY_BUCKET"), "/")
+    );
     // The host itself sees nothing of it.
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!table.contains(" /data "), "{table}");
@@ -261,7 +264,9 @@ async fn endpoints_and_their_causes() {
         assert_eq!(world.exec(&one, "test -e /data").await.code, 1);
     }
     world.daemon.mount(&one, ask("remote", &endpoint, "right-secret")).await.unwrap();
-    world.run(&one, "head -c 20000000 /dev/zero > /data/large; cp /data/large /data/copy; cmp /data/large /data/copy").await;
+    world
+        .run(&one, "head -c 20000000 /dev/zero > /data/large; cp /data/large /data/copy; cmp /data/large /data/copy")
+        .await;
     let mount = &world.daemon.list_mounts(&one).await[0];
     assert_eq!((mount.mode, mount.endpoint.as_deref()), ("endpoint", Some(endpoint.as_str())));
     // No key is where anybody could read it: not in arguments, the environment, records or logs.
@@ -323,7 +328,8 @@ async fn mounts_of_one_sandbox_wait_for_each_other() {
     let results = futures_util::future::join_all(calls).await;
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
     for result in results.into_iter().filter(Result::is_err) {
-        let is_taken = matches!(&result, Err(DaemonError::Mount(error)) if error.message.starts_with("Mount path already"));
+        let is_taken =
+            matches!(&result, Err(DaemonError::Mount(error)) if error.message.starts_with("Mount path already"));
         assert!(is_taken, "{result:?}");
     }
     world.run(&one, "echo x > /data/x").await;

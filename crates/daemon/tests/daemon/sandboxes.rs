@@ -1,6 +1,7 @@
 //! Sandboxes by name: made when they are used, limited, warm, gone.
 
-use sandpail_daemon::{BucketListOptions, BucketPutOptions, DaemonError};
+use sandpail_daemon::{BucketListOptions, BucketPutOptions, DaemonError, MountOptions, MountRequest, MountSource};
+use sandpail_spec::{Credentials, SecretKey};
 
 use crate::world::{World, id, until};
 
@@ -10,6 +11,7 @@ crate::tests![
     warm_sandboxes_are_taken_and_replaced,
     one_that_dies_is_started_afresh,
     objects_of_bindings,
+    embedded_buckets_are_served_to_s3_clients,
 ];
 
 async fn a_name_is_enough() {
@@ -22,7 +24,8 @@ async fn a_name_is_enough() {
     // Many at once make one sandbox.
     let two = id("two");
     let calls = (0..8).map(|_| world.daemon.sandbox(&two));
-    let pids: Vec<i32> = futures_util::future::join_all(calls).await.into_iter().map(|made| made.unwrap().pid()).collect();
+    let pids: Vec<i32> =
+        futures_util::future::join_all(calls).await.into_iter().map(|made| made.unwrap().pid()).collect();
     assert!(pids.iter().all(|pid| *pid == pids[0]), "{pids:?}");
     world.daemon.destroy_sandbox(&one).await.unwrap();
     world.daemon.destroy_sandbox(&one).await.unwrap();
@@ -118,5 +121,29 @@ async fn objects_of_bindings() {
     let body = Box::pin(futures_util::stream::iter(broken));
     assert!(world.daemon.put_object("MY_BUCKET", "broken", body, BucketPutOptions::default()).await.is_err());
     assert_eq!(world.keys("MY_BUCKET").await, ["a/large"]);
+    world.end().await;
+}
+
+async fn embedded_buckets_are_served_to_s3_clients() {
+    let world = World::with(|config| config.embedded_listen = Some("127.0.0.1:0".parse().unwrap())).await;
+    let (endpoint, keys) = world.daemon.embedded_endpoint().unwrap();
+    let keys: serde_json::Value = serde_json::from_slice(&std::fs::read(keys).unwrap()).unwrap();
+    let text = |name: &str| keys[name].as_str().unwrap().to_owned();
+    // The daemon itself is a client here: the bucket of the binding, mounted by its endpoint.
+    let options = MountOptions {
+        endpoint: Some(endpoint),
+        credentials: Some(Credentials {
+            access_key_id: text("accessKeyId"),
+            secret_access_key: SecretKey::new(text("secretAccessKey")),
+            session_token: None,
+        }),
+        ..MountOptions::default()
+    };
+    let source = MountSource::Bucket("my-bucket".to_owned());
+    let one = id("one");
+    let request = MountRequest { source, mount_path: "/data".to_owned(), options };
+    world.daemon.mount(&one, request).await.unwrap();
+    world.run(&one, "echo through > /data/s3").await;
+    assert_eq!(world.get("MY_BUCKET", "s3").await.unwrap(), "through\n");
     world.end().await;
 }
