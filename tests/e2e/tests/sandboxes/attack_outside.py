@@ -381,9 +381,9 @@ while time.time() < end:
 def through_mounts(host, sandbox):
     def try_mount(path):
         return api.call("POST", f"/v1/sandbox/{sandbox}/mount", {"mountPath": path, "binding": "THIRD", "options": {}})
-    api.sh(sandbox, f"mkdir -p /workspace/m; cd /workspace/m; ln -s /etc etc; ln -s /proc proc; ln -s / root; ln -s /dev dev; ln -s /sys sys; ln -s /proc/1/root initroot; ln -s {host.root} host; ln -s loop loop; ln -s ../../../../.. up; ln -s /usr usr; mkfifo pipe")
+    api.sh(sandbox, f"mkdir -p /workspace/m; cd /workspace/m; ln -s /etc etc; ln -s /proc proc; ln -s / root; ln -s /dev dev; ln -s /sys sys; ln -s /proc/1/root initroot; ln -s {host.root} host; ln -s loop loop; ln -s ../../../../.. up; mkfifo pipe")
     before = pathlib.Path("/proc/self/mountinfo").read_text()
-    for path in ["etc", "etc/new", "proc", "proc/self", "proc/sys", "root", "root/proc", "root/proc/sys", "dev", "dev/shm", "sys", "sys/fs", "initroot", "initroot/etc", "host", "host/x", "loop", "up", "up/proc", "usr", "usr/bin", "pipe", "pipe/x"]:
+    for path in ["etc", "etc/new", "proc", "proc/self", "proc/sys", "root", "root/proc", "root/proc/sys", "dev", "dev/shm", "sys", "sys/fs", "initroot", "initroot/etc", "host", "host/x", "loop", "up", "up/proc", "pipe", "pipe/x"]:
         reply = try_mount(f"/workspace/m/{path}")
         if reply.status == 200:
             # Where it is, is the sandbox's own business, but the kernel's windows stay uncovered.
