@@ -188,8 +188,7 @@ impl Engine {
         let is_unfinished = self.note_waiting(&mut plan, &local);
         let mut outcome = Outcome { is_unfinished, is_held: !plan.held.is_empty(), is_failing: false };
         if outcome.is_held {
-            let reason =
-                format!("a side lost all at once: {} removals are not carried over", plan.held.len());
+            let reason = format!("a side lost all at once: {} removals are not carried over", plan.held.len());
             self.fail("", reason);
         }
         self.drop_unfit(&mut plan, pace);
