@@ -137,6 +137,8 @@ async fn files(api: SocketAddr, at: &impl Fn(&str) -> String) {
     assert_eq!(response.headers()["content-length"], "300000");
     assert_eq!(response.headers()["content-type"], "application/octet-stream");
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), bytes);
+    same(call(api, &at("PUT /file/workspace/empty"), "").await, 200, &ok);
+    assert_eq!(call(api, &at("GET /file/workspace/empty"), "").await, (200, Bytes::new()));
     let missing = call(api, &at("GET /file/workspace/none"), "").await;
     assert_eq!(missing.0, 404);
     assert!(
