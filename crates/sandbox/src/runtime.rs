@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::cgroup::Cgroups;
 use crate::record::Record;
 use crate::start::{self, Starter, system};
-use crate::{Recovered, Sandbox, SandboxError, SandboxId, SandboxSpec, record};
+use crate::{Recovered, Sandbox, SandboxError, SandboxId, SandboxSpec};
 
 /// Beside the sandboxes' directories: what they share. No sandbox's id has an underscore.
 pub(crate) const BASE_DIR: &str = "_base";
@@ -140,25 +140,12 @@ impl Shared {
         format!("{id}.{:08x}", hasher.finish() & 0xffff_ffff)
     }
 
-    async fn start(self: &Arc<Self>, id: &SandboxId, mut spec: SandboxSpec) -> Result<Sandbox, SandboxError> {
+    async fn start(self: &Arc<Self>, id: &SandboxId, spec: SandboxSpec) -> Result<Sandbox, SandboxError> {
         let directory = self.directory(id);
         let RuntimeOptions { state_dir, program, hidden } = &self.options;
         let starter = Starter { program, state_dir, hidden, cgroups: &self.cgroups };
-        let running = starter.start(id, &spec, &directory, &self.cgroup(id)).await?;
-        // What is asked for wins over what the image says.
-        let mut env: std::collections::BTreeMap<_, _> = running.env.into_iter().collect();
-        env.extend(std::mem::take(&mut spec.env));
-        spec.env = env;
-        let record = Record {
-            pid: running.pid,
-            start_ticks: record::start_ticks(running.pid).unwrap_or_default(),
-            ids: running.ids,
-            spec,
-            sessions: std::collections::BTreeMap::new(),
-            processes: std::collections::BTreeMap::new(),
-        };
-        record.write(&directory).map_err(system("the sandbox's record"))?;
-        Sandbox::connect(id.clone(), Arc::clone(self), record, running.pidfd).await
+        let (record, init) = starter.start(id, spec, &directory, &self.cgroup(id)).await?;
+        Sandbox::connect(id.clone(), Arc::clone(self), record, init).await
     }
 
     /// Finds a living sandbox of an earlier daemon; `None` if it died.
