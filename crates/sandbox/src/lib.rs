@@ -17,6 +17,7 @@ mod image;
 mod init;
 mod packet;
 mod record;
+mod removal;
 mod runtime;
 mod sandbox;
 mod session;

@@ -4,11 +4,12 @@ use std::fs::{self, DirBuilder};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::cgroup::Cgroups;
 use crate::record::Record;
+use crate::removal;
 use crate::start::{self, Starter, system};
 use crate::{Recovered, Sandbox, SandboxError, SandboxId, SandboxSpec};
 
@@ -164,15 +165,7 @@ impl Shared {
             start::kill(&pidfd).await?;
         }
         self.cgroups.remove(&self.cgroup(id)).map_err(system("removing control groups"))?;
-        let removed = tokio::task::spawn_blocking(move || remove_tree(&directory)).await;
+        let removed = tokio::task::spawn_blocking(move || removal::remove(&directory)).await;
         removed.map_err(io::Error::other).and_then(|removed| removed).map_err(system("removing a sandbox's files"))
-    }
-}
-
-/// Removes a directory; one that is not there is as good.
-fn remove_tree(directory: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
     }
 }

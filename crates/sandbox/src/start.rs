@@ -79,8 +79,15 @@ impl Starter<'_> {
         let mut variables: BTreeMap<_, _> = env.into_iter().collect();
         variables.append(&mut spec.env);
         spec.env = variables;
-        let record =
-            Record { pid: 0, start_ticks: 0, ids, spec, sessions: BTreeMap::new(), processes: BTreeMap::new() };
+        let record = Record {
+            pid: 0,
+            start_ticks: 0,
+            ids,
+            spec,
+            sessions: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            attachments: Vec::new(),
+        };
         let running = tokio::time::timeout(START_TIME_MAX, self.run(&packet, directory, record)).await;
         running.map_err(|_| SandboxError::Host("a sandbox did not start in time".to_owned()))?
     }
