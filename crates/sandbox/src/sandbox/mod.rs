@@ -7,6 +7,7 @@ mod logs;
 mod mounts;
 mod namespace;
 mod sessions;
+mod table;
 mod terminal;
 
 use std::collections::HashMap;
@@ -270,22 +271,27 @@ impl Sandbox {
     /// there (links are resolved inside the sandbox's root). Returns the topmost directory that was made, to be given
     /// back to [`Sandbox::detach`].
     ///
+    /// Refused is what leads, through links too, to the root directory, `/proc`, `/sys`, `/dev`, `/run/sandpail` or an
+    /// exposed directory.
+    ///
     /// # Errors
     /// [`SandboxError::File`], [`SandboxError::System`]; nothing is left then.
     pub async fn attach(&self, mount: OwnedFd, path: &Path) -> Result<Option<PathBuf>, SandboxError> {
         self.attach_mount(mount, path).await
     }
 
-    /// Detaches what is mounted at `path` and removes `made` if it is empty. With `force` it goes even if it is in use.
+    /// Detaches what was attached at `path`, and nothing else, wherever that path leads by now; an earlier daemon may
+    /// have attached it. Removes `made` if it is empty. With `force` it goes even if it is in use.
     ///
     /// # Errors
-    /// [`SandboxError::Busy`] names the processes that use it; the mount stays then.
+    /// [`SandboxError::Busy`] names the processes that use it; the mount stays then. [`SandboxError::System`] if nothing
+    /// was attached there, or it is not mounted any more.
     pub async fn detach(&self, path: &Path, made: Option<&Path>, force: bool) -> Result<(), SandboxError> {
         self.detach_mount(path, made, force).await
     }
 
     /// Opens a directory of the sandbox for the host's side (`O_PATH`-free, readable), made with its parents if it is not there;
-    /// links are resolved inside the sandbox's root.
+    /// links are resolved inside the sandbox's root. What [`Sandbox::attach`] refuses is refused here too.
     ///
     /// # Errors
     /// [`SandboxError::File`].
