@@ -3,6 +3,7 @@
 mod background;
 mod exec;
 mod files;
+mod leftovers;
 mod logs;
 mod mounts;
 mod namespace;
@@ -55,6 +56,8 @@ struct Inner {
     processes: Mutex<HashMap<String, Arc<background::Background>>>,
     /// One mount is attached or detached at a time.
     mounting: tokio::sync::Mutex<()>,
+    /// Output of ended commands that others may still write.
+    leftovers: leftovers::Leftovers,
 }
 
 impl Sandbox {
@@ -82,6 +85,7 @@ impl Sandbox {
             terminals: tokio::sync::Mutex::default(),
             processes: Mutex::default(),
             mounting: tokio::sync::Mutex::default(),
+            leftovers: leftovers::Leftovers::default(),
         };
         let sandbox = Self { inner: Arc::new(inner) };
         sandbox.recover_processes(&kept).await?;
@@ -327,16 +331,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A pipe of which `ours` is for the runtime: the end that is read.
-fn pipe_to_us() -> io::Result<(tokio::net::unix::pipe::Receiver, OwnedFd)> {
+/// The reading and the writing end of a pipe. With `ids` it belongs to the sandbox's root, who can then open it again by
+/// the name `/dev/stderr`.
+fn pipe(ids: Option<IdMap>) -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = io::pipe()?;
-    Ok((tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into())?, writer.into()))
+    if let Some(IdMap { base, .. }) = ids {
+        // Both ends are one file.
+        rustix::fs::fchown(&writer, Some(rustix::fs::Uid::from_raw(base)), Some(rustix::fs::Gid::from_raw(base)))?;
+    }
+    Ok((reader.into(), writer.into()))
 }
 
-/// A pipe of which `ours` is for the runtime: the end that is written.
-fn pipe_from_us() -> io::Result<(tokio::net::unix::pipe::Sender, OwnedFd)> {
-    let (reader, writer) = io::pipe()?;
-    Ok((tokio::net::unix::pipe::Sender::from_owned_fd(writer.into())?, reader.into()))
+/// A pipe of which the first is for the runtime: the end that is read.
+fn pipe_to_us(ids: Option<IdMap>) -> io::Result<(tokio::net::unix::pipe::Receiver, OwnedFd)> {
+    let (reader, writer) = pipe(ids)?;
+    Ok((tokio::net::unix::pipe::Receiver::from_owned_fd(reader)?, writer))
+}
+
+/// A pipe of which the first is for the runtime: the end that is written.
+fn pipe_from_us(ids: Option<IdMap>) -> io::Result<(tokio::net::unix::pipe::Sender, OwnedFd)> {
+    let (reader, writer) = pipe(ids)?;
+    Ok((tokio::net::unix::pipe::Sender::from_owned_fd(writer)?, reader))
 }
 
 /// `/dev/null`, of the host: the same device.

@@ -66,7 +66,11 @@ impl Sandbox {
         match result {
             Ok(is_detached) => {
                 self.forget(&attachment)?;
-                if is_detached { Ok(()) } else { Err(system(format!("unmounting {}", path.display()))(nothing_there())) }
+                if is_detached {
+                    Ok(())
+                } else {
+                    Err(system(format!("unmounting {}", path.display()))(nothing_there()))
+                }
             }
             Err(error) => Err(error),
         }
@@ -155,12 +159,7 @@ fn is_same(known: &Attachment, mount: &Mount) -> bool {
     known.mount == mount.id && known.device == mount.device
 }
 
-fn attach(
-    inside: &Inside,
-    mount: &OwnedFd,
-    path: &Path,
-    places: &Places,
-) -> Result<Option<PathBuf>, SandboxError> {
+fn attach(inside: &Inside, mount: &OwnedFd, path: &Path, places: &Places) -> Result<Option<PathBuf>, SandboxError> {
     let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     sys::set_mount_flags(mount, flags).map_err(system("flags of a mount"))?;
     let opened = inside.open_or_make(path)?;

@@ -113,7 +113,9 @@ impl Processes {
         let infos = rustix::fs::openat(&self.proc, format!("{pid}/fdinfo").as_str(), flags, Mode::empty())?;
         for entry in Dir::read_from(&infos)?.take(DESCRIPTOR_COUNT_MAX) {
             let entry = entry?;
-            let Ok(info) = rustix::fs::openat(&infos, entry.file_name(), OFlags::CLOEXEC, Mode::empty()) else { continue };
+            let Ok(info) = rustix::fs::openat(&infos, entry.file_name(), OFlags::CLOEXEC, Mode::empty()) else {
+                continue;
+            };
             // It is one of the first lines; others may be many.
             let mut text = [0; 512];
             let Ok(len) = rustix::io::read(&info, &mut text) else { continue };
