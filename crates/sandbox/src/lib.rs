@@ -11,6 +11,7 @@ mod cgroup;
 mod control;
 mod error;
 mod findings;
+mod hiding;
 mod id;
 mod ids;
 mod image;

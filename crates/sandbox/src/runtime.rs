@@ -23,7 +23,8 @@ pub struct RuntimeOptions {
     pub state_dir: PathBuf,
     /// The executable that runs [`crate::init_main`] when its first argument is `sandbox-init`.
     pub program: PathBuf,
-    /// Directories of the host that no sandbox may see, besides those that are never shown.
+    /// Directories of the host that no sandbox may see, besides those that are never shown and `state_dir`. They may be
+    /// named through links; directories in them cannot be exposed.
     pub hidden: Vec<PathBuf>,
 }
 
@@ -66,7 +67,8 @@ impl Runtime {
         fs::set_permissions(state_dir, fs::Permissions::from_mode(0o700)).map_err(system(format!("mode of {name}")))?;
         let state_dir = state_dir.canonicalize().map_err(system(name))?;
         let program = options.program.canonicalize().map_err(system(options.program.display().to_string()))?;
-        let hidden = options.hidden;
+        let mut hidden = options.hidden;
+        hidden.push(state_dir.clone());
         let options = RuntimeOptions { state_dir, program, hidden };
         Ok(Self { shared: Arc::new(Shared { options, cgroups: Cgroups::detect() }) })
     }

@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use crate::packet::{self, Packet};
 use crate::record::{self, Record};
 use crate::wire::{Layers, Progress, SetUp};
-use crate::{RootFs, SandboxError, SandboxId, SandboxSpec, control, ids, image, init, skeleton};
+use crate::{Limits, RootFs, SandboxError, SandboxId, SandboxSpec, control, hiding, ids, image, init, skeleton};
 
 /// A start takes some milliseconds, and seconds on a machine that is out of memory; not more.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
@@ -61,17 +61,20 @@ impl Starter<'_> {
         };
         let (layers, env) = self.layers(&spec.rootfs).await?;
         let (ids, lock) = ids::take().map_err(system("a range of ids"))?;
-        let groups = self.cgroups.make(cgroup, &spec.limits).map_err(system("control groups"))?;
+        let groups = self.groups(cgroup, &spec.limits).map_err(system("control groups"))?;
+        let hidden = hiding::inside(self.hidden, &spec)?;
+        let hard_limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
         let set_up = SetUp {
             name: id.as_str().to_owned(),
             directory: directory.to_owned(),
             ids,
             layers,
             expose: spec.expose.clone(),
-            hidden: self.hidden.to_vec(),
+            hidden,
             cgroups: groups.iter().map(|group| group.join("cgroup.procs")).collect(),
             disk_image,
-            open_files: spec.limits.open_files,
+            open_files: spec.limits.open_files(hard_limit),
+            shared_len: spec.limits.shared_len(host_memory()),
         };
         let control = control::listen(directory).map_err(system("the control socket"))?;
         let packet = Packet::new(&set_up, vec![control, lock]).map_err(system("what to start"))?;
@@ -90,6 +93,15 @@ impl Starter<'_> {
         };
         let running = tokio::time::timeout(START_TIME_MAX, self.run(&packet, directory, record)).await;
         running.map_err(|_| SandboxError::Host("a sandbox did not start in time".to_owned()))?
+    }
+
+    /// The control groups of a sandbox. A host where what nobody asked for cannot be limited has sandboxes all the same.
+    fn groups(&self, cgroup: &str, limits: &Limits) -> io::Result<Vec<PathBuf>> {
+        self.cgroups.make(cgroup, &limits.with_defaults()).or_else(|error| {
+            let groups = self.cgroups.make(cgroup, limits)?;
+            tracing::warn!(%error, "a sandbox goes without a limit of its processes");
+            Ok(groups)
+        })
     }
 
     /// The layers of a root file system, and the variables that it comes with.
@@ -208,6 +220,12 @@ pub(crate) fn find(pid: i32, start_ticks: u64) -> Option<OwnedFd> {
     (record::start_ticks(pid) == Some(start_ticks)).then_some(pidfd)
 }
 
+/// Bytes of memory that this host has.
+fn host_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    u64::from(info.totalram).saturating_mul(info.mem_unit.into())
+}
+
 /// Makes a sparse file system image, which is what bounds the sandbox's files.
 async fn make_disk(directory: &Path, len: u64) -> Result<PathBuf, SandboxError> {
     /// Smaller ones have no room for the file system's own blocks.
@@ -218,6 +236,9 @@ async fn make_disk(directory: &Path, len: u64) -> Result<PathBuf, SandboxError> 
     let output = tokio::process::Command::new("mkfs.ext4")
         .args(["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1,root_owner=0:0"])
         .arg(&image)
+        // The daemon's own may hold keys.
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .output()
         .await
         .map_err(system("mkfs.ext4, for the disk's limit"))?;
