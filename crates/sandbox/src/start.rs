@@ -223,7 +223,7 @@ pub(crate) fn find(pid: i32, start_ticks: u64) -> Option<OwnedFd> {
 /// Bytes of memory that this host has.
 fn host_memory() -> u64 {
     let info = rustix::system::sysinfo();
-    u64::from(info.totalram).saturating_mul(info.mem_unit.into())
+    info.totalram.saturating_mul(info.mem_unit.into())
 }
 
 /// Makes a sparse file system image, which is what bounds the sandbox's files.

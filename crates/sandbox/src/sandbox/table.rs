@@ -21,7 +21,7 @@ const DESCRIPTOR_COUNT_MAX: usize = 100_000;
 const USER_COUNT_MAX: usize = 32;
 
 /// The magic number of procfs.
-const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0;
 
 /// The host's `/proc`, and which process in it is the sandbox's init.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Processes {
     pub(super) fn open(init: i32) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc = rustix::fs::open("/proc", flags, Mode::empty())?;
-        if i64::try_from(rustix::fs::fstatfs(&proc)?.f_type) != Ok(PROC_SUPER_MAGIC) {
+        if rustix::fs::fstatfs(&proc)?.f_type != PROC_SUPER_MAGIC {
             return Err(io::Error::other("/proc is no proc file system"));
         }
         Ok(Self { proc, init })

@@ -171,6 +171,9 @@ async fn a_terminal() {
     // ^C ends the command and not the shell: there is job control.
     type_in(&pty, "echo be''gun; sleep 1000\n").await;
     until(&mut pty, "begun").await;
+    // While the shell is still about to start it, ^C is for nobody in particular.
+    let line = "until pgrep -fx 'sleep 1000' >/dev/null; do :; done";
+    assert_eq!(shell(&sandbox, line).await.code, 0);
     type_in(&pty, "\u{3}").await;
     type_in(&pty, "echo co=$?\n").await;
     until(&mut pty, "co=130").await;
