@@ -98,7 +98,9 @@ mod tests {
         for good in ["Bearer s3cret", "bearer s3cret", "BEARER s3cret"] {
             check("/v1/sandbox", good, true);
         }
-        for bad in ["", "Bearer", "Bearer ", "Bearer S3CRET", "Bearer s3cre", "Bearer s3crett", "Basic s3cret", "s3cret"] {
+        for bad in
+            ["", "Bearer", "Bearer ", "Bearer S3CRET", "Bearer s3cre", "Bearer s3crett", "Basic s3cret", "s3cret"]
+        {
             check("/v1/sandbox", bad, false);
         }
         check("/health", "", true);

@@ -207,9 +207,7 @@ fn too_large(len: u64, limit: u64) -> Answer {
 fn failed(operation: &Operation, source: &DaemonError) -> Answer {
     let bad_gateway = |why: &str| Answer::new(StatusCode::BAD_GATEWAY, operation.code(), operation.text(why));
     match source {
-        DaemonError::Capacity(text) => {
-            Answer::new(StatusCode::SERVICE_UNAVAILABLE, "capacity_exceeded", text.clone())
-        }
+        DaemonError::Capacity(text) => Answer::new(StatusCode::SERVICE_UNAVAILABLE, "capacity_exceeded", text.clone()),
         DaemonError::Stopping => Answer::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", source.to_string()),
         DaemonError::Mount(mount) => {
             let (name, sdk_code) = mount.kind.name_and_code();
@@ -252,9 +250,7 @@ fn failed_inside(operation: &Operation, source: &SandboxError, bad_gateway: impl
             let what = if *operation == Operation::Hydrate { "tar extract failed" } else { "tar failed" };
             Answer::new(StatusCode::BAD_GATEWAY, operation.code(), format!("{what} (exit {exit}): {message}"))
         }
-        SandboxError::NoProcess { .. } => {
-            Answer::new(StatusCode::NOT_FOUND, "process_not_found", source.to_string())
-        }
+        SandboxError::NoProcess { .. } => Answer::new(StatusCode::NOT_FOUND, "process_not_found", source.to_string()),
         SandboxError::System { what, source } => bad_gateway(&format!("{what}: {}", reason(source))),
         SandboxError::NotFound { .. }
         | SandboxError::Exec { .. }

@@ -61,12 +61,13 @@ struct SharedBody(Arc<Mutex<Timed>>);
 #[derive(Debug)]
 struct Timed {
     body: Body,
-    pause: Pin<Box<Sleep>>,
+    /// Runs while the reader waits, not while it is busy with what it has.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl Timed {
     fn new(body: Body) -> Self {
-        Self { body, pause: Box::pin(tokio::time::sleep(BODY_PAUSE_MAX)) }
+        Self { body, pause: None }
     }
 }
 
@@ -80,13 +81,14 @@ impl HttpBody for SharedBody {
         let shared = &mut *shared;
         match Pin::new(&mut shared.body).poll_frame(cx) {
             Poll::Ready(frame) => {
-                shared.pause.as_mut().reset(Instant::now() + BODY_PAUSE_MAX);
+                shared.pause = None;
                 Poll::Ready(frame)
             }
-            Poll::Pending => match shared.pause.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(Some(Err(axum::Error::new("the client stopped sending")))),
-                Poll::Pending => Poll::Pending,
-            },
+            Poll::Pending => {
+                let pause = shared.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_PAUSE_MAX)));
+                let gave_up = || Some(Err(axum::Error::new("the client stopped sending")));
+                pause.as_mut().poll(cx).map(|()| gave_up())
+            }
         }
     }
 
@@ -96,5 +98,23 @@ impl HttpBody for SharedBody {
 
     fn size_hint(&self) -> http_body::SizeHint {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_stops_sending_is_given_up_and_a_busy_reader_is_not() {
+        let endless = stream::once(async { Ok::<_, axum::Error>(Bytes::from_static(b"a")) }).chain(stream::pending());
+        let body = SharedBody(Arc::new(Mutex::new(Timed::new(Body::from_stream(endless)))));
+        let mut body = Body::new(body).into_data_stream();
+        tokio::time::sleep(BODY_PAUSE_MAX * 2).await;
+        assert_eq!(body.next().await.unwrap().unwrap(), "a");
+        tokio::time::sleep(BODY_PAUSE_MAX * 2).await;
+        let before = Instant::now();
+        assert!(body.next().await.unwrap().is_err());
+        assert_eq!(before.elapsed(), BODY_PAUSE_MAX);
     }
 }

@@ -98,7 +98,8 @@ mod tests {
     #[test]
     fn file_paths() {
         const OUTSIDE: Result<&str, &str> = Err("path must resolve to a location within /workspace");
-        let workspace = |rest: &str, expected| check(&format!("/v1/sandbox/abc/file/{rest}"), Scope::Workspace, expected);
+        let workspace =
+            |rest: &str, expected| check(&format!("/v1/sandbox/abc/file/{rest}"), Scope::Workspace, expected);
         workspace("workspace/a.txt", Ok("/workspace/a.txt"));
         workspace("workspace", Ok("/workspace"));
         workspace("workspace/a/../b//c/./d", Ok("/workspace/b/c/d"));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sandpail_daemon::{Daemon, DaemonError};
+use sandpail_daemon::Daemon;
 use sandpail_sandbox::{Sandbox, SandboxId};
 use sandpail_spec::SecretKey;
 
@@ -54,7 +54,7 @@ impl Api {
         match &*self.0 {
             Behind::Daemon(daemon) => Ok(daemon),
             #[cfg(test)]
-            Behind::Nothing(_) => Err(Operation::Start.failed(DaemonError::Stopping)),
+            Behind::Nothing(_) => Err(Operation::Start.failed(sandpail_daemon::DaemonError::Stopping)),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use sandpail_sandbox::Runtime;
 use serde::Serialize;
 
 use crate::cli::DoctorArgs;
@@ -93,11 +94,13 @@ fn host_findings() -> Vec<Finding> {
     found.push(if missing.is_empty() {
         finding(Ok, "namespaces", "all are there")
     } else {
-        finding(Warn, "namespaces", format!("missing: {}; sandboxes will need them", missing.join(", ")))
+        finding(Warn, "namespaces", format!("missing: {}; sandboxes need them", missing.join(", ")))
     });
     found.push(match host::find_program("nft") {
         Some(path) => finding(Ok, "nft", path.display().to_string()),
-        None => finding(Warn, "nft", "not found; sandboxes will need it (Debian package nftables)"),
+        None => {
+            finding(Warn, "nft", "not found; a sandbox's way to the internet will need it (Debian package nftables)")
+        }
     });
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     found.push(if files >= 4096 {
@@ -105,11 +108,12 @@ fn host_findings() -> Vec<Finding> {
     } else {
         finding(Warn, "open files", format!("{files}: raise it with ulimit -n 65536 for busy mounts"))
     });
-    let v2 = ["/sys/fs/cgroup/cgroup.controllers", "/sys/fs/cgroup/unified/cgroup.controllers"];
-    found.push(match v2.into_iter().find(|path| Path::new(path).exists()) {
-        Some(path) => finding(Ok, "cgroup v2", path),
-        None => finding(Warn, "cgroup v2", "not mounted; sandboxes will run without limits"),
-    });
+    // What sandboxes need is nothing that a mount lacks, so none of it is a failure.
+    found.extend(
+        Runtime::findings().into_iter().map(|found| {
+            finding(if found.is_ok { Ok } else { Warn }, found.what, format!("sandboxes: {}", found.detail))
+        }),
+    );
     found
 }
 

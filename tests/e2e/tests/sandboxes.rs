@@ -11,6 +11,7 @@ use sandpail_e2e::{Daemon, ServerKind, Test, World, on_peer, short_or_long};
 pub(crate) const TESTS: &[Test] = &[
     Test::new("sandboxes::agents_client", agents_client).on(&[ServerKind::SeaweedFs]),
     Test::new("sandboxes::contract", contract).on(&[ServerKind::SeaweedFs]),
+    Test::new("sandboxes::sdk", sdk).on(&[ServerKind::SeaweedFs]),
     Test::new("sandboxes::attack", attack).on(&[ServerKind::Embedded]).minutes(8, 8),
     Test::new("sandboxes::cycles", cycles).on(&[ServerKind::Embedded]).minutes(6, 40),
     Test::new("sandboxes::daemon_killed", daemon_killed).on(&[ServerKind::Embedded]),
@@ -40,6 +41,29 @@ fn agents_client(world: &World) -> Result<()> {
 
 fn contract(world: &World) -> Result<()> {
     run(world, "contract.py", &[], minutes(4))
+}
+
+/// The TypeScript SDK and all its examples, which `make test` has compiled.
+fn sdk(world: &World) -> Result<()> {
+    if on_peer() {
+        return Ok(());
+    }
+    let daemon = Daemon::start(world)?;
+    let told = daemon
+        .command(
+            r#"
+            cd "$REPO/sdk/typescript"
+            export SANDPAIL_API_KEY="$(cat "$SANDPAIL_KEY_FILE")" EXAMPLE_S3_DETECTED=1
+            export EXAMPLE_S3_ENDPOINT="$ENDPOINT" EXAMPLE_S3_BUCKET="$BUCKET"
+            export EXAMPLE_S3_ACCESS_KEY_ID="$ACCESS_KEY" EXAMPLE_S3_SECRET_ACCESS_KEY="$SECRET_KEY"
+            exec npm test --silent -- test/daemon.test.ts test/examples.test.ts
+            "#,
+        )?
+        .limit(minutes(4))
+        .run()
+        .map_err(|error| error.context(format!("log of the daemon:\n{}", daemon.log())))?;
+    ensure!(told.contains("19-archive") || !told.contains("skipped"), "examples were left out:\n{told}");
+    daemon.end()
 }
 
 fn attack(world: &World) -> Result<()> {
@@ -195,12 +219,19 @@ fn daemon_killed(world: &World) -> Result<()> {
         )?;
     }
     // Gracefully: exit code 0, data stored, sandboxes found again; and no second daemon beside the first.
-    snippet(&daemon, "box = api.create(); keep(e=box); api.mount(box, '/data', binding='MY_BUCKET'); api.sh(box, 'echo graceful >/data/g')")?;
+    snippet(
+        &daemon,
+        "box = api.create(); keep(e=box); api.mount(box, '/data', binding='MY_BUCKET'); api.sh(box, 'echo graceful >/data/g')",
+    )?;
     let second = daemon
         .command("sed 's/^listen.*/listen = \"127.0.0.1:0\"/' \"$CONFIG\" >second.toml; exec timeout 20 \"$SANDPAIL\" serve --config second.toml")?
         .finish()?;
     ensure!(!matches!(second.code, 0 | 124), "a second daemon starts: {}", second.told());
-    ensure!(second.stderr.contains("state") || second.stdout.contains("state"), "says what is wrong: {}", second.told());
+    ensure!(
+        second.stderr.contains("state") || second.stdout.contains("state"),
+        "says what is wrong: {}",
+        second.told()
+    );
     snippet(&daemon, "assert api.sh(kept()['e'], 'cat /data/g') == 'graceful\\n'")?;
     let code = daemon.stop()?;
     ensure!(code == 0, "SIGTERM: exit code {code}\n{}", daemon.log());

@@ -46,11 +46,7 @@ fn excludes(list: &str) -> Result<Vec<PathBuf>, ApiError> {
         (status = 503, description = "A full house", body = ErrorBody),
     ),
 )]
-pub(crate) async fn persist_workspace(
-    State(api): State<Api>,
-    Id(id): Id,
-    query: Query,
-) -> Result<Response, ApiError> {
+pub(crate) async fn persist_workspace(State(api): State<Api>, Id(id): Id, query: Query) -> Result<Response, ApiError> {
     let excludes = excludes(&query.first("excludes").unwrap_or_default())?;
     let failed = |error: SandboxError| Operation::Persist.failed(error);
     let sandbox = api.sandbox(&id).await?;
@@ -95,7 +91,8 @@ mod tests {
 
     #[test]
     fn what_is_left_out() {
-        let of = |list: &str| excludes(list).map(|found| found.iter().map(|p| p.to_str().unwrap().to_owned()).collect());
+        let of =
+            |list: &str| excludes(list).map(|found| found.iter().map(|p| p.to_str().unwrap().to_owned()).collect());
         let found = |list: &str| of(list).unwrap_or_else(|error| vec![format!("{error:?}")]);
         assert_eq!(found(""), Vec::<String>::new());
         assert_eq!(found("a,b/c"), ["a", "b/c"]);

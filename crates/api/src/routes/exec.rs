@@ -7,9 +7,9 @@ use http::HeaderMap;
 
 use crate::error::{self, ApiError, Operation};
 use crate::extract::{self, Id};
+use crate::sse;
 use crate::state::Api;
 use crate::wire::{self, ErrorBody, ExecRequest};
-use crate::sse;
 
 /// Runs a command and streams what it does.
 ///

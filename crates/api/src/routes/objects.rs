@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use futures_util::StreamExt;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use percent_encoding::percent_decode_str;
@@ -59,11 +59,7 @@ pub(crate) async fn list_bindings(State(api): State<Api>) -> Result<Json<Binding
         (status = 502, description = "The bucket did not do it", body = ErrorBody),
     ),
 )]
-pub(crate) async fn list_objects(
-    State(api): State<Api>,
-    uri: Uri,
-    query: Query,
-) -> Result<Json<ObjectPage>, ApiError> {
+pub(crate) async fn list_objects(State(api): State<Api>, uri: Uri, query: Query) -> Result<Json<ObjectPage>, ApiError> {
     let limit = match query.filled("limit") {
         None => None,
         Some(text) => match text.parse() {
@@ -179,9 +175,10 @@ pub(crate) async fn put_object(
         Some(value) => wire::decode_metadata(value.as_bytes())?,
     };
     let options = BucketPutOptions { content_type, custom_metadata };
-    let body = Box::pin(body.into_data_stream().map(|chunk| {
-        chunk.map_err(|_broken| DaemonError::Bucket("the request's body broke off".to_owned()))
-    }));
+    let body = Box::pin(
+        body.into_data_stream()
+            .map(|chunk| chunk.map_err(|_broken| DaemonError::Bucket("the request's body broke off".to_owned()))),
+    );
     let object = api.daemon()?.put_object(&binding, &key, body, options).await;
     Ok(Json(Object::from(object.map_err(|error| Operation::Object("put").failed(error))?)))
 }

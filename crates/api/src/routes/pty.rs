@@ -200,9 +200,9 @@ mod tests {
 
     fn checked(query: &str, headers: &[(&'static str, &str)]) -> Result<PtySpec, String> {
         let query = Query::of(&format!("/x?{query}").parse().unwrap());
-        let headers = headers.iter().map(|(name, value)| {
-            (header::HeaderName::from_static(name), value.parse::<http::HeaderValue>().unwrap())
-        });
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (header::HeaderName::from_static(name), value.parse::<http::HeaderValue>().unwrap()));
         parse(&query, &headers.collect()).map_err(|error| match error {
             ApiError::Invalid(text) => text,
             other => format!("{other:?}"),
@@ -226,11 +226,9 @@ mod tests {
     fn what_is_opened() {
         let spec = checked("", &[("upgrade", "websocket")]).unwrap();
         assert_eq!((spec.cols, spec.rows, spec.shell, spec.session), (80, 24, None, None));
-        let spec = checked("cols=120&rows=99999&shell=/bin/sh&session=a", &[
-            ("upgrade", "websocket"),
-            ("session-id", "b"),
-        ])
-        .unwrap();
+        let spec =
+            checked("cols=120&rows=99999&shell=/bin/sh&session=a", &[("upgrade", "websocket"), ("session-id", "b")])
+                .unwrap();
         assert_eq!((spec.cols, spec.rows, spec.shell.as_deref()), (120, u16::MAX, Some("/bin/sh")));
         assert_eq!(spec.session.unwrap().as_str(), "b");
     }

@@ -34,7 +34,10 @@ pub struct ExecRequest {
 
 impl ExecRequest {
     /// Checks the form, in the contract's order.
-    pub(crate) fn parse(members: &Members, session: impl FnOnce() -> Result<Option<SessionId>, ApiError>) -> Result<ExecSpec, ApiError> {
+    pub(crate) fn parse(
+        members: &Members,
+        session: impl FnOnce() -> Result<Option<SessionId>, ApiError>,
+    ) -> Result<ExecSpec, ApiError> {
         let argv = argv(members)?;
         let session = session()?;
         let timeout = timeout(members)?;
@@ -177,7 +180,8 @@ mod tests {
     #[test]
     fn words_arrive_unchanged() {
         let words = ["a b", "'\"", "\n", "$HOME", "*", "", "ü€"];
-        let spec = parse(json!({"argv": words, "timeout_ms": 1500, "cwd": "src", "env": {"A": "1", "B": null}, "x": 1}));
+        let spec =
+            parse(json!({"argv": words, "timeout_ms": 1500, "cwd": "src", "env": {"A": "1", "B": null}, "x": 1}));
         let spec = spec.unwrap();
         assert_eq!(spec.argv, words);
         assert_eq!(spec.timeout, Some(Duration::from_millis(1500)));

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-pub use exec::{ExecRequest, SessionRequest, SessionCreated, SessionDeleted};
+pub use exec::{ExecRequest, SessionCreated, SessionDeleted, SessionRequest};
 pub use file::{
     FileEntry, FileExists, FileList, FilePermissions, MadeDirectory, MkdirRequest, PathResult, RenameRequest, Renamed,
     WatchEvent,
@@ -125,7 +125,8 @@ fn optional_flag(members: &Members, name: &str) -> Result<bool, ApiError> {
 
 /// A moment as JavaScript writes it: `2026-11-24T09:10:00.000Z`.
 pub(crate) fn iso(milliseconds: i64) -> String {
-    Timestamp::from_millisecond(milliseconds).map_or_else(|_beyond_year_9999| String::new(), |time| format!("{time:.3}"))
+    Timestamp::from_millisecond(milliseconds)
+        .map_or_else(|_beyond_year_9999| String::new(), |time| format!("{time:.3}"))
 }
 
 /// The same for a time that cannot be before 1970.

@@ -126,8 +126,9 @@ fn mount_path(members: &Members) -> Result<String, ApiError> {
 fn parse_options(options: &Members) -> Result<MountOptions, ApiError> {
     let s3fs_options = match options.get("s3fsOptions") {
         None => Vec::new(),
-        Some(value) => texts(value)
-            .ok_or_else(|| invalid("options.s3fsOptions must be an array of strings when provided"))?,
+        Some(value) => {
+            texts(value).ok_or_else(|| invalid("options.s3fsOptions must be an array of strings when provided"))?
+        }
     };
     let read_only = flag(options, "readOnly")?;
     let prefix = match options.get("prefix") {
@@ -296,7 +297,10 @@ mod tests {
             refused("options must be an object", json!({"mountPath": "/d", "options": options, "binding": 1}));
         }
         refused("options must be an object", json!({"mountPath": "/d", "binding": "B"}));
-        refused("options.endpoint must be a string when provided", json!({"mountPath": "/d", "options": worst, "binding": 1}));
+        refused(
+            "options.endpoint must be a string when provided",
+            json!({"mountPath": "/d", "options": worst, "binding": 1}),
+        );
         refused(
             "options.endpoint must be a string when provided",
             json!({"mountPath": "/d", "options": {"endpoint": null}, "binding": "B"}),
@@ -332,7 +336,9 @@ mod tests {
         refused("options.credentialProxy must be a boolean when provided", with(4));
         let thirteen = "options.credentials must include string accessKeyId and secretAccessKey";
         refused(thirteen, with(5));
-        for keys in [json!([]), json!("x"), json!({"accessKeyId": "a"}), json!({"accessKeyId": "a", "secretAccessKey": 1})] {
+        for keys in
+            [json!([]), json!("x"), json!({"accessKeyId": "a"}), json!({"accessKeyId": "a", "secretAccessKey": 1})]
+        {
             refused(thirteen, json!({"mountPath": "/d", "options": {"endpoint": "x", "credentials": keys}}));
         }
         refused(

@@ -212,7 +212,8 @@ mod tests {
     #[test]
     fn how_a_process_ended() {
         let of = |state| {
-            let info = ProcessInfo { id: "p".into(), pid: 2, argv: vec!["a".into()], state, started_ms: 0, ended_ms: None };
+            let info =
+                ProcessInfo { id: "p".into(), pid: 2, argv: vec!["a".into()], state, started_ms: 0, ended_ms: None };
             Process::from(info).status
         };
         assert_eq!(of(ProcessState::Running), ProcessStatus::Running);

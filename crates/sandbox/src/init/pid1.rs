@@ -58,7 +58,8 @@ fn enter(set_up: &SetUp, users: &OwnedFd) -> Result<(), Failure> {
     make_run_directory().during(RUN)?;
     // What guests must not see of init's memory is little, but a debugger on init could speak to the daemon.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).during("hiding init")?;
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).during("core files")?;
+    // One byte: no core file, and no program of the host's that gets one either, which 0 does not prevent (core(5)).
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) }).during("core files")?;
     caps::reduce().during("giving up capabilities")?;
     rustix::thread::set_no_new_privs(true).during("no_new_privs")?;
     rustix::thread::set_name(c"sandpail-init").during("init's name")?;
