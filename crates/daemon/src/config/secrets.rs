@@ -22,10 +22,8 @@ impl Secrets {
     /// [`ConfigError`] if the file is there and makes no sense.
     pub fn read(dev_vars: &Path, credentials_dir: Option<PathBuf>) -> Result<Self, ConfigError> {
         let named = match std::fs::read_to_string(dev_vars) {
-            Ok(text) => parse_dev_vars(&text).map_err(|message| ConfigError::Invalid {
-                place: dev_vars.display().to_string(),
-                message,
-            })?,
+            Ok(text) => parse_dev_vars(&text)
+                .map_err(|message| ConfigError::Invalid { place: dev_vars.display().to_string(), message })?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
             Err(source) => return Err(ConfigError::Read { path: dev_vars.to_owned(), source }),
         };
@@ -75,14 +73,17 @@ fn parse_dev_vars(text: &str) -> Result<BTreeMap<String, SecretKey>, String> {
         };
         let after_name = &rest[name.len() + 1..];
         let name = name.trim().strip_prefix("export ").unwrap_or(name.trim()).trim();
-        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+        if name.is_empty()
+            || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
         {
             return Err(format!("line {}: names hold letters, digits and _", line_number()));
         }
         let value = after_name.trim_start_matches([' ', '\t']);
         let quote = value.chars().next().filter(|first| matches!(first, '"' | '\'' | '`'));
         let (value, len) = match quote {
-            Some(quote) => quoted(value, quote).ok_or_else(|| format!("line {}: the quote does not end", line_number()))?,
+            Some(quote) => {
+                quoted(value, quote).ok_or_else(|| format!("line {}: the quote does not end", line_number()))?
+            }
             None => {
                 let line = value.split('\n').next().unwrap_or(value);
                 let bare = line.split_once(" #").map_or(line, |(before, _)| before).trim();
