@@ -8,7 +8,11 @@ use sandpail_daemon::{Daemon, DaemonError, MountOptions};
 
 use crate::world::{World, config, exec, id, request, workers_of};
 
-crate::tests![a_killed_daemon_is_followed_by_one_that_finds_everything, a_second_daemon_stays_out, a_stopped_daemon_leaves_all];
+crate::tests![
+    a_killed_daemon_is_followed_by_one_that_finds_everything,
+    a_second_daemon_stays_out,
+    a_stopped_daemon_leaves_all
+];
 
 /// First argument of the process that is killed.
 pub(crate) const VICTIM: &str = "victim-daemon";

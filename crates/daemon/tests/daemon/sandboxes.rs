@@ -22,7 +22,8 @@ async fn a_name_is_enough() {
     // Many at once make one sandbox.
     let two = id("two");
     let calls = (0..8).map(|_| world.daemon.sandbox(&two));
-    let pids: Vec<i32> = futures_util::future::join_all(calls).await.into_iter().map(|made| made.unwrap().pid()).collect();
+    let pids: Vec<i32> =
+        futures_util::future::join_all(calls).await.into_iter().map(|made| made.unwrap().pid()).collect();
     assert!(pids.iter().all(|pid| *pid == pids[0]), "{pids:?}");
     world.daemon.destroy_sandbox(&one).await.unwrap();
     world.daemon.destroy_sandbox(&one).await.unwrap();

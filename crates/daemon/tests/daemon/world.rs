@@ -58,7 +58,10 @@ impl World {
         self.daemon.stop(true).await.unwrap();
         let left = |dir: &str| -> Vec<String> {
             let entries = std::fs::read_dir(self.path().join(dir)).into_iter().flatten().flatten();
-            entries.map(|entry| entry.file_name().into_string().unwrap()).filter(|name| !name.starts_with('_')).collect()
+            entries
+                .map(|entry| entry.file_name().into_string().unwrap())
+                .filter(|name| !name.starts_with('_'))
+                .collect()
         };
         assert_eq!(left("registry"), [""; 0]);
         assert_eq!(left("sandboxes"), [""; 0]);
