@@ -3,9 +3,10 @@
 //! A range is taken by a lock on a file, and the descriptor that holds the lock goes to the sandbox's init: so a range is
 //! free again when the sandbox ends, in whatever way, and not before.
 
-use std::fs::{self, File};
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use rustix::fs::FlockOperation;
@@ -30,7 +31,8 @@ const DIRECTORY: &str = "/run/sandpail/ids";
 /// When all are taken or the directory cannot be written.
 pub(crate) fn take() -> io::Result<(IdMap, OwnedFd)> {
     let directory = Path::new(DIRECTORY);
-    fs::create_dir_all(directory)?;
+    // For root alone: whoever could open the locks could take them all.
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     for slot in 0..SLOT_COUNT {
         let file = File::options().create(true).append(true).open(directory.join(slot.to_string()))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

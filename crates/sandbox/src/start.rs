@@ -205,6 +205,9 @@ async fn make_disk(directory: &Path, len: u64) -> Result<PathBuf, SandboxError> 
     let output = tokio::process::Command::new("mkfs.ext4")
         .args(["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1,root_owner=0:0"])
         .arg(&image)
+        // Nothing of ours: keys may be among it.
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into()))
         .output()
         .await
         .map_err(system("mkfs.ext4, for the disk's limit"))?;
