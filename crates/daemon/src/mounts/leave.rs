@@ -54,7 +54,9 @@ pub(crate) async fn unmount(
         inner.persist_or_warn(&slot);
         let why = match error {
             SandboxError::Busy { users, .. } => {
-                format!("it is in use by {}; end them first, or unmount with force", users.join(", "))
+                // Guests choose the names of their processes.
+                let users = users.join(", ").replace(char::is_control, "?");
+                format!("it is in use by {users}; end them first, or unmount with force")
             }
             error => error.to_string(),
         };
