@@ -218,6 +218,12 @@ impl Adapter {
         Self { engine, runtime, ttl, ids }
     }
 
+    /// How long the kernel may believe what it is told. Not at all while others of this host have the bucket mounted,
+    /// whose changes only the engine notices: the kernel would show old sizes, and cut new contents at them.
+    fn ttl(&self) -> Duration {
+        if self.engine.has_neighbours() { Duration::ZERO } else { self.ttl }
+    }
+
     /// Who asks, in the ids that files have.
     fn asker(&self, request: &Request) -> (u32, u32) {
         (self.ids.inner(request.uid()), self.ids.inner(request.gid()))
@@ -376,7 +382,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (name, ttl, ids) = (name.as_bytes().to_vec(), self.ttl, self.ids);
+        let (name, ttl, ids) = (name.as_bytes().to_vec(), self.ttl(), self.ids);
         answer!(self, "lookup", reply, |engine| engine.lookup(parent.0, &name), |stat| {
             reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
         });
@@ -387,7 +393,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        let (ttl, ids) = (self.ttl, self.ids);
+        let (ttl, ids) = (self.ttl(), self.ids);
         answer!(self, "getattr", reply, |engine| engine.getattr(ino.0), |stat| reply
             .attr(&ttl, &file_attr(&stat, ids)));
     }
@@ -410,7 +416,7 @@ impl Filesystem for Adapter {
         _flags: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let (ttl, ids) = (self.ttl, self.ids);
+        let (ttl, ids) = (self.ttl(), self.ids);
         let set = SetAttr {
             perm: mode,
             uid: uid.map(|uid| ids.inner(uid)),
@@ -445,7 +451,7 @@ impl Filesystem for Adapter {
         if mode & S_IFMT != S_IFREG && mode & S_IFMT != 0 {
             return reply.error(fuser::Errno::EPERM);
         }
-        let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl, self.ids, self.asker(request));
+        let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl(), self.ids, self.asker(request));
         let work = move |engine: Arc<Engine>| async move {
             let mode_of_open = OpenMode { write: true, ..OpenMode::default() };
             let opened = engine.create(parent.0, &name, mode & !umask, uid, gid, mode_of_open).await?;
@@ -461,7 +467,7 @@ impl Filesystem for Adapter {
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl, self.ids, self.asker(request));
+        let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl(), self.ids, self.asker(request));
         answer!(self, "mkdir", reply, |engine| engine.mkdir(parent.0, &name, mode & !umask, uid, gid), |stat| {
             reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
         });
@@ -479,7 +485,7 @@ impl Filesystem for Adapter {
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (name, target) = (name.as_bytes().to_vec(), target.as_os_str().as_bytes().to_vec());
-        let (ttl, ids, (uid, gid)) = (self.ttl, self.ids, self.asker(request));
+        let (ttl, ids, (uid, gid)) = (self.ttl(), self.ids, self.asker(request));
         answer!(self, "symlink", reply, |engine| engine.symlink(parent.0, &name, &target, uid, gid), |stat| {
             reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
         });
@@ -529,7 +535,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl, self.ids, self.asker(request));
+        let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl(), self.ids, self.asker(request));
         let open = open_mode(flags);
         answer!(
             self,
@@ -651,7 +657,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let (engine, ttl, ids) = (Arc::clone(&self.engine), self.ttl, self.ids);
+        let (engine, ttl, ids) = (Arc::clone(&self.engine), self.ttl(), self.ids);
         self.run(async move {
             // As many as fit the smallest buffer that kernels use with names of ordinary length; a name that is
             // looked up and does not fit would be asked for in vain.

@@ -10,8 +10,9 @@
 //! where the bucket has a directory gets such a second name too, with the time of its last write.
 //!
 //! **Emptiness.** A removal is carried over only if the whole side could be seen. A side that had more than three
-//! entries and shows none must be seen so in three rounds on end, be the same directory (by inode) or an answering
-//! bucket; a directory that is empty when a sync starts gets everything from the bucket, whatever the state file says.
+//! entries and shows none is never carried over: once it was seen so in three rounds on end, and is the same directory
+//! (by inode) or an answering bucket, or once it shows something again, it gets everything back from the other side,
+//! as at a start.
 //! Each single removal is checked once more: the object by HEAD, the file by a look.
 //!
 //! **Files that are being written** wait until they rest for 300 ms; one that never rests goes up after five rounds,

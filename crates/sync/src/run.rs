@@ -192,8 +192,7 @@ impl Engine {
         let is_unfinished = self.note_waiting(&mut plan, &local);
         let mut outcome = Outcome { is_unfinished, is_held: !plan.held.is_empty(), is_failing: false };
         if outcome.is_held {
-            let reason =
-                format!("a side lost all at once: {} removals are held back until it stays so", plan.held.len());
+            let reason = format!("a side lost all at once: {} removals are not carried over", plan.held.len());
             self.fail("", reason);
         }
         self.drop_unfit(&mut plan, pace);
@@ -388,8 +387,17 @@ impl Engine {
         }
         let is_answering = !(is_remote_empty && had_more) || self.is_bucket_answering().await;
         let gap = self.empty_gap;
+        let was_empty = self.local_empty.rounds > 0 || self.remote_empty.rounds > 0;
         let local = self.local_empty.is_believed(is_local_empty, gap) || !had_more;
         let remote = (self.remote_empty.is_believed(is_remote_empty && is_answering, gap) || !had_more) && is_answering;
+        // Something in an emptied side does not make the removal of all the rest believable.
+        let is_back = was_empty && !is_local_empty && !is_remote_empty;
+        if had_more && (is_local_empty && local || is_remote_empty && remote || is_back) {
+            // Whoever meant it removes the rest on the other side, too; whoever did not has lost nothing.
+            tracing::warn!("a side lost all at once: it gets everything back from the other");
+            self.base.clear();
+            self.is_saved = false;
+        }
         (local, remote)
     }
 

@@ -372,7 +372,8 @@ async fn a_mount_that_hangs_does_not_hold_up_the_end() {
     kill_process(Pid::from_raw(worker).unwrap(), Signal::STOP).unwrap();
     // Its path leads through a file system that does not answer.
     let (daemon, two) = (world.daemon.clone(), one.clone());
-    let hanging = tokio::spawn(async move { daemon.mount(&two, request("OTHER", "/data/a/b", MountOptions::default())).await });
+    let hanging =
+        tokio::spawn(async move { daemon.mount(&two, request("OTHER", "/data/a/b", MountOptions::default())).await });
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     assert!(!hanging.is_finished());
     let begun = std::time::Instant::now();

@@ -347,6 +347,11 @@ impl Engine {
         }
     }
 
+    /// Whether other mounts of this host have the same bucket.
+    pub fn has_neighbours(&self) -> bool {
+        self.neighbours.has_others()
+    }
+
     /// Tells the other mounts of this host that something was changed in a directory.
     fn tell(&self, tree: &mut Tree, ino: u64) {
         self.notice(tree, ino);

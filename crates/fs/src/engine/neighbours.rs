@@ -15,6 +15,8 @@ use std::time::SystemTime;
 /// Directories share slots: a change of one then costs the other a question more.
 const SLOT_COUNT: u64 = 8192;
 const SLOT_LEN: u64 = 8;
+/// Behind the slots: how many mounts there are.
+const COUNT_AT: u64 = SLOT_COUNT * SLOT_LEN;
 
 /// The shared slots, or none.
 #[derive(Debug, Default)]
@@ -35,9 +37,10 @@ impl Neighbours {
                 break file;
             }
         };
-        if file.metadata()?.len() < SLOT_COUNT * SLOT_LEN {
-            file.set_len(SLOT_COUNT * SLOT_LEN)?;
+        if file.metadata()?.len() < COUNT_AT + SLOT_LEN {
+            file.set_len(COUNT_AT + SLOT_LEN)?;
         }
+        Self::enter(path, &file)?;
         // No other mount writes the same values: they begin at a moment and a process of their own.
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let moment = u64::from(since.subsec_nanos()) ^ since.as_secs().rotate_left(24);
@@ -46,6 +49,34 @@ impl Neighbours {
             path: path.to_owned(),
             next: AtomicU64::new(moment ^ u64::from(std::process::id()).rotate_left(44)),
         })
+    }
+
+    /// Counts this mount in.
+    fn enter(path: &Path, file: &File) -> io::Result<()> {
+        let _one_at_a_time = Self::counting(path)?;
+        // Nobody but this mount: what stands there was left by mounts that died.
+        let is_alone = file.try_lock().is_ok();
+        file.lock_shared()?;
+        let others = if is_alone { 0 } else { Self::count(file) };
+        file.write_all_at(&(others + 1).to_le_bytes(), COUNT_AT)
+    }
+
+    /// A lock on changes of the count, beside the shared one that every mount holds.
+    fn counting(path: &Path) -> io::Result<File> {
+        let directory = File::open(path.parent().unwrap_or(Path::new(".")))?;
+        directory.lock()?;
+        Ok(directory)
+    }
+
+    fn count(file: &File) -> u64 {
+        let mut count = [0; 8];
+        // One that cannot be read is taken for company, which is only slower.
+        if file.read_exact_at(&mut count, COUNT_AT).is_err() { 2 } else { u64::from_le_bytes(count) }
+    }
+
+    /// Whether other mounts have this bucket; also `true` for a while after one died.
+    pub(super) fn has_others(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| Self::count(file) > 1)
     }
 
     fn slot(prefix: &str) -> u64 {
@@ -79,6 +110,12 @@ impl Neighbours {
 impl Neighbours {
     /// Ends the part in it: the last mount removes the file.
     pub(super) fn leave(&self) {
+        if let Some(file) = &self.file
+            && let Ok(_one_at_a_time) = Self::counting(&self.path)
+        {
+            // A count that stays too high only makes the others slower.
+            let _ = file.write_all_at(&Self::count(file).saturating_sub(1).to_le_bytes(), COUNT_AT);
+        }
         if self.file.as_ref().is_some_and(|file| file.try_lock().is_ok()) {
             // A file that stays is found by the next mount.
             let _ = std::fs::remove_file(&self.path);
@@ -101,10 +138,17 @@ mod tests {
         assert_eq!(there.value("a/"), told);
         assert_ne!(here.tell("a/"), told);
         assert_eq!(Neighbours::default().tell("a/"), 0);
+        assert!(here.has_others() && there.has_others() && !Neighbours::default().has_others());
         here.leave();
-        assert!(path.exists());
+        assert!(path.exists() && !there.has_others());
         drop(here);
+        // One that dies is counted until nobody is left.
+        drop(Neighbours::open(&path).unwrap());
+        assert!(there.has_others());
         there.leave();
         assert!(!path.exists());
+        let again = Neighbours::open(&path).unwrap();
+        assert!(!again.has_others());
+        again.leave();
     }
 }

@@ -190,7 +190,7 @@ impl Agent {
     /// The answer's body. If it is to have `len` bytes, one of another length is an error: a guest that tampers with its
     /// agent must not break the framing of whoever announced that length.
     fn into_body(self, len: Option<u64>) -> ByteStream {
-        Box::pin(stream::unfold(Some((self, 0_u64)), move |state| async move {
+        let body = stream::unfold(Some((self, 0_u64)), move |state| async move {
             let (mut agent, seen) = state?;
             let failed = |error| Some((Err(error), None));
             match agent.next(FrameKind::Data).await {
@@ -202,7 +202,9 @@ impl Agent {
                 Ok(None) => None,
                 Err(error) => failed(error),
             }
-        }))
+        });
+        // Whoever looks at the first chunk before it answers asks again after the end of an empty file.
+        Box::pin(body.fuse())
     }
 }
 

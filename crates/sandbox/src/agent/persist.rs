@@ -1,6 +1,6 @@
 //! Packing a directory into a tar, as `tar -cf - -C root .` would.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -24,6 +24,7 @@ static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// Sends a tar of `root`, without what is mounted below it and without `excludes`. Files may change meanwhile: one that
 /// vanishes is left out, one that grows is cut at its first length, one that shrinks is filled with zeros, as `tar` does.
+/// A file of several names is packed whole under each: clients refuse archives with hard links, which could lead outside.
 pub(super) fn persist(root: &Path, excludes: &[WirePath], mut out: impl Write) -> Result<(), Stop> {
     let excludes = excludes.iter().map(|path| excluded(root, &path.0)).collect::<Result<_, _>>()?;
     let unreadable = |error: io::Error| Failure::archive(format!("{}: {error}", root.display()));
@@ -31,7 +32,7 @@ pub(super) fn persist(root: &Path, excludes: &[WirePath], mut out: impl Write) -
     let directory = rustix::fs::openat(CWD, root, flags, Mode::empty()).map_err(|error| unreadable(error.into()))?;
     let status = Status::of_open(&directory).map_err(unreadable)?;
     send(answer(&mut out, &Answer::Done))?;
-    let mut packer = Packer { out: BodyWriter::new(out), excludes, first_names: HashMap::new() };
+    let mut packer = Packer { out: BodyWriter::new(out), excludes };
     packer.header(&packer.name(Path::new(""), true), &status, EntryType::Directory, 0, None)?;
     packer.directory(&directory, Path::new(""))?;
     // Two blocks of zeros are the end of a tar.
@@ -49,8 +50,6 @@ fn excluded(root: &Path, exclude: &Path) -> Result<PathBuf, Failure> {
 struct Packer<W: Write> {
     out: BodyWriter<W>,
     excludes: HashSet<PathBuf>,
-    /// The name under which a file with several was packed.
-    first_names: HashMap<(u32, u32, u64), Vec<u8>>,
 }
 
 impl<W: Write> Packer<W> {
@@ -74,12 +73,6 @@ impl<W: Write> Packer<W> {
             return Ok(());
         }
         let packed_name = self.name(path, status.is_directory());
-        if !status.is_directory()
-            && status.link_count > 1
-            && let Some(first) = self.first_names.get(&status.identity).cloned()
-        {
-            return self.header(&packed_name, &status, EntryType::Link, 0, Some(&first));
-        }
         match status.kind {
             FileType::Directory => {
                 let Some(directory) = if_there(open_directory(parent, name)).map_err(failed)? else { return Ok(()) };
@@ -98,9 +91,6 @@ impl<W: Write> Packer<W> {
             }
             // Sockets, FIFOs and devices are no data.
             _ => return Ok(()),
-        }
-        if status.link_count > 1 {
-            self.first_names.insert(status.identity, packed_name);
         }
         Ok(())
     }

@@ -118,6 +118,18 @@ async fn links_are_followed_inside_only() {
     let attached = sandbox.attach(tmpfs(), Path::new("/workspace/link/m")).await;
     assert!(attached.is_err(), "{attached:?}");
     assert_eq!(secret.path().read_dir().unwrap().count(), 0);
+    // What the kernel shows is never covered, nor written to, whatever leads there; nor is the root.
+    for target in ["/proc", "/proc/sys", "/proc/1", "/sys", "/sys/fs", "/dev", "/dev/shm", "/", "..//../proc/self/.."] {
+        check(&sandbox, &format!("ln -sfn {target} kernel"), "").await;
+        for path in ["/workspace/kernel", "/workspace/kernel/."] {
+            let attached = sandbox.attach(tmpfs(), Path::new(path)).await;
+            assert!(attached.is_err(), "{target}: {attached:?}");
+            assert!(sandbox.open_directory(Path::new(path)).await.is_err(), "{target}");
+        }
+    }
+    check(&sandbox, "ln -sfn /dev kernel; ls /dev | grep -c '^new$'", "0").await;
+    assert!(sandbox.attach(tmpfs(), Path::new("/workspace/kernel/new/er")).await.is_err());
+    check(&sandbox, "ls /dev | grep -c '^new$'; grep -c ' /dev/new' /proc/mounts", "0\n0").await;
     sandbox.destroy().await.unwrap();
 }
 

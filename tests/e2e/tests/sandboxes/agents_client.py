@@ -13,6 +13,7 @@ from agents.sandbox import LocalSnapshot, Manifest
 from agents.sandbox.entries import Dir, File, GCSMount, R2Mount, S3Mount
 from agents.sandbox.errors import ExecTimeoutError, MountConfigError, WorkspaceArchiveReadError, WorkspaceReadNotFoundError
 from agents.sandbox.manifest import Environment
+from agents.sandbox.util.tar_utils import validate_tar_bytes
 from botocore.config import Config
 
 from client import Api, until
@@ -167,6 +168,8 @@ async def main(snapshots):
     # Persist takes the mounts away and brings them back; what is in buckets is not in the archive.
     await session.exec("rm -f out-link; chmod 700 project; ln project/a.py hard.py; ln -s project/a.py soft.py; echo hid >.hidden")
     archive = (await session.persist_workspace()).read()
+    # What the client itself checks before it hydrates, with its reason.
+    validate_tar_bytes(archive, allow_external_symlink_targets=False)
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         names = {name.removeprefix("./") for name in tar.getnames()}
     assert {"notes.txt", "project/a.py", ".hidden", "hard.py", "soft.py", "deep/er/bytes.bin"} <= names, names

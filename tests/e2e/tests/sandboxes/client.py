@@ -212,7 +212,7 @@ class Checks:
         try:
             function(*args)
         except Exception:
-            self.failed.append(f"{function.__name__} broke off\n{traceback.format_exc(limit=-4)}")
+            self.failed.append(f"{function.__name__} broke off\n{traceback.format_exc(limit=-9)}")
         print(f"{function.__name__}: {time.monotonic() - before:.1f} s", flush=True)
 
     def end(self):

@@ -43,6 +43,17 @@ async fn large_files_go_both_ways() {
 }
 
 #[tokio::test]
+async fn an_empty_file_may_be_looked_at_more_than_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a");
+    fs::write(&path, "").unwrap();
+    let mut reader = agent().read_file(&path).await.unwrap();
+    for _ in 0..2 {
+        assert!(reader.body.next().await.is_none());
+    }
+}
+
+#[tokio::test]
 async fn failed_uploads_say_why_and_leave_the_old_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a");
