@@ -20,8 +20,9 @@ use crate::peers::{Peers, Pending};
 /// Connections at the same time; more wait in the kernel's queue.
 const CONNECTION_COUNT_MAX: usize = 1024;
 
-/// From a connection's start, or its last answer, until a request's headers are complete.
-const HEADER_READ_MAX: Duration = Duration::from_secs(10);
+/// From a connection's start, or its last answer, until a request's headers are complete. Clients keep idle connections for
+/// 15 s (aiohttp) or less; one that is closed under them fails a call.
+const HEADER_READ_MAX: Duration = Duration::from_secs(20);
 
 /// Bytes of a request line with its headers. Paths are at most 4 KiB, but percent-encoded they are three times that.
 const HEADER_LEN_MAX: usize = 64 << 10;

@@ -198,7 +198,7 @@ async fn a_directory_of_others_or_of_the_kernel_is_refused() {
 async fn many_and_long_paths_are_bounded() {
     let both = Both::new();
     let name = "n".repeat(250);
-    let deep = vec![name.as_str(); 4].join("/");
+    let deep = [name.as_str(); 4].join("/");
     both.write(&format!("{deep}/0123456789"), "still a key");
     both.write(&format!("{deep}/{name}"), "longer than a key");
     let mut root = root(&both);
