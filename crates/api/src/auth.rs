@@ -9,6 +9,7 @@ use subtle::ConstantTimeEq;
 
 use crate::error::ApiError;
 use crate::extract::Query;
+use crate::peers::Pending;
 use crate::state::Api;
 
 /// Refuses what has not the key, before anything else of the request is looked at.
@@ -18,7 +19,15 @@ pub(crate) async fn require_key(State(api): State<Api>, request: Request, next: 
         None => check_local(request.headers()),
     };
     match allowed {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            // `/health` proves nothing.
+            if request.uri().path().starts_with("/v1/")
+                && let Some(pending) = request.extensions().get::<Pending>()
+            {
+                pending.admit();
+            }
+            next.run(request).await
+        }
         Err(error) => error.into_response(),
     }
 }
@@ -55,12 +64,33 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 
 /// Without a key the daemon listens on loopback only, but a browser on this machine runs pages of others. They reach us
 /// as a form or script of another origin (`Origin` is theirs), or under a name of theirs that they point at loopback
-/// (`Host` is theirs).
+/// (`Host` is theirs), or as an image or a link (then there is no `Origin`, but browsers say `Sec-Fetch-Site`). A page that
+/// another server of this machine sends is another's too: `Origin` has our port, or is none of ours.
 fn check_local(headers: &HeaderMap) -> Result<(), ApiError> {
     let is_local = |value: &http::HeaderValue| value.to_str().is_ok_and(|text| is_loopback_authority(authority(text)));
     let host = headers.get(header::HOST);
     let origin = headers.get(header::ORIGIN);
-    if host.is_none_or(is_local) && origin.is_none_or(is_local) { Ok(()) } else { Err(ApiError::Foreign) }
+    let is_ours = |origin: &http::HeaderValue| {
+        let host = host.and_then(|host| host.to_str().ok());
+        let origin_port = origin.to_str().ok().and_then(port_of);
+        is_local(origin) && origin_port.is_some() && origin_port == host.and_then(port_of)
+    };
+    let is_same_site = |site: &http::HeaderValue| matches!(site.as_bytes(), b"same-origin" | b"none");
+    let is_good = host.is_none_or(is_local)
+        && origin.is_none_or(is_ours)
+        && headers.get_all("sec-fetch-site").iter().all(is_same_site);
+    if is_good { Ok(()) } else { Err(ApiError::Foreign) }
+}
+
+/// The port of a `Host` or an `Origin`.
+fn port_of(text: &str) -> Option<u16> {
+    let authority = authority(text);
+    let behind_name = authority.rsplit(']').next().unwrap_or(authority);
+    match behind_name.rsplit_once(':') {
+        Some((_, port)) => port.parse().ok(),
+        None if text.starts_with("https://") => Some(443),
+        None => Some(80),
+    }
 }
 
 fn authority(text: &str) -> &str {
@@ -124,7 +154,30 @@ mod tests {
         for good in ["localhost:8787", "127.0.0.1", "[::1]:8787", "sandpail.localhost:1"] {
             assert!(check_local(&headers(&[("host", good)])).is_ok(), "{good}");
         }
-        assert!(check_local(&headers(&[("host", "localhost"), ("origin", "http://localhost:5173")])).is_ok());
+        for (host, origin) in [
+            ("localhost:8787", "http://localhost:8787"),
+            ("127.0.0.1:8787", "http://localhost:8787"),
+            ("[::1]:8787", "http://[::1]:8787"),
+            ("localhost", "http://localhost"),
+            ("localhost:443", "https://localhost"),
+        ] {
+            assert!(check_local(&headers(&[("host", host), ("origin", origin)])).is_ok(), "{host} {origin}");
+        }
+        // Another server of this machine.
+        for (host, origin) in [
+            ("localhost:8787", "http://localhost:5173"),
+            ("localhost:8787", "http://localhost"),
+            ("localhost", "http://localhost:5173"),
+            ("[::1]:8787", "http://[::1]"),
+            ("localhost:8787", "http://localhost:x"),
+        ] {
+            assert!(check_local(&headers(&[("host", host), ("origin", origin)])).is_err(), "{host} {origin}");
+        }
+        assert!(check_local(&headers(&[("origin", "http://localhost:8787")])).is_err());
+        for (site, expected) in [("same-origin", true), ("none", true), ("same-site", false), ("cross-site", false)] {
+            let found = check_local(&headers(&[("host", "localhost:8787"), ("sec-fetch-site", site)]));
+            assert_eq!(found.is_ok(), expected, "{site}");
+        }
         for bad in ["evil.example", "127.0.0.1.evil.example:80", "localhost.evil.example", "10.0.0.1"] {
             assert!(check_local(&headers(&[("host", bad)])).is_err(), "{bad}");
         }

@@ -13,6 +13,7 @@ mod extract;
 mod linger;
 mod openapi;
 mod path;
+mod peers;
 mod routes;
 mod serve;
 mod sse;

@@ -4,7 +4,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use sandpail_daemon::Daemon;
@@ -12,11 +15,14 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::peers::{Peers, Pending};
+
 /// Connections at the same time; more wait in the kernel's queue.
 const CONNECTION_COUNT_MAX: usize = 1024;
 
-/// From a connection's start, or its last answer, until a request's headers are complete.
-const HEADER_READ_MAX: Duration = Duration::from_secs(60);
+/// From a connection's start, or its last answer, until a request's headers are complete. Clients keep idle connections for
+/// 15 s (aiohttp) or less; one that is closed under them fails a call.
+const HEADER_READ_MAX: Duration = Duration::from_secs(20);
 
 /// Bytes of a request line with its headers. Paths are at most 4 KiB, but percent-encoded they are three times that.
 const HEADER_LEN_MAX: usize = 64 << 10;
@@ -50,13 +56,14 @@ pub async fn serve_router(
     listener.local_addr()?;
     let (stopping, _) = watch::channel(false);
     let permits = Arc::new(Semaphore::new(CONNECTION_COUNT_MAX));
+    let peers = Peers::default();
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let accept = async {
             // Closed never: this function owns the semaphore.
             let permit = Arc::clone(&permits).acquire_owned().await.map_err(io::Error::other)?;
-            listener.accept().await.map(|(stream, _)| (stream, permit))
+            listener.accept().await.map(|(stream, peer)| (stream, peer, permit))
         };
         let accepted = tokio::select! {
             accepted = accept => accepted,
@@ -64,8 +71,12 @@ pub async fn serve_router(
             Some(_ended) = connections.join_next() => continue,
         };
         match accepted {
-            Ok((stream, permit)) => {
-                let connection = serve_connection(router.clone(), stream, stopping.subscribe());
+            Ok((stream, peer, permit)) => {
+                let Some(pending) = peers.enter(peer.ip()) else {
+                    tracing::debug!(%peer, "too many connections without a key: one more is closed");
+                    continue;
+                };
+                let connection = serve_connection(router.clone(), stream, pending, stopping.subscribe());
                 connections.spawn(async move {
                     connection.await;
                     drop(permit);
@@ -87,7 +98,12 @@ pub async fn serve_router(
     Ok(())
 }
 
-async fn serve_connection(router: axum::Router, stream: tokio::net::TcpStream, mut stopping: watch::Receiver<bool>) {
+async fn serve_connection(
+    router: axum::Router,
+    stream: tokio::net::TcpStream,
+    pending: Pending,
+    mut stopping: watch::Receiver<bool>,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         // Slower, not wrong.
         tracing::debug!(%error, "no TCP_NODELAY");
@@ -98,7 +114,12 @@ async fn serve_connection(router: axum::Router, stream: tokio::net::TcpStream, m
         .header_read_timeout(HEADER_READ_MAX)
         .max_headers(HEADER_COUNT_MAX)
         .max_header_size(HEADER_LEN_MAX);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).with_upgrades();
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(pending.clone());
+        router.call(request)
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let stopped = async move {
         // The sender lives as long as the connections do.

@@ -15,7 +15,7 @@ use crate::state::StateDir;
 use crate::worker::start::own_program;
 use crate::{
     BucketBody, BucketListOptions, BucketObject, BucketPage, BucketPutOptions, Config, DaemonError, Event, MountInfo,
-    MountRequest, PoolStats, SandboxInfo, mounts, objects,
+    MountRequest, PoolStats, SandboxInfo, mounts, objects, worker,
 };
 
 /// The daemon: cheap to clone, one per process.
@@ -67,6 +67,7 @@ impl Daemon {
             Runtime::new(RuntimeOptions { state_dir: state.join("sandboxes"), program: program.clone(), hidden })?;
         let inner = Arc::new(Inner::new(config, state, runtime, program));
         prune_logs(&inner.state.join("logs"));
+        worker::registry::prune();
         mounts::recover(&inner).await?;
         if let Some(embedded) = Embedded::start(&inner).await? {
             let keys = embedded.keys_file().display().to_string();

@@ -73,8 +73,7 @@ impl Slot {
         self.now().mounts.values().cloned().collect()
     }
 
-    fn record(&self) -> SandboxRecord {
-        let now = self.now();
+    fn record(&self, now: &Now) -> SandboxRecord {
         SandboxRecord {
             id: self.id.to_string(),
             created_ms: self.created_ms,
@@ -141,7 +140,12 @@ impl Inner {
 
     /// Writes down what a restarted daemon must know.
     pub(crate) fn persist(&self, slot: &Slot) -> Result<(), DaemonError> {
-        self.state.write(&slot.id, &slot.record())
+        // Held while it is written: what is gone must not be written down again by a call that came late.
+        let now = slot.now();
+        if now.is_gone {
+            return Ok(());
+        }
+        self.state.write(&slot.id, &slot.record(&now))
     }
 
     /// The same where nothing can be undone any more.
@@ -218,11 +222,11 @@ impl Inner {
         drop(now);
         let mut slots = self.slots();
         if slots.get(&slot.id).is_some_and(|current| Arc::ptr_eq(current, slot)) {
+            // Before the name is free: the next one's record must not be removed.
+            if let Err(error) = self.state.remove(&slot.id) {
+                tracing::error!(sandbox = slot.id.as_str(), %error, "the record of a sandbox that is gone");
+            }
             slots.remove(&slot.id);
-        }
-        drop(slots);
-        if let Err(error) = self.state.remove(&slot.id) {
-            tracing::error!(sandbox = slot.id.as_str(), %error, "the record of a sandbox that is gone");
         }
     }
 
@@ -268,7 +272,13 @@ impl Inner {
 
     /// Stores and unmounts everything, then removes the sandbox.
     pub(crate) async fn destroy(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<(), DaemonError> {
-        let _turn = slot.turn.lock().await;
+        // Whoever has the turn may wait for a bucket that never answers. Then the end of the sandbox, and of the processes
+        // behind its mounts, is what ends that wait.
+        let patience = self.config().mounts.drain_timeout;
+        let turn = tokio::time::timeout(patience, slot.turn.lock()).await;
+        if turn.is_err() {
+            tracing::warn!(sandbox = slot.id.as_str(), "destroyed although a mount of it is being made or ended");
+        }
         let _starting = slot.starting.lock().await;
         if slot.now().is_gone {
             return Ok(());

@@ -26,6 +26,9 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 /// How a child ended, or why it could not be started.
 pub(crate) type Outcome = Result<End, String>;
 
+/// The child's pid and what init handed out, or why it did not start.
+type StartAnswer = Result<(i32, Vec<OwnedFd>), String>;
+
 /// A connection to a sandbox's init. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Control {
@@ -51,7 +54,7 @@ pub(crate) struct Started {
 struct Shared {
     is_closed: bool,
     hello: Vec<oneshot::Sender<(Vec<Kept>, u64)>>,
-    started: HashMap<u64, oneshot::Sender<Result<(i32, Vec<OwnedFd>), String>>>,
+    started: HashMap<u64, oneshot::Sender<StartAnswer>>,
     ended: HashMap<u64, oneshot::Sender<Outcome>>,
     streams: HashMap<u64, oneshot::Sender<Vec<OwnedFd>>>,
 }

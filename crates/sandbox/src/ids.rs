@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::FlockOperation;
@@ -30,7 +31,9 @@ const DIRECTORY: &str = "/run/sandpail/ids";
 /// When all are taken or the directory cannot be written.
 pub(crate) fn take() -> io::Result<(IdMap, OwnedFd)> {
     let directory = Path::new(DIRECTORY);
-    fs::create_dir_all(directory)?;
+    // Nobody else may hold locks here.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
     for slot in 0..SLOT_COUNT {
         let file = File::options().create(true).append(true).open(directory.join(slot.to_string()))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

@@ -23,6 +23,20 @@ pub(crate) struct Record {
     pub(crate) spec: SandboxSpec,
     pub(crate) sessions: BTreeMap<String, SessionRecord>,
     pub(crate) processes: BTreeMap<String, ProcessRecord>,
+    /// What was attached and not detached, in that order.
+    #[serde(default)]
+    pub(crate) attachments: Vec<Attachment>,
+}
+
+/// A mount that was attached. The guest may make its path lead elsewhere; these numbers it cannot change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attachment {
+    /// Where, as it was asked for.
+    pub(crate) path: PathBuf,
+    /// The kernel's id of the mount. It may be another's when this mount is gone.
+    pub(crate) mount: u64,
+    /// Major and minor number of its file system.
+    pub(crate) device: (u32, u32),
 }
 
 /// A session.

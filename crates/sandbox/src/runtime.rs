@@ -4,13 +4,14 @@ use std::fs::{self, DirBuilder};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::cgroup::Cgroups;
 use crate::record::Record;
+use crate::removal;
 use crate::start::{self, Starter, system};
-use crate::{Recovered, Sandbox, SandboxError, SandboxId, SandboxSpec, record};
+use crate::{Recovered, Sandbox, SandboxError, SandboxId, SandboxSpec};
 
 /// Beside the sandboxes' directories: what they share. No sandbox's id has an underscore.
 pub(crate) const BASE_DIR: &str = "_base";
@@ -22,7 +23,8 @@ pub struct RuntimeOptions {
     pub state_dir: PathBuf,
     /// The executable that runs [`crate::init_main`] when its first argument is `sandbox-init`.
     pub program: PathBuf,
-    /// Directories of the host that no sandbox may see, besides those that are never shown.
+    /// Directories of the host that no sandbox may see, besides those that are never shown and `state_dir`. They may be
+    /// named through links; directories in them cannot be exposed.
     pub hidden: Vec<PathBuf>,
 }
 
@@ -65,7 +67,8 @@ impl Runtime {
         fs::set_permissions(state_dir, fs::Permissions::from_mode(0o700)).map_err(system(format!("mode of {name}")))?;
         let state_dir = state_dir.canonicalize().map_err(system(name))?;
         let program = options.program.canonicalize().map_err(system(options.program.display().to_string()))?;
-        let hidden = options.hidden;
+        let mut hidden = options.hidden;
+        hidden.push(state_dir.clone());
         let options = RuntimeOptions { state_dir, program, hidden };
         Ok(Self { shared: Arc::new(Shared { options, cgroups: Cgroups::detect() }) })
     }
@@ -140,25 +143,12 @@ impl Shared {
         format!("{id}.{:08x}", hasher.finish() & 0xffff_ffff)
     }
 
-    async fn start(self: &Arc<Self>, id: &SandboxId, mut spec: SandboxSpec) -> Result<Sandbox, SandboxError> {
+    async fn start(self: &Arc<Self>, id: &SandboxId, spec: SandboxSpec) -> Result<Sandbox, SandboxError> {
         let directory = self.directory(id);
         let RuntimeOptions { state_dir, program, hidden } = &self.options;
         let starter = Starter { program, state_dir, hidden, cgroups: &self.cgroups };
-        let running = starter.start(id, &spec, &directory, &self.cgroup(id)).await?;
-        // What is asked for wins over what the image says.
-        let mut env: std::collections::BTreeMap<_, _> = running.env.into_iter().collect();
-        env.extend(std::mem::take(&mut spec.env));
-        spec.env = env;
-        let record = Record {
-            pid: running.pid,
-            start_ticks: record::start_ticks(running.pid).unwrap_or_default(),
-            ids: running.ids,
-            spec,
-            sessions: std::collections::BTreeMap::new(),
-            processes: std::collections::BTreeMap::new(),
-        };
-        record.write(&directory).map_err(system("the sandbox's record"))?;
-        Sandbox::connect(id.clone(), Arc::clone(self), record, running.pidfd).await
+        let (record, init) = starter.start(id, spec, &directory, &self.cgroup(id)).await?;
+        Sandbox::connect(id.clone(), Arc::clone(self), record, init).await
     }
 
     /// Finds a living sandbox of an earlier daemon; `None` if it died.
@@ -177,15 +167,7 @@ impl Shared {
             start::kill(&pidfd).await?;
         }
         self.cgroups.remove(&self.cgroup(id)).map_err(system("removing control groups"))?;
-        let removed = tokio::task::spawn_blocking(move || remove_tree(&directory)).await;
+        let removed = tokio::task::spawn_blocking(move || removal::remove(&directory)).await;
         removed.map_err(io::Error::other).and_then(|removed| removed).map_err(system("removing a sandbox's files"))
-    }
-}
-
-/// Removes a directory; one that is not there is as good.
-fn remove_tree(directory: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
     }
 }

@@ -1,5 +1,6 @@
 //! Starting a sandbox, and taking one away: the daemon's side.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,8 +14,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::packet::{self, Packet};
+use crate::record::{self, Record};
 use crate::wire::{Layers, Progress, SetUp};
-use crate::{RootFs, SandboxError, SandboxId, SandboxSpec, control, ids, image, init, skeleton};
+use crate::{Limits, RootFs, SandboxError, SandboxId, SandboxSpec, control, hiding, ids, image, init, skeleton};
 
 /// A start takes some milliseconds, and seconds on a machine that is out of memory; not more.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
@@ -26,16 +28,6 @@ const KILL_TIME_MAX: Duration = Duration::from_secs(20);
 pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> SandboxError {
     let what = what.into();
     move |source| SandboxError::System { what, source }
-}
-
-/// A running init.
-#[derive(Debug)]
-pub(crate) struct Running {
-    pub(crate) pid: i32,
-    pub(crate) pidfd: OwnedFd,
-    pub(crate) ids: crate::IdMap,
-    /// Variables that the root file system comes with.
-    pub(crate) env: Vec<(String, String)>,
 }
 
 /// What starting needs to know of the runtime.
@@ -52,10 +44,10 @@ impl Starter<'_> {
     pub(crate) async fn start(
         &self,
         id: &SandboxId,
-        spec: &SandboxSpec,
+        mut spec: SandboxSpec,
         directory: &Path,
         cgroup: &str,
-    ) -> Result<Running, SandboxError> {
+    ) -> Result<(Record, OwnedFd), SandboxError> {
         let make = |path: &Path| DirBuilder::new().mode(0o700).create(path);
         for path in [directory, &directory.join("mnt"), &directory.join("disk"), &directory.join("logs")] {
             make(path).map_err(system(format!("making {}", path.display())))?;
@@ -69,23 +61,47 @@ impl Starter<'_> {
         };
         let (layers, env) = self.layers(&spec.rootfs).await?;
         let (ids, lock) = ids::take().map_err(system("a range of ids"))?;
-        let groups = self.cgroups.make(cgroup, &spec.limits).map_err(system("control groups"))?;
+        let groups = self.groups(cgroup, &spec.limits).map_err(system("control groups"))?;
+        let hidden = hiding::inside(self.hidden, &spec)?;
+        let hard_limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
         let set_up = SetUp {
             name: id.as_str().to_owned(),
             directory: directory.to_owned(),
             ids,
             layers,
             expose: spec.expose.clone(),
-            hidden: self.hidden.to_vec(),
+            hidden,
             cgroups: groups.iter().map(|group| group.join("cgroup.procs")).collect(),
             disk_image,
-            open_files: spec.limits.open_files,
+            open_files: spec.limits.open_files(hard_limit),
+            shared_len: spec.limits.shared_len(host_memory()),
         };
         let control = control::listen(directory).map_err(system("the control socket"))?;
         let packet = Packet::new(&set_up, vec![control, lock]).map_err(system("what to start"))?;
-        let running = tokio::time::timeout(START_TIME_MAX, self.run(&packet, directory)).await;
-        let (pid, pidfd) = running.map_err(|_| SandboxError::Host("a sandbox did not start in time".to_owned()))??;
-        Ok(Running { pid, pidfd, ids, env })
+        // What is asked for wins over what the root file system says.
+        let mut variables: BTreeMap<_, _> = env.into_iter().collect();
+        variables.append(&mut spec.env);
+        spec.env = variables;
+        let record = Record {
+            pid: 0,
+            start_ticks: 0,
+            ids,
+            spec,
+            sessions: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            attachments: Vec::new(),
+        };
+        let running = tokio::time::timeout(START_TIME_MAX, self.run(&packet, directory, record)).await;
+        running.map_err(|_| SandboxError::Host("a sandbox did not start in time".to_owned()))?
+    }
+
+    /// The control groups of a sandbox. A host where what nobody asked for cannot be limited has sandboxes all the same.
+    fn groups(&self, cgroup: &str, limits: &Limits) -> io::Result<Vec<PathBuf>> {
+        self.cgroups.make(cgroup, &limits.with_defaults()).or_else(|error| {
+            let groups = self.cgroups.make(cgroup, limits)?;
+            tracing::warn!(%error, "a sandbox goes without a limit of its processes");
+            Ok(groups)
+        })
     }
 
     /// The layers of a root file system, and the variables that it comes with.
@@ -116,7 +132,7 @@ impl Starter<'_> {
         }
     }
 
-    async fn run(&self, set_up: &Packet, directory: &Path) -> Result<(i32, OwnedFd), SandboxError> {
+    async fn run(&self, set_up: &Packet, directory: &Path, record: Record) -> Result<(Record, OwnedFd), SandboxError> {
         let (ours, theirs) = packet::pair().map_err(system("a socket pair"))?;
         rustix::io::ioctl_fionbio(&ours, true).map_err(|error| system("a socket pair")(error.into()))?;
         let log = fs::File::create(directory.join("logs/init")).map_err(system("init's log"))?;
@@ -126,11 +142,12 @@ impl Starter<'_> {
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(log)
+            .kill_on_drop(true)
             .spawn()
             .map_err(system(format!("starting {}", self.program.display())))?;
         let ours = crate::sys::watch(ours, Interest::READABLE | Interest::WRITABLE).map_err(system("a socket pair"))?;
         ours.async_io(Interest::WRITABLE, |socket| set_up.send(socket)).await.map_err(system("what to start"))?;
-        let result = watch(&ours, directory).await;
+        let result = watch(&ours, directory, record).await;
         // It ends by itself once init runs, and when it failed; else its time is over.
         if result.is_err() {
             // It may be gone already.
@@ -141,8 +158,13 @@ impl Starter<'_> {
     }
 }
 
-/// Follows the start. If it fails, init is killed if there is one.
-async fn watch(socket: &AsyncFd<OwnedFd>, directory: &Path) -> Result<(i32, OwnedFd), SandboxError> {
+/// Follows the start. If it fails, init is killed if there is one. The record is written as soon as there is an init, so that
+/// whatever happens to this daemon, the next one finds it.
+async fn watch(
+    socket: &AsyncFd<OwnedFd>,
+    directory: &Path,
+    mut record: Record,
+) -> Result<(Record, OwnedFd), SandboxError> {
     let mut init = None;
     let failure = loop {
         let progress = socket.async_io(Interest::READABLE, |socket| packet::receive::<Progress>(socket)).await;
@@ -151,10 +173,13 @@ async fn watch(socket: &AsyncFd<OwnedFd>, directory: &Path) -> Result<(i32, Owne
                 for note in notes {
                     tracing::warn!(note, "a sandbox goes without something");
                 }
-                init = fds.pop().map(|pidfd| (pid, pidfd));
+                record.pid = pid;
+                record.start_ticks = record::start_ticks(pid).unwrap_or_default();
+                init = fds.pop();
+                record.write(directory).map_err(system("the sandbox's record"))?;
             }
             Some((Progress::Ready, _)) => match init {
-                Some(init) => return Ok(init),
+                Some(init) => return Ok((record, init)),
                 None => break "init came before it was told of".to_owned(),
             },
             Some((Progress::Failed { what, .. }, _)) => break what,
@@ -164,7 +189,7 @@ async fn watch(socket: &AsyncFd<OwnedFd>, directory: &Path) -> Result<(i32, Owne
             }
         }
     };
-    if let Some((_, pidfd)) = init {
+    if let Some(pidfd) = init {
         kill(&pidfd).await?;
     }
     Err(SandboxError::Host(format!("a sandbox cannot be started: {failure}")))
@@ -192,7 +217,13 @@ pub(crate) async fn kill(pidfd: &OwnedFd) -> Result<(), SandboxError> {
 pub(crate) fn find(pid: i32, start_ticks: u64) -> Option<OwnedFd> {
     let pidfd = rustix::process::pidfd_open(rustix::process::Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
     // Looked at after it was opened: the number cannot change hands in between.
-    (crate::record::start_ticks(pid) == Some(start_ticks)).then_some(pidfd)
+    (record::start_ticks(pid) == Some(start_ticks)).then_some(pidfd)
+}
+
+/// Bytes of memory that this host has.
+fn host_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(info.mem_unit.into())
 }
 
 /// Makes a sparse file system image, which is what bounds the sandbox's files.
@@ -205,6 +236,9 @@ async fn make_disk(directory: &Path, len: u64) -> Result<PathBuf, SandboxError> 
     let output = tokio::process::Command::new("mkfs.ext4")
         .args(["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1,root_owner=0:0"])
         .arg(&image)
+        // The daemon's own may hold keys.
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .output()
         .await
         .map_err(system("mkfs.ext4, for the disk's limit"))?;

@@ -26,19 +26,49 @@ pub enum RootFs {
     Image(PathBuf),
 }
 
-/// Limits of one sandbox; `None` is no limit.
+/// Limits of one sandbox.
+///
+/// A sandbox without any can still take all memory, processors and disk of the host: set `memory` and `disk` where guests
+/// are not trusted. Bounded in any case are what `pids` and `open_files` say, `/dev/shm` (a quarter of `memory`, else of
+/// the host's, at most 1 GiB), the other small file systems in memory, and core files, of which there are none.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Limits {
-    /// Memory in bytes; swap is off then.
+    /// Memory in bytes; swap is off then. `None` is no limit.
     pub memory: Option<u64>,
-    /// Processes and threads.
+    /// Processes and threads; 4096 if `None`, where the host has control groups.
     pub pids: Option<u64>,
-    /// CPUs, such as 1.5.
+    /// CPUs, such as 1.5. `None` is no limit.
     pub cpus: Option<f64>,
-    /// Bytes that files of the sandbox's own (not of mounts) may take on the host's disk.
+    /// Bytes that files of the sandbox's own (not of mounts) may take on the host's disk. `None` is no limit.
     pub disk: Option<u64>,
-    /// Open files of each process.
+    /// Open files of each process; 65,536 if `None`. Never more than the daemon's own hard limit.
     pub open_files: Option<u64>,
+}
+
+/// Processes and threads of a sandbox that was given no limit.
+const PIDS_DEFAULT: u64 = 4096;
+
+/// Open files of a process that was given no limit.
+const OPEN_FILES_DEFAULT: u64 = 65_536;
+
+/// Most bytes of `/dev/shm`.
+const SHARED_LEN_MAX: u64 = 1024 * 1024 * 1024;
+
+impl Limits {
+    /// With limits where none were asked for, of what no sandbox needs without end.
+    pub(crate) fn with_defaults(&self) -> Self {
+        Self { pids: self.pids.or(Some(PIDS_DEFAULT)), ..self.clone() }
+    }
+
+    /// Open files of each process.
+    pub(crate) fn open_files(&self, hard_limit: Option<u64>) -> u64 {
+        self.open_files.unwrap_or(OPEN_FILES_DEFAULT).min(hard_limit.unwrap_or(u64::MAX))
+    }
+
+    /// Bytes that `/dev/shm` holds, on a host with this much memory.
+    pub(crate) fn shared_len(&self, host_memory: u64) -> u64 {
+        (self.memory.unwrap_or(host_memory).min(host_memory) / 4).min(SHARED_LEN_MAX)
+    }
 }
 
 /// What a new sandbox is like.
@@ -288,4 +318,20 @@ pub struct Recovered {
     pub living: Vec<crate::Sandbox>,
     /// Sandboxes that had died; what they left is removed.
     pub removed: Vec<SandboxId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_asked_for_is_bounded() {
+        let none = Limits::default();
+        assert_eq!(none.with_defaults(), Limits { pids: Some(4096), ..Limits::default() });
+        assert_eq!((none.open_files(None), none.open_files(Some(20_000))), (65_536, 20_000));
+        assert_eq!((none.shared_len(2 << 30), none.shared_len(64 << 30)), (512 << 20, 1 << 30));
+        let some = Limits { memory: Some(64 << 20), pids: Some(7), open_files: Some(64), ..Limits::default() };
+        assert_eq!(some.with_defaults(), some);
+        assert_eq!((some.open_files(Some(20_000)), some.shared_len(64 << 30)), (64, 16 << 20));
+    }
 }

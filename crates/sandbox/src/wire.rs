@@ -31,7 +31,9 @@ pub(crate) struct SetUp {
     /// A file system image to keep the sandbox's files on.
     pub(crate) disk_image: Option<PathBuf>,
     /// Most open files of a process.
-    pub(crate) open_files: Option<u64>,
+    pub(crate) open_files: u64,
+    /// Bytes that `/dev/shm` holds.
+    pub(crate) shared_len: u64,
 }
 
 /// Where a root file system comes from.

@@ -98,7 +98,9 @@ fn host_findings() -> Vec<Finding> {
     });
     found.push(match host::find_program("nft") {
         Some(path) => finding(Ok, "nft", path.display().to_string()),
-        None => finding(Warn, "nft", "not found; a sandbox's way to the internet will need it (Debian package nftables)"),
+        None => {
+            finding(Warn, "nft", "not found; a sandbox's way to the internet will need it (Debian package nftables)")
+        }
     });
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     found.push(if files >= 4096 {
@@ -107,9 +109,11 @@ fn host_findings() -> Vec<Finding> {
         finding(Warn, "open files", format!("{files}: raise it with ulimit -n 65536 for busy mounts"))
     });
     // What sandboxes need is nothing that a mount lacks, so none of it is a failure.
-    found.extend(Runtime::findings().into_iter().map(|found| {
-        finding(if found.is_ok { Ok } else { Warn }, found.what, format!("sandboxes: {}", found.detail))
-    }));
+    found.extend(
+        Runtime::findings().into_iter().map(|found| {
+            finding(if found.is_ok { Ok } else { Warn }, found.what, format!("sandboxes: {}", found.detail))
+        }),
+    );
     found
 }
 

@@ -12,6 +12,8 @@ use tokio::sync::watch;
 use crate::cli::ServeArgs;
 
 pub(crate) fn run(arguments: &ServeArgs) -> anyhow::Result<()> {
+    // Before it holds a key.
+    sandpail_daemon::worker::secrecy::keep_memory_private().context("cannot keep the process's memory private")?;
     let config = configure(arguments)?;
     start_log(&config)?;
     raise_file_limit();

@@ -24,7 +24,11 @@
 //!
 //! Permissions and times travel in the objects' metadata as s3fs writes them; set-id bits do not come down. Symbolic
 //! links are objects with the target as body, and are never followed. FIFOs, sockets, devices, other file systems
-//! mounted inside, names that are not UTF-8 and keys that are no paths are left alone and counted.
+//! mounted inside, files of owners that are not the sandbox's, names that are not UTF-8, paths longer than a key and keys
+//! that are no paths are left alone and counted.
+//!
+//! **Bounds.** A side of more than 200,000 entries, or whose paths have more than 64 MiB, is not kept equal, and is told as
+//! an error. The time between two looks is at least ten times what the last look at the directory took.
 #![forbid(unsafe_code)]
 
 mod plan;
@@ -49,6 +53,8 @@ use run::{EMPTY_ROUND_COUNT, Engine, Outcome, Pace};
 
 /// The longest time between two looks while the bucket does not answer.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Looks at the directory take at most one part in so many of the time.
+const LOOK_TIME_FACTOR: u32 = 10;
 /// Rounds that a start or a stop makes at most until all is equal.
 const LAST_ROUND_COUNT: u32 = EMPTY_ROUND_COUNT + 3;
 
@@ -67,6 +73,9 @@ pub struct SyncOptions {
     pub interval: Duration,
     /// Owner and group of what is made in the directory.
     pub owner: (u32, u32),
+    /// Users and groups whose files are carried over; `owner` is among them. What belongs to others is left alone: who
+    /// runs the sync may read it, but whoever else uses the directory may not.
+    pub ids: std::ops::Range<u32>,
     /// Where the last snapshot is kept, so that a restarted sync knows what was equal.
     pub state_file: std::path::PathBuf,
 }
@@ -131,6 +140,8 @@ struct Shared {
     engine: tokio::sync::Mutex<Option<Engine>>,
     report: Mutex<SyncReport>,
     interval: Duration,
+    /// What the last look at the directory took.
+    look_time: Mutex<Duration>,
 }
 
 impl Sync {
@@ -150,7 +161,8 @@ impl Sync {
             outcome = engine.round(Pace { hurry: true }).await?;
         }
         let report = Mutex::new(engine.report.clone());
-        let shared = Arc::new(Shared { engine: tokio::sync::Mutex::new(Some(engine)), report, interval });
+        let look_time = Mutex::new(engine.look_time);
+        let shared = Arc::new(Shared { engine: tokio::sync::Mutex::new(Some(engine)), report, interval, look_time });
         let task = tokio::spawn(run_until_stopped(Arc::clone(&shared)));
         Ok(Self { shared, task })
     }
@@ -205,12 +217,22 @@ impl Shared {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn look_time(&self) -> std::sync::MutexGuard<'_, Duration> {
+        self.look_time.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The time between two looks. Who fills the directory must not decide how busy we are.
+    fn pause(&self) -> Duration {
+        self.interval.max(self.look_time().saturating_mul(LOOK_TIME_FACTOR))
+    }
+
     /// One round; `None` when the sync was stopped.
     async fn round(&self, pace: Pace) -> Result<Option<Outcome>, SyncError> {
         let mut guard = self.engine.lock().await;
         let Some(engine) = guard.as_mut() else { return Ok(None) };
         let result = engine.round(pace).await;
         self.report().clone_from(&engine.report);
+        *self.look_time() = engine.look_time;
         result.map(Some)
     }
 }
@@ -218,7 +240,7 @@ impl Shared {
 async fn run_until_stopped(shared: Arc<Shared>) {
     let mut failures = 0;
     loop {
-        tokio::time::sleep(delay(shared.interval, failures)).await;
+        tokio::time::sleep(delay(shared.pause(), failures)).await;
         match shared.round(Pace::default()).await {
             Ok(None) => return,
             Ok(Some(outcome)) if !outcome.is_failing => failures = 0,

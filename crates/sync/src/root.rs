@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,10 +17,11 @@ use rustix::fs::{
     Uid,
 };
 use rustix::io::Errno;
+use sandpail_store::KEY_LEN_MAX;
 
 use crate::snapshot::{
-    Change, DEPTH_MAX, ENTRY_COUNT_MAX, LocalFile, LocalTree, NAME_LEN_MAX, Stamp, TEMP_PREFIX, conflict_path,
-    now_nanos,
+    Change, DEPTH_MAX, ENTRY_COUNT_MAX, LocalFile, LocalTree, NAME_LEN_MAX, PATH_BYTES_MAX, Stamp, TEMP_PREFIX,
+    conflict_path, now_nanos,
 };
 
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
@@ -32,6 +34,10 @@ const RESOLVE_TRY_COUNT: u32 = 16;
 const TEMP_DIGIT_COUNT: usize = 16;
 /// S3's longest object, in bytes. A sparse file may pretend to be much longer.
 const FILE_LEN_MAX: u64 = 5 << 40;
+/// File systems whose files are questions to the kernel, which we may ask more than a guest: `proc`, `sysfs`, `cgroup`,
+/// `cgroup2`, `devpts`, `debugfs`, `tracefs`, `securityfs`, `bpf`.
+const KERNEL_FILE_SYSTEMS: [u64; 9] =
+    [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x1cd1, 0x6462_6720, 0x7472_6163, 0x7363_6673, 0xcafe_4a11];
 /// Times of files move in steps of the kernel's tick: 10 ms at most.
 const TICK_NANOS: i64 = 20_000_000;
 
@@ -68,8 +74,23 @@ pub(crate) type RootResult<T> = Result<T, RootError>;
 pub(crate) struct Root {
     fd: OwnedFd,
     owner: (Uid, Gid),
+    /// Whose files are looked at: the guest's own. We may read what it may not.
+    ids: Range<u32>,
+    bounds: Bounds,
     /// Set when nobody waits any more: a guest's file may be long, and a thread cannot be ended.
     is_over: AtomicBool,
+}
+
+/// What of a directory is held in memory at most.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) entry_count: usize,
+    /// Of all paths together.
+    pub(crate) path_bytes: usize,
+}
+
+impl Bounds {
+    const USUAL: Self = Self { entry_count: ENTRY_COUNT_MAX, path_bytes: PATH_BYTES_MAX };
 }
 
 /// Content of a file that was the same before and after it was read.
@@ -118,8 +139,32 @@ impl Drop for Temp {
 }
 
 impl Root {
-    pub(crate) fn new(fd: OwnedFd, owner: (u32, u32)) -> Self {
-        Self { fd, owner: (Uid::from_raw(owner.0), Gid::from_raw(owner.1)), is_over: AtomicBool::new(false) }
+    pub(crate) fn new(fd: OwnedFd, owner: (u32, u32), ids: Range<u32>) -> Self {
+        let owner = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+        Self { fd, owner, ids, bounds: Bounds::USUAL, is_over: AtomicBool::new(false) }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_bounds(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
+    }
+
+    /// Whether it belongs to somebody in the sandbox.
+    fn is_own(&self, stat: &Stat) -> bool {
+        self.ids.contains(&stat.st_uid) && self.ids.contains(&stat.st_gid)
+    }
+
+    /// Checks once that the directory is one to be kept equal: a guest may have led us elsewhere by a link.
+    pub(crate) fn check_own(&self) -> io::Result<()> {
+        let refuse = |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        if !self.is_own(&rustix::fs::fstat(&self.fd)?) {
+            return refuse("the directory does not belong to the sandbox");
+        }
+        let kind = rustix::fs::fstatfs(&self.fd)?.f_type;
+        if u64::try_from(kind).is_ok_and(|kind| KERNEL_FILE_SYSTEMS.contains(&kind)) {
+            return refuse("the directory holds no files, but the kernel's words");
+        }
+        Ok(())
     }
 
     /// Lets reads of long files end.
@@ -191,7 +236,8 @@ impl Root {
         self.check()?;
         let mut tree = LocalTree::default();
         let mut todo = vec![String::new()];
-        let mut entry_count = 0;
+        let (mut entry_count, mut path_bytes) = (0, 0);
+        let bounds = self.bounds;
         while let Some(path) = todo.pop() {
             let dir = match self.open_dir(&path).and_then(|fd| Ok((Dir::read_from(&fd)?, fd))) {
                 Ok(dir) => dir,
@@ -221,8 +267,8 @@ impl Root {
                     }
                 };
                 entry_count += 1;
-                if entry_count > ENTRY_COUNT_MAX {
-                    return Err(io::Error::other(format!("there are more than {ENTRY_COUNT_MAX} entries")));
+                if entry_count > bounds.entry_count {
+                    return Err(io::Error::other(format!("there are more than {} entries", bounds.entry_count)));
                 }
                 let name = entry.file_name().to_bytes();
                 if matches!(name, b"." | b"..") {
@@ -238,7 +284,17 @@ impl Root {
                     tree.skipped += 1;
                     continue;
                 };
+                // No key is so long: the bucket can have nothing there or below, so nobody needs to know the name.
+                if path.len() + 1 + name.len() > KEY_LEN_MAX {
+                    tree.skipped += 1;
+                    continue;
+                }
                 let below = if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
+                path_bytes += below.len();
+                if path_bytes > bounds.path_bytes {
+                    let most = bounds.path_bytes;
+                    return Err(io::Error::other(format!("the paths of its entries have more than {most} bytes")));
+                }
                 self.entry(fd.as_fd(), name, below, settle, &mut tree, &mut todo);
             }
         }
@@ -262,6 +318,11 @@ impl Root {
                 return;
             }
         };
+        if !self.is_own(&stat) {
+            tree.skipped += 1;
+            tree.blocked.insert(path, None);
+            return;
+        }
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory if path.matches('/').count() + 1 >= DEPTH_MAX => {
                 tree.skipped += 1;
@@ -323,6 +384,9 @@ impl Root {
         let stat = rustix::fs::fstat(&file)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(RootError::Busy);
+        }
+        if !self.is_own(&stat) {
+            return Err(RootError::Io(io::ErrorKind::PermissionDenied.into()));
         }
         Ok((file, stamp_of(&stat)))
     }

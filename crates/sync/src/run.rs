@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use crate::plan::{Plan, Rules, Transfer, plan};
 use crate::root::Root;
 use crate::snapshot::{
-    Base, BaseFile, BaseMap, Change, ENTRY_COUNT_MAX, Identity, LocalTree, RemoteFile, RemoteTree, Stamp, load, millis,
-    save,
+    Base, BaseFile, BaseMap, Change, ENTRY_COUNT_MAX, Identity, LocalTree, PATH_BYTES_MAX, RemoteFile, RemoteTree,
+    Stamp, load, millis, save,
 };
 use crate::transfer::{DIR_MODE, Met, Sides, TransferError, TransferResult};
 use crate::{SyncError, SyncOptions, SyncReport};
@@ -70,6 +70,8 @@ pub(crate) struct Engine {
     /// For how many rounds a file has been written.
     waiting: HashMap<String, u32>,
     retries: HashMap<String, Retry>,
+    /// What the last look at the directory took.
+    pub(crate) look_time: Duration,
     pub(crate) report: SyncReport,
 }
 
@@ -125,12 +127,13 @@ enum Done {
 
 impl Engine {
     pub(crate) async fn new(options: SyncOptions) -> Result<Self, SyncError> {
-        let SyncOptions { directory, store, prefix, read_only, owner, state_file, interval } = options;
+        let SyncOptions { directory, store, prefix, read_only, owner, ids, state_file, interval } = options;
         let bucket = store.describe();
         let prefix = prefix.as_str().to_owned();
         let (path, named) = (state_file.clone(), prefix.clone());
         let (root, identity, base) = blocking("read the sync state", move || {
-            let root = Root::new(directory, owner);
+            let root = Root::new(directory, owner, ids);
+            root.check_own()?;
             let (device, inode, born) = root.identity()?;
             let identity = Identity { bucket, prefix: named, device, inode, born };
             let base = load(&path, &identity)?;
@@ -150,6 +153,7 @@ impl Engine {
             empty_gap: interval / 2,
             waiting: HashMap::new(),
             retries: HashMap::new(),
+            look_time: Duration::ZERO,
             report: SyncReport::default(),
         })
     }
@@ -213,11 +217,19 @@ impl Engine {
         let root = Arc::clone(&self.sides.root);
         let settle = i64::try_from(self.settle.as_nanos()).unwrap_or(i64::MAX);
         let clean = self.is_first;
-        let scan = blocking("look at the directory", move || root.scan(settle, clean));
-        let (remote, local) = futures_util::future::join(remote, scan).await;
-        let (mut remote, mut local) = (remote?, local?);
+        let scan = blocking("look at the directory", move || {
+            let begun = Instant::now();
+            Ok((root.scan(settle, clean), begun.elapsed()))
+        });
+        let (remote, scanned) = futures_util::future::join(remote, scan).await;
+        // Also one that failed has taken its time.
+        let (local, scan_time) = scanned?;
+        self.look_time = scan_time;
+        let (mut remote, mut local) = (remote?, local.map_err(cannot("look at the directory"))?);
+        let begun = Instant::now();
         self.drop_names(&mut local);
         self.compare_local(&mut local).await;
+        self.look_time += begun.elapsed();
         self.compare_remote(&mut remote).await;
         Ok((local, remote))
     }
@@ -226,12 +238,17 @@ impl Engine {
         let prefix = &self.sides.prefix;
         let mut tree = RemoteTree::default();
         let mut request = ListRequest { prefix: prefix.clone(), ..ListRequest::default() };
-        let mut count = 0;
+        let (mut count, mut path_bytes) = (0, 0);
         loop {
             let page = self.sides.store.list(&request).await?;
             count += page.objects.len();
             if count > ENTRY_COUNT_MAX {
                 let message = format!("there are more than {ENTRY_COUNT_MAX} objects to keep equal");
+                return Err(StoreError::Invalid { message }.into());
+            }
+            path_bytes += page.objects.iter().map(|object| object.key.len()).sum::<usize>();
+            if path_bytes > PATH_BYTES_MAX {
+                let message = format!("the keys of the objects to keep equal have more than {PATH_BYTES_MAX} bytes");
                 return Err(StoreError::Invalid { message }.into());
             }
             for object in page.objects {
@@ -636,5 +653,9 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<T, SyncError> {
     let result = tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-    result.map_err(|source| SyncError::Directory { what: format!("cannot {what}"), source })
+    result.map_err(cannot(what))
+}
+
+fn cannot(what: &str) -> impl FnOnce(std::io::Error) -> SyncError {
+    move |source| SyncError::Directory { what: format!("cannot {what}"), source }
 }

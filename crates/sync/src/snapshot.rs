@@ -18,8 +18,10 @@ pub(crate) const TEMP_PREFIX: &str = ".sandpail-sync-";
 pub(crate) const NAME_LEN_MAX: usize = 255;
 /// Deeper trees are left alone: a guest could otherwise make the scan hold any number of open directories.
 pub(crate) const DEPTH_MAX: usize = 128;
-/// Most entries of a side that are held in memory (some 200 bytes each).
-pub(crate) const ENTRY_COUNT_MAX: usize = 1_000_000;
+/// Most entries of a side that are held in memory (some 200 bytes each, and their paths).
+pub(crate) const ENTRY_COUNT_MAX: usize = 200_000;
+/// Most bytes of all paths of a side together. A few copies of each are held, and a guest makes as many as it likes.
+pub(crate) const PATH_BYTES_MAX: usize = 64 << 20;
 
 /// One version of a local file, as `stat` tells it. The change time cannot be set by who writes in the directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -54,6 +54,7 @@ impl Both {
             read_only: self.read_only,
             interval: Duration::from_secs(1),
             owner: (metadata.uid(), metadata.gid()),
+            ids: 0..u32::MAX,
             state_file: self.temp.path().join("state/sync.json"),
         }
     }

@@ -19,7 +19,7 @@ mod upload;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::get;
+use axum::routing::{MethodRouter, get};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -70,7 +70,9 @@ pub(crate) fn router(api: Api) -> Router {
     let (router, _document) = documented().split_for_parts();
     router
         // A path that names no file is refused in words, and the document's page has more than one name.
-        .route("/v1/sandbox/{id}/file/", get(files::no_path).put(files::no_path).delete(files::no_path))
+        .route("/v1/sandbox/{id}/file", no_path())
+        .route("/v1/sandbox/{id}/file/", no_path())
+        .route("/v1/sandbox/{id}/file%2F", no_path())
         .route("/v1/openapi.html", get(openapi::page))
         .route("/v1/openapi", get(openapi::page))
         .fallback(no_route)
@@ -79,6 +81,10 @@ pub(crate) fn router(api: Api) -> Router {
         .layer(from_fn(linger::linger))
         .layer(from_fn(trace::trace))
         .with_state(api)
+}
+
+fn no_path() -> MethodRouter<Api> {
+    get(files::no_path).put(files::no_path).delete(files::no_path)
 }
 
 async fn no_route() -> ApiError {

@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::response::Response;
+use futures_util::StreamExt;
 use http::{Request, StatusCode};
 use sandpail_spec::SecretKey;
 use serde_json::{Value, json};
@@ -167,7 +168,9 @@ fn files() {
     let outside = (403, "invalid_request", "path must resolve to a location within /workspace");
     for method in ["GET", "PUT", "DELETE"] {
         let at = |path: &str| format!("{method} /v1/sandbox/abc/file{path}");
-        check(&at("/"), "", invalid("file path must not be empty"));
+        for none in ["", "/", "%2F"] {
+            check(&at(none), "", invalid("file path must not be empty"));
+        }
         check(&at("/etc/passwd"), "", outside);
         check(&at("/workspace/..%2f..%2fetc/passwd"), "", outside);
         check(&at("/workspace/../etc"), "", outside);
@@ -289,5 +292,3 @@ async fn a_refused_upload_is_read_to_its_end() {
     let (status, _) = json_of(send(request).await).await;
     assert_eq!((status.as_u16(), sent.load(Ordering::Relaxed)), (403, 50));
 }
-
-use futures_util::StreamExt;

@@ -25,11 +25,13 @@ pub(crate) fn byte_stream(body: Body) -> sandpail_sandbox::ByteStream {
 
 /// An answer of raw bytes. Its first chunk is awaited, so that what fails at once gets a status; what fails later
 /// aborts the connection, so that a part never looks whole.
-pub(crate) async fn download<S, E>(mut bytes: S) -> Result<Response, E>
+pub(crate) async fn download<S, E>(bytes: S) -> Result<Response, E>
 where
     S: Stream<Item = Result<Bytes, E>> + Send + Unpin + 'static,
     E: Into<axum::BoxError> + Send + 'static,
 {
+    // An empty one ends here, and its stream may not be asked again.
+    let mut bytes = bytes.fuse();
     let first = match bytes.next().await {
         Some(Err(error)) => return Err(error),
         first => first,
@@ -51,6 +53,13 @@ mod tests {
         assert!(axum::body::to_bytes(response.into_body(), 100).await.is_err());
         let response = download(stream::iter([chunk(), chunk()])).await.unwrap();
         assert_eq!(axum::body::to_bytes(response.into_body(), 100).await.unwrap(), "aa");
+    }
+
+    #[tokio::test]
+    async fn an_empty_download_is_not_asked_again() {
+        let empty = Box::pin(stream::unfold((), |()| async { None::<(Result<Bytes, std::io::Error>, ())> }));
+        let response = download(empty).await.unwrap();
+        assert!(axum::body::to_bytes(response.into_body(), 100).await.unwrap().is_empty());
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use sandpail_spec::{
 };
 use serde::Deserialize;
 
+use super::told;
 use super::{ConfigError, Secrets};
 
 /// A binding as it is configured: its keys are named, not held.
@@ -286,10 +287,10 @@ pub(super) fn read_wrangler(file: &Path) -> Result<BTreeMap<BindingName, Binding
     let invalid = |message: String| ConfigError::Invalid { place: place.clone(), message };
     let is_toml = file.extension().is_some_and(|extension| extension == "toml");
     let read: Wrangler = if is_toml {
-        toml::from_str(&text).map_err(|error| invalid(error.to_string()))?
+        toml::from_str(&text).map_err(|error| invalid(told::toml_error(&error, &text)))?
     } else {
         jsonc_parser::parse_to_serde_value(&text, &jsonc_parser::ParseOptions::default())
-            .map_err(|error| invalid(error.to_string()))?
+            .map_err(|error| invalid(told::without_value(&error.to_string())))?
     };
     let raw = read.r2_buckets.into_iter().map(|found| RawBinding {
         binding: found.binding,

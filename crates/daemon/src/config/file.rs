@@ -9,6 +9,7 @@ use sandpail_spec::{SecretKey, parse_bytes, parse_duration};
 use serde::Deserialize;
 
 use super::bindings::{self, RawBinding, SecretRef};
+use super::told;
 use super::{Config, ConfigError, LogFormat, MountDefaults, Secrets};
 
 /// The file that is looked for.
@@ -30,7 +31,9 @@ impl<'de> Deserialize<'de> for Size {
         }
         match Form::deserialize(deserializer)? {
             Form::Number(number) => Ok(Self(number)),
-            Form::Text(text) => parse_bytes(&text).map(Self).map_err(serde::de::Error::custom),
+            Form::Text(text) => parse_bytes(&text)
+                .map(Self)
+                .map_err(|_| serde::de::Error::custom("invalid size: write a number and a unit, such as 512MiB")),
         }
     }
 }
@@ -42,7 +45,10 @@ struct Time(Duration);
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        parse_duration(&text).map(Self).map_err(serde::de::Error::custom)
+        // Without the text, which may have come here by mistake: a key, for example.
+        parse_duration(&text)
+            .map(Self)
+            .map_err(|_| serde::de::Error::custom("invalid time: write a number and a unit, such as 500ms"))
     }
 }
 
@@ -149,11 +155,13 @@ pub(super) fn load(file: Option<&Path>, variable: &dyn Fn(&str) -> Option<String
         }
         None => (String::new(), cwd.clone(), "the configuration".to_owned()),
     };
-    // Once as it is, so that errors show its lines; then with the variables.
-    toml::from_str::<Raw>(&text).map_err(|error| invalid(&place, error))?;
-    let mut table: toml::Table = toml::from_str(&text).map_err(|error| invalid(&place, error))?;
+    // Once as it is, so that errors name its lines; then with the variables.
+    toml::from_str::<Raw>(&text).map_err(|error| invalid(&place, told::toml_error(&error, &text)))?;
+    let mut table: toml::Table =
+        toml::from_str(&text).map_err(|error| invalid(&place, told::toml_error(&error, &text)))?;
     overlay(&mut table, variable)?;
-    let raw = Raw::deserialize(toml::Value::Table(table)).map_err(|error| invalid("SANDPAIL_*", error))?;
+    let raw = Raw::deserialize(toml::Value::Table(table))
+        .map_err(|error| invalid("SANDPAIL_*", told::without_value(error.message())))?;
     config(raw, &dir, &cwd, &place, variable)
 }
 
@@ -188,7 +196,8 @@ fn overlay(table: &mut toml::Table, variable: &dyn Fn(&str) -> Option<String>) -
             }
         };
         // By itself, so that the error names the variable.
-        Raw::deserialize(toml::Value::Table(one)).map_err(|error| invalid(&name, error.message()))?;
+        Raw::deserialize(toml::Value::Table(one))
+            .map_err(|error| invalid(&name, told::without_value(error.message())))?;
         if let Some((target, key)) = target {
             target.insert(key.to_owned(), value);
         }
@@ -385,6 +394,45 @@ credentials = { access_key_id = "env:DATASETS_ID", secret_access_key = "file:sec
                 assert!(error.contains(part), "{text}: {error}");
             }
             assert!(error.contains(FILE_NAME) && !error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_error_repeats_what_may_be_a_secret() {
+        for (text, line) in [
+            ("listen = \"127.0.0.1:1\"\napi_key = \"hunter2", "line 2"),
+            ("\napi_key = hunter2", "line 2"),
+            ("api_key = \"hunter2\" x", "line 1"),
+            ("api_key = [\"hunter2\"]", "line 1"),
+            ("warm_target = \"hunter2\"", "line 1"),
+            ("upload_limit = \"hunter2\"", "line 1"),
+            ("drain_timeout = \"hunter2\"", "line 1"),
+            ("listen = \"hunter2\"", "line 1"),
+            ("log_format = \"hunter2\"", "line 1"),
+            ("env = \"hunter2, expected a\"", "line 1"),
+            ("[limits]\nmemory = { a = \"hunter2\" }", "line 2"),
+        ] {
+            // A daemon that is told to read its files anew logs this same error.
+            let error = Dir::new(&[(FILE_NAME, text)]).load(&[]).unwrap_err();
+            assert!(!error.contains("hunter2") && error.contains(FILE_NAME) && error.contains(line), "{text}: {error}");
+        }
+        for (file, text) in [
+            ("wrangler.toml", "[vars]\nKEY = \"hunter2"),
+            ("wrangler.toml", "r2_buckets = \"hunter2\""),
+            ("wrangler.jsonc", "{ \"vars\": { \"KEY\": \"hunter2 } }"),
+            ("wrangler.jsonc", "{ \"r2_buckets\": \"hunter2\" }"),
+        ] {
+            let error = Dir::new(&[(FILE_NAME, ""), (file, text)]).load(&[]).unwrap_err();
+            assert!(!error.contains("hunter2") && error.contains(file), "{text}: {error}");
+        }
+        for (name, value) in [
+            ("SANDPAIL_WARM_TARGET", "\"hunter2\""),
+            ("SANDPAIL_ENV", "{ A = hunter2 }"),
+            ("SANDPAIL_UPLOAD_LIMIT", "hunter2"),
+            ("SANDPAIL_LISTEN", "hunter2"),
+        ] {
+            let error = Dir::new(&[(FILE_NAME, "")]).load(&[(name, value)]).unwrap_err();
+            assert!(!error.contains("hunter2") && error.contains(name), "{name}: {error}");
         }
     }
 

@@ -10,6 +10,7 @@
 mod bindings;
 mod file;
 mod secrets;
+mod told;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -70,7 +71,8 @@ pub struct MountDefaults {
     pub cache: Option<(PathBuf, u64)>,
     /// Memory for data under way, in bytes, for each mount.
     pub memory_limit: u64,
-    /// The most bytes that may wait to be stored, for each mount; `None`: what the disk holds.
+    /// The most bytes that may wait to be stored, for each mount; `None`: 20 GiB, or four fifths of what is free if that is
+    /// less.
     pub staging_limit: Option<u64>,
     /// How long storing everything may take when a mount goes.
     pub drain_timeout: Duration,

@@ -12,6 +12,7 @@ use sandpail_spec::{
 use sandpail_sync::{Sync, SyncError, SyncOptions};
 
 use super::device::{self, Device, DeviceOptions};
+use super::own;
 use super::process::Worker;
 use super::worker_plan::{open_store, shown_source, worker_plan};
 use super::{Engine, Mount, MountEvent, is_local, leave, sync_state_file, watch};
@@ -151,6 +152,9 @@ async fn attach(
     let device = ask(own, "the mount does not answer").await?;
     device::raise_read_ahead(device);
     let path = mount.path();
+    // Before it is attached: without the number a later daemon could not know it again, and would not touch it.
+    mount.now().device = device;
+    inner.persist(slot)?;
     let made = sandbox
         .attach(detached, path)
         .await
@@ -158,7 +162,7 @@ async fn attach(
     {
         let mut now = mount.now();
         now.made = made;
-        now.device = device;
+        now.is_attached = true;
     }
     prove(sandbox, path, device).await
 }
@@ -202,6 +206,12 @@ async fn start_sync(
         SandboxError::Gone => DaemonError::from(error),
         error => failed(format!("{} cannot be used: {error}", mount.path().display())),
     })?;
+    let checked = directory.try_clone().map_err(failed)?;
+    let is_own = tokio::task::spawn_blocking(move || own::is_sandboxs(&checked)).await.map_err(failed)?;
+    if !is_own.map_err(failed)? {
+        let path = mount.path().display();
+        return Err(failed(format!("{path} cannot be used: it leads out of the sandbox's own files")));
+    }
     let ids = sandbox.id_map();
     let owner = |id: Option<u32>| ids.base.saturating_add(id.unwrap_or(0).min(ids.len.saturating_sub(1)));
     let options = SyncOptions {
@@ -211,6 +221,7 @@ async fn start_sync(
         read_only: plan.read_only,
         interval: inner.config().mounts.sync_interval,
         owner: (owner(plan.s3fs.uid), owner(plan.s3fs.gid)),
+        ids: ids.base..ids.base.saturating_add(ids.len),
         state_file: sync_state_file(inner, slot, &mount.shown),
     };
     let sync = Sync::start(options).await.map_err(|error| match error {
@@ -223,13 +234,12 @@ async fn start_sync(
 
 /// Takes back whatever was made.
 async fn take_back(inner: &Arc<Inner>, slot: &Slot, sandbox: &Sandbox, mount: &Mount) {
-    let (device, made) = {
+    let (is_attached, made) = {
         let now = mount.now();
-        (now.device, now.made.clone())
+        (now.is_attached, now.made.clone())
     };
-    if device != 0
-        && let Err(error) = sandbox.detach(mount.path(), made.as_deref(), true).await
-    {
+    // At the path may be another mount, or below it, if this one never came there.
+    if is_attached && let Err(error) = sandbox.detach(mount.path(), made.as_deref(), true).await {
         tracing::error!(sandbox = slot.id.as_str(), path = mount.shown.path.as_str(), %error, "a failed mount stays");
     }
     if let Some(worker) = mount.worker() {

@@ -54,7 +54,9 @@ pub(crate) async fn unmount(
         inner.persist_or_warn(&slot);
         let why = match error {
             SandboxError::Busy { users, .. } => {
-                format!("it is in use by {}; end them first, or unmount with force", users.join(", "))
+                // Guests choose the names of their processes.
+                let users = users.join(", ").replace(char::is_control, "?");
+                format!("it is in use by {users}; end them first, or unmount with force")
             }
             error => error.to_string(),
         };
@@ -204,7 +206,10 @@ mod tests {
     fn what_is_not_stored_is_named() {
         assert_eq!(not_stored(&[]), Ok(()));
         let one = ("a/b".to_owned(), "access denied".to_owned());
-        assert_eq!(not_stored(std::slice::from_ref(&one)).unwrap_err(), "1 file(s) could not be stored: a/b: access denied");
+        assert_eq!(
+            not_stored(std::slice::from_ref(&one)).unwrap_err(),
+            "1 file(s) could not be stored: a/b: access denied"
+        );
         let many = not_stored(&vec![one; 6]).unwrap_err();
         assert!(many.starts_with("6 file(s)") && many.ends_with(", …") && many.matches("a/b").count() == 5, "{many}");
     }

@@ -4,6 +4,7 @@
 mod attach;
 pub(crate) mod device;
 mod leave;
+mod own;
 mod process;
 mod recover;
 mod state;
@@ -44,7 +45,10 @@ struct Now {
     /// What moves the bytes.
     engine: Option<Engine>,
     made: Option<PathBuf>,
+    /// The file system's device number; 0: there is none yet.
     device: u64,
+    /// It was attached at its path.
+    is_attached: bool,
 }
 
 /// What moves a mount's bytes.
@@ -72,7 +76,7 @@ impl Mount {
     }
 
     fn new(shown: Shown) -> Self {
-        let now = Now { state: MountState::Reserved, engine: None, made: None, device: 0 };
+        let now = Now { state: MountState::Reserved, engine: None, made: None, device: 0, is_attached: false };
         Self { shown, now: Mutex::new(now) }
     }
 

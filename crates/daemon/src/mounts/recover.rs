@@ -58,16 +58,17 @@ async fn adopt(inner: &Arc<Inner>, sandbox: Sandbox, record: Option<SandboxRecor
 
 async fn adopt_mount(inner: &Arc<Inner>, slot: &Arc<Slot>, sandbox: &Sandbox, record: MountRecord) {
     let worker = record.worker.and_then(Worker::adopt);
-    let mount = Arc::new(Mount::new(record.shown));
+    let mount = Arc::new(Mount::new(record.shown.clone()));
     let path = mount.shown.path.clone();
     if !record.is_serving {
-        take_back(inner, slot, sandbox, &mount, &record.made, worker).await;
+        take_back(inner, slot, sandbox, &mount, &record, worker).await;
         return;
     }
     {
         let mut now = mount.now();
         now.made = record.made;
         now.device = record.device;
+        now.is_attached = true;
     }
     let proven = match &worker {
         Some(_) => attach::prove(sandbox, mount.path(), record.device).await,
@@ -102,12 +103,16 @@ async fn take_back(
     slot: &Slot,
     sandbox: &Sandbox,
     mount: &Mount,
-    made: &Option<std::path::PathBuf>,
+    record: &MountRecord,
     worker: Option<Worker>,
 ) {
     let path = mount.shown.path.as_str();
-    // It may not have been attached yet.
-    if let Err(error) = sandbox.detach(mount.path(), made.as_deref(), true).await {
+    // Without a device there was nothing to attach yet: what is at the path is somebody else's. With one it may still not
+    // have been attached: it is taken away only if the sandbox shows this very file system at the path. (If its process is
+    // dead, nobody answers; then it stays, refuses every call, and goes with the sandbox.)
+    let is_there =
+        record.device != 0 && worker.is_some() && attach::prove(sandbox, mount.path(), record.device).await.is_ok();
+    if is_there && let Err(error) = sandbox.detach(mount.path(), record.made.as_deref(), true).await {
         tracing::debug!(sandbox = slot.id.as_str(), path, %error, "nothing to detach");
     }
     if let Some(worker) = worker {

@@ -18,6 +18,8 @@ use crate::worker::{Conflict, Place, Plan, store_cause};
 const CONNECTION_COUNT_MAX: usize = 64;
 /// Length of the parts of large uploads, in bytes.
 const PART_LEN: u64 = 8 << 20;
+/// The usual most bytes that wait to be stored, for each mount.
+const STAGING_LIMIT: u64 = 20 << 30;
 const FILE_PERM: u32 = 0o644;
 const DIR_PERM: u32 = 0o755;
 const METADATA_TTL: Duration = Duration::from_secs(1);
@@ -72,6 +74,21 @@ pub(crate) fn open_store(
     }
 }
 
+/// What may wait to be stored if nobody says: a guest that writes without end must not fill the disk of all others.
+fn usual_staging_limit(inner: &Inner) -> u64 {
+    match rustix::fs::statvfs(inner.state.join("")) {
+        Ok(disk) => usual_limit_of(disk.f_bavail.saturating_mul(disk.f_frsize)),
+        Err(error) => {
+            tracing::warn!(%error, "the free space of the state directory is not known");
+            STAGING_LIMIT
+        }
+    }
+}
+
+fn usual_limit_of(free: u64) -> u64 {
+    STAGING_LIMIT.min(free / 5 * 4)
+}
+
 /// What the process behind a mount is told.
 ///
 /// # Errors
@@ -103,7 +120,7 @@ pub(super) fn worker_plan(inner: &Inner, slot: &Slot, sandbox: &Sandbox, plan: &
         parallel_parts: s3fs.parallel_parts,
         memory_limit: config.mounts.memory_limit,
         staging_dir: inner.state.join("staging"),
-        staging_limit: config.mounts.staging_limit,
+        staging_limit: Some(config.mounts.staging_limit.unwrap_or_else(|| usual_staging_limit(inner))),
         cache: config.mounts.cache.clone(),
         log: config.mounts.log.clone(),
         log_file: Some(inner.state.join("logs").join(format!("{}-{}.log", slot.id, now_ms()))),
@@ -115,4 +132,16 @@ pub(super) fn shown_source(plan: &MountPlan) -> String {
     let prefix = plan.prefix.as_str().trim_end_matches('/');
     let bucket = plan.bucket.as_str();
     if prefix.is_empty() { bucket.to_owned() } else { format!("{bucket}/{prefix}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_leaves_room_on_the_disk() {
+        assert_eq!(usual_limit_of(1 << 40), STAGING_LIMIT);
+        assert_eq!(usual_limit_of(10 << 20), 8 << 20);
+        assert_eq!(usual_limit_of(0), 0);
+    }
 }

@@ -7,12 +7,13 @@ pub mod backend;
 pub mod control;
 mod hand_over;
 pub mod host;
+pub mod log;
 pub mod profiles;
 pub mod registry;
 pub mod report;
+pub mod secrecy;
 pub mod start;
 
-use std::fs::File;
 use std::hash::{Hash, Hasher};
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -164,8 +165,10 @@ impl Plan {
 /// As a process of its own: takes the plan from the socket that is standard input, says [`READY`] or [`FAILED`] and why
 /// on standard output.
 pub fn main() -> ExitCode {
-    let received = hand_over::receive(rustix::stdio::stdin());
-    let result = received.map_err(anyhow::Error::from).and_then(|(text, device)| {
+    // Before it holds a key.
+    let private = secrecy::keep_memory_private().context("cannot keep the process's memory private");
+    let received = private.and_then(|()| Ok(hand_over::receive(rustix::stdio::stdin())?));
+    let result = received.and_then(|(text, device)| {
         let plan = serde_json::from_str::<Plan>(&text).context("the plan makes no sense")?;
         drop(text);
         // Away from the terminal and its signals.
@@ -405,13 +408,10 @@ fn engine_options(plan: &Plan) -> EngineOptions {
 fn start_log(level: &str, file: &Path) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(level)
         .with_context(|| format!("unknown log level {level:?}: use error, warn, info, debug or trace"))?;
-    let file = File::options()
-        .create(true)
-        .append(true)
-        .open(file)
-        .with_context(|| format!("cannot write the log {}", file.display()))?;
+    let log = log::BoundedLog::open(file).with_context(|| format!("cannot write the log {}", file.display()))?;
+    let log = std::sync::Mutex::new(log);
     // A second mount in one process keeps the first one's log.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(file).try_init();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(log).try_init();
     Ok(())
 }
 

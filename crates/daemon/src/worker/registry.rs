@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use super::log::older;
+
 /// How long the log of a mount that ended badly is kept after its last line.
 const LOG_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -50,7 +52,17 @@ pub fn directory() -> anyhow::Result<PathBuf> {
         "the runtime directory {} belongs to someone else; remove it or set XDG_RUNTIME_DIR",
         dir.display()
     );
+    keep_private(&dir, owner.mode())?;
     Ok(dir)
+}
+
+/// Whoever made the directory first: nobody else looks in, or locks its files.
+fn keep_private(dir: &Path, mode: u32) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    if mode & 0o077 != 0 {
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
 }
 
 /// The directory of what outlives mounts: staged bytes, provider profiles. Not made here.
@@ -121,6 +133,10 @@ pub fn prune() {
 /// Removes a log that tells nothing of interest.
 pub fn remove_quiet_log(log: &Path) {
     let is_quiet = |text: String| !text.contains(" WARN ") && !text.contains(" ERROR ");
+    if older(log).exists() {
+        // So long a log is of interest.
+        return;
+    }
     if std::fs::read_to_string(log).is_ok_and(is_quiet) {
         let _ = std::fs::remove_file(log);
     }
@@ -156,4 +172,18 @@ pub fn print_list() -> anyhow::Result<()> {
         println!("{inside}{}\t{}\tpid {}", entry.mountpoint.display(), entry.source, entry.pid);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directory_is_made_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = || std::fs::metadata(dir.path()).unwrap().mode() & 0o777;
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        keep_private(dir.path(), mode()).unwrap();
+        assert_eq!(mode(), 0o700);
+    }
 }

@@ -11,16 +11,31 @@ use zeroize::Zeroizing;
 
 use super::{ARGUMENT, Plan, hand_over};
 
-/// Variables that a worker gets, besides Amazon's that say where keys are: never a key.
-const VARIABLES: [&str; 9] =
-    ["PATH", "HOME", "LANG", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR"];
-/// Amazon's variables that hold keys themselves; a worker gets its keys over the socket.
-const KEY_VARIABLES: [&str; 5] = [
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_SECURITY_TOKEN",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+/// Variables that a worker gets. Only these: a new one of Amazon's may hold a key, and keys come over the socket.
+const VARIABLES: [&str; 23] = [
+    "PATH",
+    "HOME",
+    "LANG",
+    "TZ",
+    "TMPDIR",
+    "XDG_RUNTIME_DIR",
+    "XDG_STATE_HOME",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_STS_REGIONAL_ENDPOINTS",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE",
+    "AWS_METADATA_SERVICE_TIMEOUT",
+    "AWS_METADATA_SERVICE_NUM_ATTEMPTS",
 ];
 /// Amazon's variables that name files; a worker runs in another directory.
 const FILE_VARIABLES: [&str; 4] = [
@@ -32,13 +47,13 @@ const FILE_VARIABLES: [&str; 4] = [
 
 /// What a worker's environment says of a variable of ours.
 fn passed_on(name: &str, value: OsString) -> Option<OsString> {
-    if KEY_VARIABLES.contains(&name) || value.is_empty() {
+    if value.is_empty() {
         return None;
     }
     if FILE_VARIABLES.contains(&name) {
         return std::path::absolute(value).ok().map(PathBuf::into_os_string);
     }
-    (VARIABLES.contains(&name) || name.starts_with("AWS_")).then_some(value)
+    VARIABLES.contains(&name).then_some(value)
 }
 
 /// This program's own file, also after it was replaced by a newer one.
@@ -87,8 +102,17 @@ mod tests {
     #[test]
     fn no_key_is_in_a_workers_environment() {
         let passed = |name: &str| passed_on(name, "some/value".into()).map(|value| value.into_string().unwrap());
-        for name in ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "R2_SECRET_ACCESS_KEY", "SANDPAIL_API_KEY", "MY_KEY"]
-        {
+        for name in [
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_SESSION_TOKEN",
+            "AWS_SECRET_KEY",
+            "AWS_ACCESS_KEY",
+            "AWS_BEARER_TOKEN_BEDROCK",
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+            "R2_SECRET_ACCESS_KEY",
+            "SANDPAIL_API_KEY",
+            "MY_KEY",
+        ] {
             assert_eq!(passed(name), None, "{name}");
         }
         assert_eq!(passed("AWS_PROFILE").as_deref(), Some("some/value"));

@@ -23,6 +23,8 @@ crate::tests![
     s3fs_options_change_the_mount,
     a_local_bucket_is_kept_equal,
     mounts_of_one_sandbox_wait_for_each_other,
+    a_local_bucket_does_not_follow_links_out_of_the_sandbox,
+    a_mount_that_hangs_does_not_hold_up_the_end,
 ];
 
 async fn a_binding_is_a_directory() {
@@ -334,5 +336,52 @@ async fn mounts_of_one_sandbox_wait_for_each_other() {
     }
     world.run(&one, "echo x > /data/x").await;
     assert_eq!(workers_of(world.path()).len(), 1);
+    world.end().await;
+}
+
+async fn a_local_bucket_does_not_follow_links_out_of_the_sandbox() {
+    let exposed = tempfile::tempdir_in("/opt").unwrap();
+    std::fs::write(exposed.path().join("key"), "the host's").unwrap();
+    let shown = exposed.path().to_owned();
+    let world = World::with(|config| config.sandbox.expose.push(shown)).await;
+    let one = id("one");
+    let target = exposed.path().display();
+    assert_eq!(world.run(&one, &format!("mkdir -p /workspace && ls {target}")).await, "key\n");
+    for (name, target) in [("p", "/proc"), ("s", "/sys"), ("e", exposed.path().to_str().unwrap())] {
+        world.run(&one, &format!("ln -s {target} /workspace/{name}")).await;
+        let options = MountOptions { local_bucket: true, ..MountOptions::default() };
+        let path = format!("/workspace/{name}");
+        let (kind, text) = mount_error(world.daemon.mount(&one, request("MY_BUCKET", &path, options)).await);
+        assert_eq!(kind, MountErrorKind::MountFailed, "{name}: {text}");
+    }
+    assert_eq!(world.keys("MY_BUCKET").await, [""; 0]);
+    // A link that stays inside is the guest's own business.
+    world.run(&one, "mkdir /workspace/real && ln -s real /workspace/l && echo x > /workspace/real/x").await;
+    let options = MountOptions { local_bucket: true, ..MountOptions::default() };
+    world.daemon.mount(&one, request("MY_BUCKET", "/workspace/l", options)).await.unwrap();
+    assert_eq!(world.keys("MY_BUCKET").await, ["x"]);
+    world.end().await;
+}
+
+async fn a_mount_that_hangs_does_not_hold_up_the_end() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let world = World::with(|config| config.mounts.drain_timeout = std::time::Duration::from_secs(1)).await;
+    let one = id("one");
+    world.mount(&one, "MY_BUCKET", "/data").await.unwrap();
+    let [worker] = workers_of(world.path())[..] else { panic!("not one worker") };
+    kill_process(Pid::from_raw(worker).unwrap(), Signal::STOP).unwrap();
+    // Its path leads through a file system that does not answer.
+    let (daemon, two) = (world.daemon.clone(), one.clone());
+    let hanging =
+        tokio::spawn(async move { daemon.mount(&two, request("OTHER", "/data/a/b", MountOptions::default())).await });
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    assert!(!hanging.is_finished());
+    let begun = std::time::Instant::now();
+    world.daemon.destroy_sandbox(&one).await.unwrap();
+    assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{:?}", begun.elapsed());
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(30), hanging).await.unwrap().unwrap();
+    assert!(ended.is_err());
+    // The name is free, and nothing of the old one is written down.
+    world.mount(&one, "MY_BUCKET", "/data").await.unwrap();
     world.end().await;
 }

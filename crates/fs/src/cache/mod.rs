@@ -178,7 +178,10 @@ mod tests {
 
     use super::*;
 
-    const LEN: usize = 2 * BLOCK_LEN as usize + 1000;
+    // A block is far smaller than any address space.
+    #[allow(clippy::cast_possible_truncation)]
+    const BLOCK: usize = BLOCK_LEN as usize;
+    const LEN: usize = 2 * BLOCK + 1000;
 
     fn version(key: &str) -> ObjectVersion {
         ObjectVersion { key: ObjectKey::new(key).unwrap(), etag: ETag::new("tag"), size: LEN as u64 }
@@ -210,7 +213,7 @@ mod tests {
         // The first block is cut, so only the others are kept.
         cache.insert(&one, 5, vec![bytes().slice(5..)]);
         assert!(cache.get(&one, 0..10).is_none());
-        let from = BLOCK_LEN as usize + 7;
+        let from = BLOCK + 7;
         assert_eq!(cache.get(&one, from as u64..from as u64 + 9).unwrap().concat(), bytes()[from..from + 9]);
         cache.insert(&one, 0, vec![bytes().slice(..70_000), bytes().slice(70_000..)]);
         assert_eq!(all_of(&cache, &one).unwrap(), bytes());

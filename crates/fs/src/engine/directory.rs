@@ -391,7 +391,7 @@ impl Engine {
                     dir.has_marker = Some(true);
                 }
             }
-            Err(error) => tracing::warn!(%key, %error, "an empty directory could not be kept and will be gone"),
+            Err(error) => tracing::warn!(?key, %error, "an empty directory could not be kept and will be gone"),
         }
     }
 

@@ -211,7 +211,7 @@ impl Engine {
         dirty.materialise(base).await?;
         dirty.retarget(beside.clone());
         dirty.commit(attributes, &Condition::Always, base).await?;
-        tracing::warn!(%key, kept = %beside, "the object was changed by someone else; both versions are kept");
+        tracing::warn!(?key, kept = ?beside, "the object was changed by someone else; both versions are kept");
         let mut tree = self.tree();
         if let Some(node) = tree.get(ino) {
             let (parent, name) = (node.parent, Arc::clone(&node.name));

@@ -347,7 +347,7 @@ impl DirtyFile {
 
     pub(super) async fn abort(&self, key: &ObjectKey, id: &UploadId) {
         if let Err(error) = self.context.store.abort_multipart(key, id).await {
-            tracing::warn!(%key, %error, "a multipart upload was left behind");
+            tracing::warn!(?key, %error, "a multipart upload was left behind");
         }
     }
 }

@@ -287,7 +287,7 @@ impl DirtyFile {
         let (store, key) = (Arc::clone(&self.context.store), stream.key);
         self.context.runtime.spawn(async move {
             if let Err(error) = store.abort_multipart(&key, &id).await {
-                tracing::warn!(%key, %error, "a multipart upload was left behind");
+                tracing::warn!(?key, %error, "a multipart upload was left behind");
             }
         });
     }

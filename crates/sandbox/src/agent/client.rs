@@ -16,7 +16,7 @@ use super::protocol::{
 use crate::{ByteStream, FileEvent, FileInfo, FileReader, ListOptions, SandboxError, WORKSPACE};
 
 /// Most bytes of one listing on the wire: [`LIST_COUNT_MAX`] names of ordinary length.
-const LIST_LEN_MAX: usize = 256 * 1024 * 1024;
+const LIST_LEN_MAX: usize = 32 * 1024 * 1024;
 
 /// Events that may wait for their reader before the agent (and then the kernel's queue) has to hold them.
 const EVENT_COUNT_MAX: usize = 256;

@@ -22,7 +22,7 @@ use crate::{FileInfo, FileKind, ListOptions, SandboxError};
 pub(super) const FRAME_LEN_MAX: usize = 128 * 1024;
 
 /// Most entries of one listing: more would not fit into an answer that anybody reads.
-pub(super) const LIST_COUNT_MAX: usize = 1_000_000;
+pub(super) const LIST_COUNT_MAX: usize = 100_000;
 
 const HEADER_LEN: usize = 5;
 

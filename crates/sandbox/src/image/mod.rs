@@ -102,10 +102,7 @@ fn unpack_once(source: &Source, found: &Found, root: &Path, cache_dir: &Path, li
         return Ok(());
     }
     let staging = cache_dir.join(format!(".unpacking-{}", found.id));
-    let cleared = || match fs::remove_dir_all(&staging) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(in_cache(error)),
-        _ => Ok(()),
-    };
+    let cleared = || crate::removal::remove(&staging).map_err(in_cache);
     // What a daemon that was killed left.
     cleared()?;
     let unpacked = layers(source, found, &staging, limit).and_then(|()| {

@@ -47,7 +47,7 @@ pub(super) fn open_terminal(cols: u16, rows: u16) -> io::Result<Terminal> {
 }
 
 /// Runs in the forked child. Returns only if it did not become another program; `tell` says why.
-pub(super) fn main(order: &Start, streams: &StandardStreams, tell: &PipeWriter, open_files: Option<u64>) -> ChildCode {
+pub(super) fn main(order: &Start, streams: &StandardStreams, tell: &PipeWriter, open_files: u64) -> ChildCode {
     match run(order, streams, open_files) {
         Ok(code) => code,
         Err(trouble) => {
@@ -59,7 +59,7 @@ pub(super) fn main(order: &Start, streams: &StandardStreams, tell: &PipeWriter, 
     }
 }
 
-fn run(order: &Start, streams: &StandardStreams, open_files: Option<u64>) -> Result<ChildCode, String> {
+fn run(order: &Start, streams: &StandardStreams, open_files: u64) -> Result<ChildCode, String> {
     set_up(streams, open_files).map_err(|error| format!("a new process: {error}"))?;
     if matches!(order.program, Program::Agent) {
         return Ok(run_agent());
@@ -77,7 +77,7 @@ fn run(order: &Start, streams: &StandardStreams, open_files: Option<u64>) -> Res
     }
 }
 
-fn set_up(streams: &StandardStreams, open_files: Option<u64>) -> io::Result<()> {
+fn set_up(streams: &StandardStreams, open_files: u64) -> io::Result<()> {
     rustix::process::setsid()?;
     match streams {
         StandardStreams::Pipes([stdin, stdout, stderr]) => {
@@ -92,11 +92,8 @@ fn set_up(streams: &StandardStreams, open_files: Option<u64>) -> io::Result<()> 
             rustix::process::ioctl_tiocsctty(inside)?;
         }
     }
-    if let Some(open_files) = open_files {
-        let limit = Some(open_files);
-        rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit })?;
-    }
-    Ok(())
+    let limit = Some(open_files);
+    Ok(rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit })?)
 }
 
 /// The file agent needs no program of the sandbox's, which may have none.

@@ -79,9 +79,10 @@ pub(super) fn views(set_up: &SetUp) -> Result<Vec<View>, Failure> {
 pub(super) fn mount_all(set_up: &SetUp, views: Vec<View>) -> Result<(), Failure> {
     let root = format!("uid={base},gid={base}", base = set_up.ids.base);
     mount("proc", "/proc", NO_ALL, "")?;
-    mount_dev(&root, set_up.ids.base)?;
-    mount("tmpfs", "/sys", NO_ALL, &format!("{root},mode=755,size=64k"))?;
-    mount("tmpfs", "/run", NOSUID_NODEV, &format!("{root},mode=755,size=64m"))?;
+    mount_dev(&root, set_up)?;
+    // Inodes take the host's memory too, also those of empty files.
+    mount("tmpfs", "/sys", NO_ALL, &format!("{root},mode=755,size=64k,nr_inodes=1k"))?;
+    mount("tmpfs", "/run", NOSUID_NODEV, &format!("{root},mode=755,size=64m,nr_inodes=64k"))?;
     for view in views {
         let is_file = view.is_file;
         make_place(&view.at, is_file)?;
@@ -111,9 +112,10 @@ pub(super) fn mount_all(set_up: &SetUp, views: Vec<View>) -> Result<(), Failure>
     Ok(())
 }
 
-fn mount_dev(root: &str, base: u32) -> Result<(), Failure> {
+fn mount_dev(root: &str, set_up: &SetUp) -> Result<(), Failure> {
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
-    mount("tmpfs", "/dev", flags, &format!("{root},mode=755,size=64k"))?;
+    let base = set_up.ids.base;
+    mount("tmpfs", "/dev", flags, &format!("{root},mode=755,size=64k,nr_inodes=1k"))?;
     let (uid, gid) = (rustix::fs::Uid::from_raw(base), rustix::fs::Gid::from_raw(base));
     for (name, major, minor) in DEVICES {
         let path = Path::new("/dev").join(name);
@@ -133,7 +135,8 @@ fn mount_dev(root: &str, base: u32) -> Result<(), Failure> {
         MountFlags::NOSUID | MountFlags::NOEXEC,
         &format!("newinstance,ptmxmode=666,mode=620,gid={}", base + 5),
     )?;
-    mount("tmpfs", "/dev/shm", NO_ALL, &format!("{root},mode=1777,size=50%"))?;
+    let shared = format!("{root},mode=1777,size={},nr_inodes=64k", set_up.shared_len);
+    mount("tmpfs", "/dev/shm", NO_ALL, &shared)?;
     match mount("mqueue", "/dev/mqueue", NO_ALL, "") {
         // Not every kernel has message queues, and few programs do.
         Err(failure) if failure.errno() == Some(Errno::NODEV.raw_os_error()) => Ok(()),

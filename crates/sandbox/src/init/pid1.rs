@@ -49,6 +49,9 @@ fn enter(set_up: &SetUp, users: &OwnedFd) -> Result<(), Failure> {
     std::env::set_current_dir("/").during("the new root")?;
     devices::mount_all(set_up, views)?;
 
+    // One byte: no core file, and no program of the host's that gets one either, which 0 does not prevent (core(5)).
+    // Before the user namespace: the daemon's own limit is 0, and only the host's root may raise it.
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) }).during("core files")?;
     rustix::thread::move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User))
         .during("entering the user namespace")?;
     rustix::thread::set_thread_groups(&[]).during("giving up groups")?;
@@ -58,7 +61,6 @@ fn enter(set_up: &SetUp, users: &OwnedFd) -> Result<(), Failure> {
     make_run_directory().during(RUN)?;
     // What guests must not see of init's memory is little, but a debugger on init could speak to the daemon.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).during("hiding init")?;
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).during("core files")?;
     caps::reduce().during("giving up capabilities")?;
     rustix::thread::set_no_new_privs(true).during("no_new_privs")?;
     rustix::thread::set_name(c"sandpail-init").during("init's name")?;

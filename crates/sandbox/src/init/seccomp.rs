@@ -1,10 +1,12 @@
 //! The system calls that nothing in a sandbox may make.
 //!
 //! A list of what is refused: exactly what the OCI default profile keeps from a container without extra capabilities, plus
-//! io_uring, which that profile's newer versions refuse too, and sockets that a network namespace does not contain (a
-//! virtual machine's vsock). A list of what is allowed would age badly: each new system call that a C library tries
+//! io_uring, which that profile's newer versions refuse too. A list of what is allowed would age badly: each new system call that a C library tries
 //! would fail. So that the list of refusals does not age either, a first filter says `ENOSYS` to every number that
 //! was unknown when this was written, and to the x32 calling convention, which would go around the second filter.
+//!
+//! Sockets are another matter: each family is a protocol of its own, which the kernel loads as a module when a guest asks
+//! for it. The few that programs need are listed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -84,8 +86,15 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_migrate_pages,
     libc::SYS_open_by_handle_at,
     libc::SYS_process_madvise,
+    libc::SYS_pidfd_getfd,
+    448, // process_mrelease
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
+    // Where memory lies on the host.
+    libc::SYS_get_mempolicy,
+    libc::SYS_mbind,
+    libc::SYS_set_mempolicy,
+    450, // set_mempolicy_home_node
     // A large surface with many past holes.
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
@@ -108,13 +117,18 @@ const REFUSED_HERE: &[libc::c_long] = &[];
 /// Execution domains that change nothing but the layout of addresses or the version that `uname` tells.
 const PERSONALITIES: [u64; 5] = [0, 0x0008, 0x0002_0000, 0x0002_0008, 0xffff_ffff];
 
+/// Families of sockets that programs need. The namespaces contain them, which is not so for a virtual machine's vsock.
+const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+
 /// Puts the filters on this process and all that come from it. No-new-privileges must be set.
 pub(super) fn install() -> io::Result<()> {
     for program in [unknown_calls(), denied(libc::EPERM, eperm())?, denied(libc::ENOSYS, enosys())?] {
         seccompiler::apply_filter(&program).map_err(io::Error::other)?;
     }
-    denied(libc::EAFNOSUPPORT, sockets())
-        .and_then(|program| seccompiler::apply_filter(&program).map_err(io::Error::other))
+    for program in [denied(libc::EAFNOSUPPORT, sockets())?, denied(NO_ERROR, core_limits())?] {
+        seccompiler::apply_filter(&program).map_err(io::Error::other)?;
+    }
+    Ok(())
 }
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
@@ -148,11 +162,35 @@ fn enosys() -> Result<Rules, seccompiler::BackendError> {
 
 fn sockets() -> Result<Rules, seccompiler::BackendError> {
     let mut rules = Vec::new();
-    for family in [libc::AF_VSOCK, libc::AF_ALG] {
-        let family = u64::from(family.unsigned_abs());
-        rules.push(SeccompRule::new(vec![SeccompCondition::new(0, Len::Dword, Op::Eq, family)?])?);
+    let is = |argument, op, value: i32| SeccompCondition::new(argument, Len::Dword, op, value.unsigned_abs().into());
+    let mut others = Vec::new();
+    for family in FAMILIES {
+        others.push(is(0, Op::Ne, family)?);
     }
-    Ok([(libc::SYS_socket, rules)].into())
+    rules.push(SeccompRule::new(others)?);
+    // Of the kernel's message channels, the one about addresses and routes, which C libraries ask.
+    let channels = vec![is(0, Op::Eq, libc::AF_NETLINK)?, is(2, Op::Ne, libc::NETLINK_ROUTE)?];
+    rules.push(SeccompRule::new(channels)?);
+    Ok([(libc::SYS_socket, rules.clone()), (libc::SYS_socketpair, rules)].into())
+}
+
+/// The call is not made, and its caller is told that all went well.
+const NO_ERROR: i32 = 0;
+
+/// The limit of core files stays what init set it to: a limit of 1 byte is the only one that keeps the kernel from handing
+/// a guest's memory to a program of the host's (`|` in `core_pattern`). Programs that deal with secrets lower it to 0 and
+/// give up if they cannot; what they want is so already.
+fn core_limits() -> Result<Rules, seccompiler::BackendError> {
+    let core = u64::from(libc::RLIMIT_CORE);
+    let of_setrlimit = vec![SeccompCondition::new(0, Len::Dword, Op::Eq, core)?];
+    // Asking for it, without a new value, is fine.
+    let of_prlimit =
+        vec![SeccompCondition::new(1, Len::Dword, Op::Eq, core)?, SeccompCondition::new(2, Len::Qword, Op::Ne, 0)?];
+    Ok([
+        (libc::SYS_setrlimit, vec![SeccompRule::new(of_setrlimit)?]),
+        (libc::SYS_prlimit64, vec![SeccompRule::new(of_prlimit)?]),
+    ]
+    .into())
 }
 
 fn denied(errno: i32, rules: Result<Rules, seccompiler::BackendError>) -> io::Result<BpfProgram> {

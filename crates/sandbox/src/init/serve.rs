@@ -31,7 +31,7 @@ const ENDED_COUNT_MAX: usize = 4_096;
 const CODE_TIMEOUT: i32 = 124;
 
 /// Serves until it is killed, which ends the sandbox.
-pub(super) fn run(control: OwnedFd, open_files: Option<u64>) -> io::Result<()> {
+pub(super) fn run(control: OwnedFd, open_files: u64) -> io::Result<()> {
     let (children_ended, wake) = UnixStream::pair()?;
     children_ended.set_nonblocking(true)?;
     let signal = signal_hook::low_level::pipe::register(signal_hook::consts::SIGCHLD, wake)?;
@@ -55,7 +55,7 @@ struct Init {
     /// Readable after a SIGCHLD.
     children_ended: UnixStream,
     signal: SigId,
-    open_files: Option<u64>,
+    open_files: u64,
     /// Usually one; two for a moment when a daemon restarts.
     daemons: Vec<Daemon>,
     children: BTreeMap<u64, Child>,

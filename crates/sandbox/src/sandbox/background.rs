@@ -11,7 +11,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::logs::Log;
-use super::{Sandbox, lock, null, sessions};
+use super::{Sandbox, lock, null, pipe as pipe_of, sessions};
 use crate::control::Outcome;
 use crate::start::system;
 use crate::wire::{Kept, Order, Program, Start};
@@ -117,9 +117,9 @@ impl Sandbox {
         if lock(&self.inner.processes).contains_key(&id) {
             return Err(SandboxError::Exec { message: format!("Process '{id}' already exists") });
         }
-        let pipes = || -> std::io::Result<_> { Ok((std::io::pipe()?, std::io::pipe()?, null()?)) };
+        let ids = Some(self.inner.ids);
+        let pipes = || -> std::io::Result<_> { Ok((pipe_of(ids)?, pipe_of(ids)?, null()?)) };
         let ((stdout, out), (stderr, err), stdin) = pipes().map_err(system("a process's pipes"))?;
-        let (stdout, stderr) = (OwnedFd::from(stdout), OwnedFd::from(stderr));
         let kept = [&stdout, &stderr].map(OwnedFd::try_clone);
         let [kept_out, kept_err] = kept;
         let kept_out = kept_out.map_err(system("a process's pipes"))?;
@@ -132,7 +132,7 @@ impl Sandbox {
             timeout_ms: timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
             is_kept: true,
         };
-        let started = self.inner.control.start(order, vec![stdin, out.into(), err.into(), kept_out, kept_err]).await?;
+        let started = self.inner.control.start(order, vec![stdin, out, err, kept_out, kept_err]).await?;
         let info = ProcessInfo {
             id: id.clone(),
             pid: started.pid,
@@ -221,11 +221,8 @@ impl Sandbox {
                 tracing::debug!(%error, "the end of a process could not be written down");
             }
             // What it left behind may go on writing, which nobody keeps.
-            for mut pipe in [stdout, stderr].into_iter().flatten() {
-                tokio::spawn(async move {
-                    let mut chunk = [0; 4096];
-                    while matches!(pipe.read(&mut chunk).await, Ok(1..)) {}
-                });
+            for pipe in [stdout, stderr].into_iter().flatten() {
+                sandbox.inner.leftovers.add(pipe);
             }
         });
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 
@@ -16,7 +16,7 @@ use super::{Sandbox, lock, null, pipe_from_us, pipe_to_us};
 use crate::control::{Control, Outcome, Started};
 use crate::start::system;
 use crate::wire::{Order, Program, Start};
-use crate::{ExecEvent, ExecEvents, ExecSpec, SandboxError, WORKSPACE};
+use crate::{ExecEvent, ExecEvents, ExecSpec, IdMap, SandboxError, WORKSPACE};
 
 /// Events that wait for their reader; with the pipes, all that a command can write ahead.
 const EVENT_COUNT_MAX: usize = 16;
@@ -45,11 +45,12 @@ impl Sandbox {
             let program = Program::Command { argv };
             let order = Start { id: 0, program, cwd, env: self.environment(&[&env]), timeout_ms, is_kept: false };
             // Begun here, so that the caller learns at once that the sandbox is gone.
-            let begun = begin(&control, order, stdin).await;
+            let begun = begin(&control, order, stdin, self.inner.ids).await;
             if matches!(begun, Err(SandboxError::Gone)) {
                 return Err(SandboxError::Gone);
             }
-            tokio::spawn(async move { discard(follow(begun, timeout_ms, sender).await).await });
+            let sandbox = self.clone();
+            tokio::spawn(async move { sandbox.leave(follow(begun, timeout_ms, sender).await) });
             return Ok(receiver);
         };
         let known = self.session(&session)?;
@@ -82,7 +83,7 @@ impl Sandbox {
             let begun = if is_deleted() {
                 Err(SandboxError::NoSession { id: session.to_string() })
             } else {
-                begin(&control, order, stdin).await
+                begin(&control, order, stdin, sandbox.inner.ids).await
             };
             if let Ok(begun) = &begun {
                 lock(&sandbox.inner.running).insert(session.clone(), begun.started.id);
@@ -95,9 +96,16 @@ impl Sandbox {
             let rest = follow(begun, timeout_ms, sender).await;
             lock(&sandbox.inner.running).remove(&session);
             drop(turn);
-            discard(rest).await;
+            sandbox.leave(rest);
         });
         Ok(receiver)
+    }
+
+    /// Lets children that a command left behind go on writing.
+    fn leave(&self, outputs: Vec<Output>) {
+        for output in outputs.into_iter().filter(|output| !output.is_over) {
+            self.inner.leftovers.add(output.pipe);
+        }
     }
 
     /// A whole environment: defaults, the sandbox's, then `more`, the last of which wins.
@@ -122,16 +130,16 @@ struct Begun {
     stdin: Option<tokio::task::JoinHandle<()>>,
 }
 
-async fn begin(control: &Control, order: Start, stdin: Bytes) -> Result<Begun, SandboxError> {
+async fn begin(control: &Control, order: Start, stdin: Bytes, ids: IdMap) -> Result<Begun, SandboxError> {
     check_argv(&order.program)?;
     let pipes = || -> io::Result<_> {
         let input: (Option<pipe::Sender>, OwnedFd) = if stdin.is_empty() {
             (None, null()?)
         } else {
-            let (ours, theirs) = pipe_from_us()?;
+            let (ours, theirs) = pipe_from_us(Some(ids))?;
             (Some(ours), theirs)
         };
-        Ok((input, pipe_to_us()?, pipe_to_us()?))
+        Ok((input, pipe_to_us(Some(ids))?, pipe_to_us(Some(ids))?))
     };
     let (input, output, errors) = pipes().map_err(system("a command's pipes"))?;
     let started = control.start(order, vec![input.1, output.1, errors.1]).await?;
@@ -189,11 +197,6 @@ async fn follow(
     // Whoever asked may have gone away.
     let _reader = sender.send(last).await;
     vec![output, errors]
-}
-
-/// Reads what children that a command left behind go on writing. Closing the pipes would kill them.
-async fn discard(outputs: Vec<Output>) {
-    futures_util::future::join_all(outputs.into_iter().map(Output::discard)).await;
 }
 
 async fn last_event(
@@ -265,11 +268,5 @@ impl Output {
                 Err(_) => return,
             }
         }
-    }
-
-    /// Reads until nobody can write any more.
-    async fn discard(mut self) {
-        let mut chunk = vec![0; 4096];
-        while !self.is_over && matches!(self.pipe.read(&mut chunk).await, Ok(1..)) {}
     }
 }

@@ -15,8 +15,8 @@ impl Sandbox {
     /// Starts an agent, good for one operation.
     pub(super) async fn agent(&self) -> Result<Agent, SandboxError> {
         const WHAT: &str = "pipes of the file agent";
-        let (stdin, theirs_in) = pipe_from_us().map_err(system(WHAT))?;
-        let (stdout, theirs_out) = pipe_to_us().map_err(system(WHAT))?;
+        let (stdin, theirs_in) = pipe_from_us(None).map_err(system(WHAT))?;
+        let (stdout, theirs_out) = pipe_to_us(None).map_err(system(WHAT))?;
         let order = Start {
             id: 0,
             program: Program::Agent,

@@ -3,10 +3,12 @@
 mod background;
 mod exec;
 mod files;
+mod leftovers;
 mod logs;
 mod mounts;
 mod namespace;
 mod sessions;
+mod table;
 mod terminal;
 
 use std::collections::HashMap;
@@ -54,6 +56,8 @@ struct Inner {
     processes: Mutex<HashMap<String, Arc<background::Background>>>,
     /// One mount is attached or detached at a time.
     mounting: tokio::sync::Mutex<()>,
+    /// Output of ended commands that others may still write.
+    leftovers: leftovers::Leftovers,
 }
 
 impl Sandbox {
@@ -81,6 +85,7 @@ impl Sandbox {
             terminals: tokio::sync::Mutex::default(),
             processes: Mutex::default(),
             mounting: tokio::sync::Mutex::default(),
+            leftovers: leftovers::Leftovers::default(),
         };
         let sandbox = Self { inner: Arc::new(inner) };
         sandbox.recover_processes(&kept).await?;
@@ -270,22 +275,27 @@ impl Sandbox {
     /// there (links are resolved inside the sandbox's root). Returns the topmost directory that was made, to be given
     /// back to [`Sandbox::detach`].
     ///
+    /// Refused is what leads, through links too, to the root directory, `/proc`, `/sys`, `/dev`, `/run/sandpail` or an
+    /// exposed directory.
+    ///
     /// # Errors
     /// [`SandboxError::File`], [`SandboxError::System`]; nothing is left then.
     pub async fn attach(&self, mount: OwnedFd, path: &Path) -> Result<Option<PathBuf>, SandboxError> {
         self.attach_mount(mount, path).await
     }
 
-    /// Detaches what is mounted at `path` and removes `made` if it is empty. With `force` it goes even if it is in use.
+    /// Detaches what was attached at `path`, and nothing else, wherever that path leads by now; an earlier daemon may
+    /// have attached it. Removes `made` if it is empty. With `force` it goes even if it is in use.
     ///
     /// # Errors
-    /// [`SandboxError::Busy`] names the processes that use it; the mount stays then.
+    /// [`SandboxError::Busy`] names the processes that use it; the mount stays then. [`SandboxError::System`] if nothing
+    /// was attached there, or it is not mounted any more.
     pub async fn detach(&self, path: &Path, made: Option<&Path>, force: bool) -> Result<(), SandboxError> {
         self.detach_mount(path, made, force).await
     }
 
     /// Opens a directory of the sandbox for the host's side (`O_PATH`-free, readable), made with its parents if it is not there;
-    /// links are resolved inside the sandbox's root.
+    /// links are resolved inside the sandbox's root. What [`Sandbox::attach`] refuses is refused here too.
     ///
     /// # Errors
     /// [`SandboxError::File`].
@@ -321,16 +331,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A pipe of which `ours` is for the runtime: the end that is read.
-fn pipe_to_us() -> io::Result<(tokio::net::unix::pipe::Receiver, OwnedFd)> {
+/// The reading and the writing end of a pipe. With `ids` it belongs to the sandbox's root, who can then open it again by
+/// the name `/dev/stderr`.
+fn pipe(ids: Option<IdMap>) -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = io::pipe()?;
-    Ok((tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into())?, writer.into()))
+    if let Some(IdMap { base, .. }) = ids {
+        // Both ends are one file.
+        rustix::fs::fchown(&writer, Some(rustix::fs::Uid::from_raw(base)), Some(rustix::fs::Gid::from_raw(base)))?;
+    }
+    Ok((reader.into(), writer.into()))
 }
 
-/// A pipe of which `ours` is for the runtime: the end that is written.
-fn pipe_from_us() -> io::Result<(tokio::net::unix::pipe::Sender, OwnedFd)> {
-    let (reader, writer) = io::pipe()?;
-    Ok((tokio::net::unix::pipe::Sender::from_owned_fd(writer.into())?, reader.into()))
+/// A pipe of which the first is for the runtime: the end that is read.
+fn pipe_to_us(ids: Option<IdMap>) -> io::Result<(tokio::net::unix::pipe::Receiver, OwnedFd)> {
+    let (reader, writer) = pipe(ids)?;
+    Ok((tokio::net::unix::pipe::Receiver::from_owned_fd(reader)?, writer))
+}
+
+/// A pipe of which the first is for the runtime: the end that is written.
+fn pipe_from_us(ids: Option<IdMap>) -> io::Result<(tokio::net::unix::pipe::Sender, OwnedFd)> {
+    let (reader, writer) = pipe(ids)?;
+    Ok((tokio::net::unix::pipe::Sender::from_owned_fd(writer)?, reader))
 }
 
 /// `/dev/null`, of the host: the same device.

@@ -2,7 +2,8 @@
 //!
 //! A thread of its own enters the namespace and ends afterwards: no other thread of the daemon ever sees the sandbox's
 //! file systems. In there `/` is the sandbox's root, so no path leads out of it. Paths are the guest's all the same: they
-//! are opened component by component, links are followed only below that root, and magic links never.
+//! are opened component by component, links are followed only below that root, and magic links never. What they lead to
+//! may be anything the guest has, so nothing is read from there: the kernel's tables come from the host's `/proc`.
 
 use std::ffi::OsString;
 use std::io;
@@ -15,6 +16,7 @@ use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 use tokio::sync::oneshot;
 
 use super::Sandbox;
+use super::table::Processes;
 use crate::start::system;
 use crate::{IdMap, SandboxError, sys};
 
@@ -24,6 +26,7 @@ pub(super) struct Inside {
     /// The sandbox's root directory.
     pub(super) root: OwnedFd,
     pub(super) ids: IdMap,
+    pub(super) processes: Processes,
 }
 
 /// A directory that was opened, and perhaps made.
@@ -44,11 +47,11 @@ impl Sandbox {
             return Err(SandboxError::Gone);
         }
         let pidfd = self.inner.pidfd.get_ref().try_clone().map_err(system("entering a sandbox"))?;
-        let ids = self.inner.ids;
+        let (ids, init) = (self.inner.ids, self.inner.pid);
         let (sender, receiver) = oneshot::channel();
         let thread = std::thread::Builder::new().name("sandbox-mounts".to_owned());
         let thread = thread.spawn(move || {
-            let result = enter(pidfd.as_fd(), ids).and_then(|inside| work(&inside));
+            let result = enter(pidfd.as_fd(), ids, init).and_then(|inside| work(&inside));
             // Whoever asked may have gone away.
             let _asker = sender.send(result);
         });
@@ -57,7 +60,8 @@ impl Sandbox {
     }
 }
 
-fn enter(pidfd: BorrowedFd<'_>, ids: IdMap) -> Result<Inside, SandboxError> {
+fn enter(pidfd: BorrowedFd<'_>, ids: IdMap, init: i32) -> Result<Inside, SandboxError> {
+    let processes = Processes::open(init).map_err(system("the host's /proc"))?;
     // Working directory and root are shared by all threads until this one has its own.
     sys::unshare(UnshareFlags::FS).map_err(system("a thread of its own"))?;
     let entered = rustix::thread::move_into_thread_name_spaces(pidfd, ThreadNameSpaceType::MOUNT);
@@ -66,7 +70,8 @@ fn enter(pidfd: BorrowedFd<'_>, ids: IdMap) -> Result<Inside, SandboxError> {
         entered => entered.map_err(io::Error::from).map_err(system("entering a sandbox"))?,
     }
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    Ok(Inside { root: root.map_err(io::Error::from).map_err(system("a sandbox's root"))?, ids })
+    let root = root.map_err(io::Error::from).map_err(system("a sandbox's root"))?;
+    Ok(Inside { root, ids, processes })
 }
 
 impl Inside {

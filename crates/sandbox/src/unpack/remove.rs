@@ -7,33 +7,27 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::fs::{Dir, Mode, OFlags};
 use rustix::io::Errno;
 
-/// Removes `name` from `parent`, with everything below, following no link. What is in `kept` stays, with the
-/// directories above it; `path` is the name as `kept` has it. Returns whether nothing stayed.
+use crate::removal;
+
+/// Removes `name` from `parent`, with everything below, following no link. What is in `kept` stays; the
+/// directories above it must be in it too. `path` is the name as `kept` has it. Returns whether nothing stayed.
 pub(crate) fn remove(parent: impl AsFd, name: &OsStr, path: &Path, kept: &HashSet<PathBuf>) -> io::Result<bool> {
-    let is_kept = kept.contains(path);
-    if !is_kept {
-        match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
-            Err(Errno::ISDIR) => {}
-            Ok(()) | Err(Errno::NOENT) => return Ok(true),
-            Err(error) => return Err(error.into()),
-        }
+    if !kept.contains(path) {
+        // Then nothing below is kept either, and how deep it is does not matter.
+        return removal::remove_at(parent, name).map(|()| true);
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(true),
         // It is kept, and no directory.
-        Err(Errno::NOTDIR | Errno::LOOP) if is_kept => return Ok(false),
+        Err(Errno::NOTDIR | Errno::LOOP) => return Ok(false),
         opened => opened?,
     };
-    let is_empty = remove_contents(&directory, path, kept)?;
-    if is_kept || !is_empty {
-        return Ok(false);
-    }
-    rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?;
-    Ok(true)
+    remove_contents(&directory, path, kept)?;
+    Ok(false)
 }
 
 /// The same for everything in a directory, which stays.

@@ -13,6 +13,11 @@ crate::tests![
     init_is_out_of_reach,
     files_belong_to_root_inside,
     limits_hold,
+    what_nobody_limited_is_bounded,
+    no_core_goes_to_a_program_of_the_host,
+    hidden_directories_have_no_other_names,
+    output_can_be_opened_by_name,
+    children_left_behind_take_few_descriptors,
     what_is_exposed_is_read_only,
 ];
 
@@ -50,7 +55,6 @@ async fn no_powers() {
         "ls /sys/fs/cgroup/* 2>/dev/null | grep release_agent",
         "echo x >/etc/resolv.conf",
         "rm /etc/hosts",
-        "ulimit -c unlimited",
         "ls -d /dev/fuse /dev/kvm /dev/vda /dev/loop-control 2>/dev/null | grep .",
         "touch /sys/devices/system/cpu/x",
         "test -w /proc/sys/kernel/hostname",
@@ -116,6 +120,19 @@ async fn no_system_calls() {
         (format!("{},0x0400000", libc::SYS_personality), libc::EPERM),
         (format!("{},0", libc::SYS_personality), 0),
         (format!("{},40,1,0", libc::SYS_socket), libc::EAFNOSUPPORT),
+        (format!("{},{},3,0", libc::SYS_socket, libc::AF_PACKET), libc::EAFNOSUPPORT),
+        (format!("{},{},5,0", libc::SYS_socket, libc::AF_RDS), libc::EAFNOSUPPORT),
+        (format!("{},{},5,0", libc::SYS_socket, libc::AF_TIPC), libc::EAFNOSUPPORT),
+        (format!("{},{},5,0", libc::SYS_socket, libc::AF_ALG), libc::EAFNOSUPPORT),
+        (format!("{},{},5,0", libc::SYS_socketpair, libc::AF_TIPC), libc::EAFNOSUPPORT),
+        // The kernel's audit, and device events.
+        (format!("{},{},3,9", libc::SYS_socket, libc::AF_NETLINK), libc::EAFNOSUPPORT),
+        (format!("{},{},3,15", libc::SYS_socket, libc::AF_NETLINK), libc::EAFNOSUPPORT),
+        (format!("{},{},3,0", libc::SYS_socket, libc::AF_NETLINK), 0),
+        (format!("{},{},1,0", libc::SYS_socket, libc::AF_UNIX), 0),
+        (format!("{},{},1,0", libc::SYS_socket, libc::AF_INET), 0),
+        (format!("{},{},1,0", libc::SYS_socket, libc::AF_INET6), 0),
+        (format!("{},1,1,0", libc::SYS_pidfd_getfd), libc::EPERM),
         ("5000".to_owned(), libc::ENOSYS),
         // getpid by the x32 convention
         ((0x4000_0000 + 39).to_string(), libc::ENOSYS),
@@ -258,6 +275,144 @@ async fn limits_hold() {
         .filter_map(|block| fs::read_to_string(block.path().join("loop/backing_file")).ok());
     let ours = world.directory.path().to_str().unwrap().to_owned();
     assert_eq!(loops.filter(|file| file.contains(&ours)).count(), 0);
+}
+
+async fn what_nobody_limited_is_bounded() {
+    let world = World::new();
+    let sandbox = world.sandbox().await;
+    let files: u64 = shell(&sandbox, "ulimit -Hn").await.stdout.trim().parse().unwrap();
+    assert!(files <= 65_536, "{files}");
+    let done = shell(&sandbox, "df --output=size -B1 /dev/shm | tail -1").await;
+    assert!(done.stdout.trim().parse::<u64>().unwrap() <= 1 << 30, "{done:?}");
+    // Empty files take memory too.
+    for (directory, most) in [("/dev", 1024), ("/run", 65_536), ("/dev/shm", 65_536)] {
+        let done = shell(&sandbox, &format!("df --output=itotal {directory} | tail -1")).await;
+        assert!(done.stdout.trim().parse::<u64>().unwrap() <= most, "{directory}: {done:?}");
+    }
+    let group = fs::read_to_string(format!("/proc/{}/cgroup", sandbox.pid())).unwrap();
+    let group = group.lines().find(|line| line.contains("pids:") || line.starts_with("0::/sandpail/"));
+    let limit = group.and_then(|line| {
+        let path = line.rsplit_once(':')?.1;
+        let roots = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+        roots.iter().find_map(|root| fs::read_to_string(format!("{root}{path}/pids.max")).ok())
+    });
+    match limit {
+        Some(limit) => assert_eq!(limit.trim(), "4096"),
+        None => eprintln!("skipped the limit of processes: this host has no control group for it"),
+    }
+    sandbox.destroy().await.unwrap();
+}
+
+/// Tries all ways to another limit of core files and prints what it is then.
+const CORE: &str = "
+import resource as r
+before = r.getrlimit(r.RLIMIT_CORE)
+for new in [(0, 0), (0, 1), (r.RLIM_INFINITY, r.RLIM_INFINITY)]:
+    r.setrlimit(r.RLIMIT_CORE, new)
+    r.prlimit(0, r.RLIMIT_CORE, new)
+print(before, r.getrlimit(r.RLIMIT_CORE), r.prlimit(0, r.RLIMIT_CORE))
+r.setrlimit(r.RLIMIT_NOFILE, (10, 20))
+print(r.getrlimit(r.RLIMIT_NOFILE))
+";
+
+async fn no_core_goes_to_a_program_of_the_host() {
+    let world = World::new();
+    let sandbox = world.sandbox().await;
+    let done = crate::world::run(&sandbox, &["python3", "-c", CORE]).await;
+    assert_eq!(done.stdout, "(1, 1) (1, 1) (1, 1)\n(10, 20)\n", "{done:?}");
+    let done = shell(&sandbox, "ulimit -c unlimited; sh -c 'kill -SEGV $$'; ls -A").await;
+    assert_eq!((done.stdout.as_str(), done.code), ("", 0), "{done:?}");
+    sandbox.destroy().await.unwrap();
+}
+
+async fn hidden_directories_have_no_other_names() {
+    let world = World::new();
+    let top = world.directory.path().canonicalize().unwrap();
+    fs::create_dir_all(top.join("host/secret")).unwrap();
+    fs::write(top.join("host/secret/key"), "key").unwrap();
+    fs::write(top.join("host/tool"), "tool").unwrap();
+    std::os::unix::fs::symlink(top.join("host"), top.join("alias")).unwrap();
+    let options = sandpail_sandbox::RuntimeOptions {
+        state_dir: top.join("state"),
+        program: std::env::current_exe().unwrap(),
+        hidden: vec![top.join("alias/secret")],
+    };
+    let runtime = sandpail_sandbox::Runtime::new(options).unwrap();
+    for shown in ["host", "alias"] {
+        let shown = top.join(shown);
+        let spec = SandboxSpec { expose: vec![shown.clone()], ..SandboxSpec::default() };
+        let sandbox = runtime.create(crate::world::new_id(), spec).await.unwrap();
+        let shown = shown.display();
+        let done = shell(&sandbox, &format!("cat {shown}/tool; ls -A {shown}/secret")).await;
+        assert_eq!((done.stdout.as_str(), done.code), ("tool", 0), "{done:?}");
+        sandbox.destroy().await.unwrap();
+    }
+    let rootfs = sandpail_sandbox::RootFs::Directory(top.join("alias"));
+    let sandbox =
+        runtime.create(crate::world::new_id(), SandboxSpec { rootfs, ..SandboxSpec::default() }).await.unwrap();
+    let listed = sandbox.list_files(std::path::Path::new("/secret"), Default::default()).await.unwrap();
+    assert!(listed.is_empty(), "{listed:?}");
+    sandbox.destroy().await.unwrap();
+    for shown in ["host/secret", "alias/secret", "state"] {
+        let spec = SandboxSpec { expose: vec![top.join(shown)], ..SandboxSpec::default() };
+        let error = runtime.create(crate::world::new_id(), spec).await.unwrap_err();
+        assert!(error.to_string().contains("hidden"), "{shown}: {error}");
+    }
+}
+
+async fn output_can_be_opened_by_name() {
+    let world = World::new();
+    let sandbox = world.sandbox().await;
+    let line = "echo out >/dev/stdout; echo err >/dev/stderr; echo more | tee /dev/stderr >/dev/null; cat </dev/stdin";
+    let done = shell(&sandbox, line).await;
+    assert_eq!((done.stdout.as_str(), done.stderr.as_str(), done.code), ("out\n", "err\nmore\n", 0));
+    let argv = crate::world::words(&["sh", "-c", "cat /dev/stdin"]);
+    let spec = sandpail_sandbox::ExecSpec { argv, stdin: "in".into(), ..Default::default() };
+    assert_eq!(crate::world::exec(&sandbox, spec).await.unwrap().stdout, "in");
+    // Terminals too.
+    let spec = sandpail_sandbox::PtySpec { cols: 80, rows: 24, shell: Some("sh".to_owned()), session: None };
+    let mut pty = sandbox.open_pty(spec).await.unwrap();
+    let typed = "echo 1$((1+1))3 >/dev/stderr; echo x >/dev/tty && exit\n";
+    pty.input.send(sandpail_sandbox::PtyInput::Bytes(typed.into())).await.unwrap();
+    let mut shown = String::new();
+    loop {
+        match pty.output.recv().await.unwrap() {
+            sandpail_sandbox::PtyEvent::Output(bytes) => shown.push_str(&String::from_utf8_lossy(&bytes)),
+            sandpail_sandbox::PtyEvent::Ready => {}
+            sandpail_sandbox::PtyEvent::Exit { code, .. } => {
+                assert_eq!(code, 0, "{shown}");
+                break;
+            }
+        }
+    }
+    assert!(shown.contains("123"), "{shown}");
+    sandbox.destroy().await.unwrap();
+}
+
+async fn children_left_behind_take_few_descriptors() {
+    /// Each leaves two pipes.
+    const COUNT: usize = 120;
+    let world = World::new();
+    let sandbox = world.sandbox().await;
+    let count = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = count();
+    let commands = (0..COUNT).map(|_| {
+        let sandbox = sandbox.clone();
+        tokio::spawn(async move { assert_eq!(shell(&sandbox, "sleep 1000 & echo").await.code, 0) })
+    });
+    for command in commands.collect::<Vec<_>>() {
+        command.await.unwrap();
+    }
+    // What is closed is so soon, and not at once.
+    for _ in 0..500 {
+        if count() <= before + 128 + 10 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert!(count() <= before + 128 + 10, "{before} before, {}", count());
+    assert_eq!(shell(&sandbox, "pgrep -c sleep").await.stdout.trim(), COUNT.to_string(), "they live");
+    sandbox.destroy().await.unwrap();
 }
 
 async fn what_is_exposed_is_read_only() {

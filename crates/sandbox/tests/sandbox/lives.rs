@@ -12,6 +12,7 @@ crate::tests![
     a_destroyed_sandbox_leaves_nothing,
     a_restarted_daemon_finds_its_sandboxes,
     a_failed_start_leaves_nothing,
+    a_deep_tree_is_no_way_to_stay,
     twenty_at_once,
     destroying_ends_open_streams,
 ];
@@ -114,6 +115,32 @@ async fn a_failed_start_leaves_nothing() {
     let sandbox = world.runtime.create(id.clone(), SandboxSpec::default()).await.unwrap();
     world.runtime.create(id, SandboxSpec::default()).await.unwrap_err();
     sandbox.destroy().await.unwrap();
+}
+
+async fn a_deep_tree_is_no_way_to_stay() {
+    const DIG: &str = "
+import os
+for _ in range(1000):
+    os.mkdir('d')
+    os.chdir('d')
+print('dug')
+";
+    let mut world = World::new();
+    let [destroyed, dead] = [world.sandbox().await, world.sandbox().await];
+    for sandbox in [&destroyed, &dead] {
+        let done = run(sandbox, &["python3", "-c", DIG]).await;
+        assert_eq!(done.stdout, "dug\n", "{done:?}");
+    }
+    destroyed.destroy().await.unwrap();
+    let pid = rustix::process::Pid::from_raw(dead.pid()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    dead.ended().await;
+    let id = dead.id().clone();
+    drop(dead);
+    world.runtime = runtime(world.directory.path());
+    assert_eq!(world.runtime.recover().await.unwrap().removed, [id]);
+    let left: Vec<_> = fs::read_dir(world.directory.path().join("state")).unwrap().flatten().collect();
+    assert!(left.iter().all(|entry| entry.file_name() == "_base"), "{left:?}");
 }
 
 async fn twenty_at_once() {

@@ -4,15 +4,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
-use sandpail_sandbox::{ExecSpec, Sandbox, SandboxError};
+use sandpail_sandbox::{ExecSpec, Sandbox, SandboxError, SandboxSpec};
 
-use crate::world::{World, shell, words};
+use crate::world::{World, runtime, shell, words};
 
 crate::tests![
     a_mount_comes_and_goes,
     a_mount_covers_what_was_there,
     a_busy_mount_stays_and_names_its_users,
     links_are_followed_inside_only,
+    links_to_system_places_are_refused,
+    what_was_attached_is_detached_wherever_its_path_leads,
+    a_later_daemon_detaches,
     a_failed_attach_leaves_nothing,
     directories_open_for_the_host,
 ];
@@ -127,6 +130,106 @@ async fn links_are_followed_inside_only() {
     check(&sandbox, "ln -sfn /dev kernel; ls /dev | grep -c '^new$'", "0").await;
     assert!(sandbox.attach(tmpfs(), Path::new("/workspace/kernel/new/er")).await.is_err());
     check(&sandbox, "ls /dev | grep -c '^new$'; grep -c ' /dev/new' /proc/mounts", "0\n0").await;
+    sandbox.destroy().await.unwrap();
+}
+
+async fn links_to_system_places_are_refused() {
+    let world = World::new();
+    let tool = world.directory.path().join("tool");
+    std::fs::create_dir_all(tool.join("below")).unwrap();
+    let sandbox = world.create(SandboxSpec { expose: vec![tool.clone()], ..SandboxSpec::default() }).await;
+    let table = shell(&sandbox, "cat /proc/self/mountinfo").await.stdout;
+    let link = Path::new("/workspace/l");
+    let tool = tool.to_str().unwrap();
+    let below = format!("{tool}/below");
+    for target in [
+        "/",
+        "/proc",
+        "/proc/1",
+        "/proc/sys",
+        "/proc/acpi",
+        "/sys",
+        "/sys/devices/system/cpu",
+        "/dev",
+        "/dev/pts",
+        "/dev/shm",
+        "/dev/mqueue",
+        "/run/sandpail",
+        "/run/sandpail/sessions",
+        tool,
+        &below,
+    ] {
+        check(&sandbox, &format!("test -d {target} && ln -sfn {target} /workspace/l"), "").await;
+        let through = sandbox.attach(tmpfs(), link).await.unwrap_err();
+        assert!(through.to_string().contains("it leads to"), "{target}: {through}");
+        sandbox.attach(tmpfs(), Path::new(target)).await.unwrap_err();
+        sandbox.open_directory(link).await.unwrap_err();
+        let new = Path::new("/workspace/l/new");
+        let attached = sandbox.attach(tmpfs(), new).await;
+        // Below the root directory is the guest's own.
+        assert_eq!(attached.is_ok(), target == "/", "{target}: {attached:?}");
+        if let Ok(made) = attached {
+            sandbox.detach(new, made.as_deref(), false).await.unwrap();
+        }
+        check(&sandbox, &format!("ls -d {target}/new 2>/dev/null || echo none"), "none").await;
+        assert_eq!(shell(&sandbox, "cat /proc/self/mountinfo").await.stdout, table, "{target}");
+    }
+    sandbox.destroy().await.unwrap();
+}
+
+async fn what_was_attached_is_detached_wherever_its_path_leads() {
+    let world = World::new();
+    let sandbox = world.sandbox().await;
+    let (link, data) = (Path::new("/workspace/l"), Path::new("/data"));
+    sandbox.attach(tmpfs(), data).await.unwrap();
+    check(&sandbox, "mkdir /workspace/real /data/sub; touch /data/sub/file", "").await;
+    let table = shell(&sandbox, "cat /proc/self/mountinfo").await.stdout;
+    for target in ["/proc/sys", "/proc/acpi", "/dev/shm", "/etc/hosts", "/data", "/data/sub", "/", "nowhere", "l"] {
+        for is_forced in [false, true] {
+            check(&sandbox, "ln -sfn real /workspace/l", "").await;
+            sandbox.attach(tmpfs(), link).await.unwrap();
+            check(&sandbox, "grep -c ' /workspace/real ' /proc/mounts", "1").await;
+            check(&sandbox, &format!("rm /workspace/l; ln -sfn {target} /workspace/l"), "").await;
+            // Even what is above may have another name by now.
+            check(&sandbox, "mkdir -p /workspace/up && touch /workspace/real/f", "").await;
+            sandbox.detach(link, None, is_forced).await.unwrap();
+            assert_eq!(shell(&sandbox, "cat /proc/self/mountinfo").await.stdout, table, "{target}");
+            check(&sandbox, "ls -A /workspace/real; stat -c %a /workspace/real", "755").await;
+            let again = sandbox.detach(link, None, is_forced).await.unwrap_err();
+            assert!(again.to_string().contains("nothing is mounted"), "{target}: {again}");
+        }
+    }
+    // Where nothing was attached, nothing is detached: not what is mounted above either.
+    for path in ["/data/sub", "/data/", "/dev/shm", "/proc/sys", "/run", "/workspace/up"] {
+        let path = Path::new(path);
+        if path != data {
+            sandbox.detach(path, None, true).await.unwrap_err();
+        }
+    }
+    check(&sandbox, "ls /data/sub", "file").await;
+    // A directory above that was renamed is no way out.
+    check(&sandbox, "mkdir -p /workspace/a/b && ln -sfn a/b /workspace/l", "").await;
+    sandbox.attach(tmpfs(), link).await.unwrap();
+    check(&sandbox, "mv /workspace/a /workspace/c && mkdir -p /workspace/a/b", "").await;
+    sandbox.detach(link, None, false).await.unwrap();
+    assert_eq!(shell(&sandbox, "cat /proc/self/mountinfo").await.stdout, table);
+    check(&sandbox, "stat -c %a /workspace/c/b", "755").await;
+    sandbox.destroy().await.unwrap();
+}
+
+async fn a_later_daemon_detaches() {
+    let mut world = World::new();
+    let sandbox = world.sandbox().await;
+    check(&sandbox, "mkdir real; ln -s real l", "").await;
+    let path = Path::new("/workspace/l");
+    sandbox.attach(tmpfs(), path).await.unwrap();
+    check(&sandbox, "ln -sfn /proc/sys /workspace/l", "").await;
+    drop(sandbox);
+    world.runtime = runtime(world.directory.path());
+    let [sandbox]: [Sandbox; 1] = world.runtime.recover().await.unwrap().living.try_into().unwrap();
+    sandbox.detach(path, None, false).await.unwrap();
+    check(&sandbox, "grep -c ' /workspace/real ' /proc/mounts || grep -c ' /proc/sys ' /proc/mounts", "0\n1").await;
+    sandbox.detach(path, None, true).await.unwrap_err();
     sandbox.destroy().await.unwrap();
 }
 

@@ -117,8 +117,11 @@ async fn sessions_are_made_and_deleted() {
     let command =
         |line: &str| ExecSpec { argv: words(&["eval", line]), session: Some(id("mine")), ..ExecSpec::default() };
     assert_eq!(exec(&sandbox, command("echo $A $PWD; export B=b")).await.unwrap().stdout, "a /tmp\n");
-    let running = sandbox.exec(command("echo in; sleep 1000")).await.unwrap();
+    let mut running = sandbox.exec(command("echo in; sleep 1000")).await.unwrap();
+    assert_eq!(running.recv().await, Some(ExecEvent::Stdout(Bytes::from_static(b"in\n"))));
+    let waiting = sandbox.exec(command("echo never")).await.unwrap();
     sandbox.delete_session(&id("mine")).await.unwrap();
+    assert_eq!(collect(waiting).await, Err("Session 'mine' not found".to_owned()));
     assert!(collect(running).await.is_ok_and(|done| done.code == 137));
     let error = sandbox.delete_session(&id("mine")).await.unwrap_err();
     assert_eq!(error.to_string(), "Session 'mine' not found");
@@ -147,9 +150,8 @@ async fn until(pty: &mut Pty, text: &str) -> String {
 
 async fn exit(pty: &mut Pty) -> PtyEvent {
     loop {
-        match pty.output.recv().await.unwrap() {
-            event @ PtyEvent::Exit { .. } => return event,
-            _ => {}
+        if let event @ PtyEvent::Exit { .. } = pty.output.recv().await.unwrap() {
+            return event;
         }
     }
 }
@@ -169,6 +171,9 @@ async fn a_terminal() {
     // ^C ends the command and not the shell: there is job control.
     type_in(&pty, "echo be''gun; sleep 1000\n").await;
     until(&mut pty, "begun").await;
+    // While the shell is still about to start it, ^C is for nobody in particular.
+    let line = "until pgrep -fx 'sleep 1000' >/dev/null; do :; done";
+    assert_eq!(shell(&sandbox, line).await.code, 0);
     type_in(&pty, "\u{3}").await;
     type_in(&pty, "echo co=$?\n").await;
     until(&mut pty, "co=130").await;

@@ -40,10 +40,10 @@ pub(crate) fn run(client: &Client, arguments: &ExecArgs) -> anyhow::Result<ExitC
     while let Some(line) = events.next().transpose().context("the connection to the daemon broke")? {
         if let Some(name) = line.strip_prefix("event:") {
             name.trim().clone_into(&mut kind);
-        } else if let Some(data) = line.strip_prefix("data:") {
-            if let Some(code) = event(&kind, data.trim())? {
-                return Ok(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(u8::MAX)));
-            }
+        } else if let Some(data) = line.strip_prefix("data:")
+            && let Some(code) = event(&kind, data.trim())?
+        {
+            return Ok(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(u8::MAX)));
         }
     }
     bail!("the daemon's answer ended before the command did")

@@ -280,7 +280,7 @@ impl HttpStore {
 
     async fn give_up(&self, key: &ObjectKey, id: &UploadId) {
         if let Err(error) = self.abort_multipart(key, id).await {
-            tracing::warn!(%key, %error, "an upload of the probe is left unfinished");
+            tracing::warn!(?key, %error, "an upload of the probe is left unfinished");
         }
     }
 

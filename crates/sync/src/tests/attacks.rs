@@ -1,7 +1,7 @@
 //! What a hostile guest does in the directory.
 
 use super::*;
-use crate::root::{Root, RootError};
+use crate::root::{Bounds, Root, RootError};
 use std::os::unix::fs::symlink;
 
 fn mkfifo(path: &Path) {
@@ -10,7 +10,7 @@ fn mkfifo(path: &Path) {
 }
 
 fn root(both: &Both) -> Root {
-    Root::new(open_directory(&both.root()).unwrap(), both.options().owner)
+    Root::new(open_directory(&both.root()).unwrap(), both.options().owner, 0..u32::MAX)
 }
 
 #[tokio::test]
@@ -151,4 +151,82 @@ async fn a_file_that_pretends_to_be_endless_is_reported_and_holds_up_nothing() {
     let [(path, reason)] = engine.report.failed.as_slice() else { panic!("{:?}", engine.report) };
     assert_eq!(path, "endless");
     assert!(reason.contains("more than an object can have"), "{reason}");
+}
+
+#[tokio::test]
+async fn files_of_others_are_left_alone() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let both = Both::new();
+    for (path, owner) in [("own", 5), ("foreign", 0), ("dir/below", 5)] {
+        both.write(path, path);
+        std::os::unix::fs::chown(both.path(path), Some(owner), Some(5)).unwrap();
+    }
+    // The group counts too.
+    both.write("group", "group");
+    std::os::unix::fs::chown(both.path("group"), Some(5), Some(0)).unwrap();
+    std::os::unix::fs::lchown(both.root(), Some(5), Some(5)).unwrap();
+    let mut engine = Engine::new(SyncOptions { owner: (5, 5), ids: 5..6, ..both.options() }).await.unwrap();
+    engine.set_times(Duration::ZERO, Duration::ZERO);
+    quiesce(&mut engine).await;
+    // `dir` itself is the host's: nothing below it is looked at either.
+    assert_eq!(both.keys().await, ["own"]);
+    assert_eq!(engine.report.skipped, 3);
+    let root = Root::new(open_directory(&both.root()).unwrap(), (5, 5), 5..6);
+    assert!(matches!(root.read("foreign", 100), Err(RootError::Io(_))));
+    // Nor do they count as removed, or give way to the bucket's.
+    both.put("foreign", "the bucket's").await;
+    quiesce(&mut engine).await;
+    assert_eq!(both.read("foreign").as_deref(), Some("foreign"));
+    assert_eq!(both.get("foreign").await.as_deref(), Some("the bucket's"));
+}
+
+#[tokio::test]
+async fn a_directory_of_others_or_of_the_kernel_is_refused() {
+    let both = Both::new();
+    let refused = |options: SyncOptions| async { Engine::new(options).await.unwrap_err().to_string() };
+    let why = refused(SyncOptions { ids: 1_000_000..1_065_536, ..both.options() }).await;
+    assert!(why.contains("does not belong to the sandbox"), "{why}");
+    for path in ["/proc", "/proc/self/task", "/sys"] {
+        let why = refused(SyncOptions { directory: open_directory(Path::new(path)).unwrap(), ..both.options() }).await;
+        assert!(why.contains("the kernel's words"), "{path}: {why}");
+    }
+}
+
+#[tokio::test]
+async fn many_and_long_paths_are_bounded() {
+    let both = Both::new();
+    let name = "n".repeat(250);
+    let deep = [name.as_str(); 4].join("/");
+    both.write(&format!("{deep}/0123456789"), "still a key");
+    both.write(&format!("{deep}/{name}"), "longer than a key");
+    let mut root = root(&both);
+    let tree = root.scan(0, false).unwrap();
+    assert_eq!((tree.files.len(), tree.dirs.len(), tree.blocked.len(), tree.skipped), (1, 4, 0, 1));
+    let total: usize = tree.files.keys().chain(&tree.dirs).map(String::len).sum();
+    root.set_bounds(Bounds { entry_count: 100, path_bytes: total });
+    root.scan(0, false).unwrap();
+    root.set_bounds(Bounds { entry_count: 100, path_bytes: total - 1 });
+    let why = root.scan(0, false).unwrap_err().to_string();
+    assert!(why.contains("bytes"), "{why}");
+    root.set_bounds(Bounds { entry_count: 8, path_bytes: total });
+    let why = root.scan(0, false).unwrap_err().to_string();
+    assert!(why.contains("more than 8 entries"), "{why}");
+}
+
+#[tokio::test]
+async fn a_long_look_makes_a_long_pause() {
+    let both = Both::new();
+    for number in 0..300 {
+        both.write(&format!("{number}"), "");
+    }
+    let options = SyncOptions { interval: Duration::from_millis(10), ..both.options() };
+    let sync = crate::Sync::start(options).await.unwrap();
+    let look_time = *sync.shared.look_time();
+    assert!(look_time > Duration::ZERO);
+    *sync.shared.look_time() = Duration::from_secs(3);
+    assert_eq!(sync.shared.pause(), Duration::from_secs(30));
+    *sync.shared.look_time() = Duration::from_micros(1);
+    assert_eq!(sync.shared.pause(), Duration::from_millis(10));
 }
