@@ -274,6 +274,20 @@ impl Inner {
 
     /// Stores and unmounts everything, then removes the sandbox.
     pub(crate) async fn destroy(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<(), DaemonError> {
+        self.destroy_if(slot, |_| true).await
+    }
+
+    /// The same for a sandbox that waits for use, unless it was taken meanwhile.
+    async fn destroy_warm(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<(), DaemonError> {
+        // No longer warm: nobody takes it from here on.
+        self.destroy_if(slot, |now| std::mem::replace(&mut now.is_warm, false)).await
+    }
+
+    async fn destroy_if(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        still: impl FnOnce(&mut Now) -> bool,
+    ) -> Result<(), DaemonError> {
         // Whoever has the turn may wait for a bucket that never answers. Then the end of the sandbox, and of the processes
         // behind its mounts, is what ends that wait.
         let patience = self.config().mounts.drain_timeout;
@@ -282,7 +296,11 @@ impl Inner {
             tracing::warn!(sandbox = slot.id.as_str(), "destroyed although a mount of it is being made or ended");
         }
         let _starting = slot.starting.lock().await;
-        if slot.now().is_gone {
+        let is_wanted = {
+            let mut now = slot.now();
+            !now.is_gone && still(&mut now)
+        };
+        if !is_wanted {
             return Ok(());
         }
         // From here on the name means nothing: a call that comes now waits for this end, then makes a new sandbox.
@@ -323,7 +341,7 @@ impl Inner {
                     }
                 }
             };
-            self.destroy(&evicted).await?;
+            self.destroy_warm(&evicted).await?;
         }
     }
 
@@ -401,7 +419,7 @@ impl Inner {
         let _filling = self.filling.lock().await;
         for slot in self.all_slots() {
             if slot.now().is_warm {
-                self.destroy(&slot).await?;
+                self.destroy_warm(&slot).await?;
             }
         }
         Ok(())
