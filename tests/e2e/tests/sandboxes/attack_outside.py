@@ -301,7 +301,7 @@ def on_host(sandbox):
         status = pathlib.Path(f"/proc/{pid}/status").read_text()
         if pathlib.Path(f"/proc/{pid}/exe").resolve().name.startswith(("sandpail", "memfd:sandpail")) and not re.search(r"NSpid:\t\d+\t\d+", status):
             limits = pathlib.Path(f"/proc/{pid}/limits").read_text()
-            true(f"no core files of {pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()[:80]!r}", re.search(r"Max core file size +0 ", limits), re.search(r"Max core.*", limits).group())
+            true(f"no core files of {pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()[:80]!r}", re.search(r"Max core file size +[01] +[01] ", limits), re.search(r"Max core.*", limits).group())
     # The scan sees what is planted.
     pathlib.Path(STATE, "planted").write_text(CANARY + "-host")
     with subprocess.Popen(["sleep", "30", ], env={"X": "y"}, executable="/bin/sleep") as sleeper:

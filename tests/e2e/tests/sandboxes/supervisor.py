@@ -150,7 +150,11 @@ def reap(child):
             return
         if found is None or (child and child.returncode is None and found.si_pid == child.pid):
             return
-        os.waitpid(found.si_pid, 0)
+        try:
+            os.waitpid(found.si_pid, 0)
+        except ChildProcessError:
+            # A signal came in between, and its handler has taken it in.
+            pass
 
 
 def main():
