@@ -200,7 +200,7 @@ impl Daemon {
     /// [`DaemonError::Capacity`].
     pub async fn prime_pool(&self) -> Result<(), DaemonError> {
         let inner = Arc::clone(&self.inner);
-        to_its_end(async move { inner.fill().await }).await
+        to_its_end(async move { inner.prime().await }).await
     }
 
     /// Ends the warm sandboxes; those in use stay.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use sandpail_sandbox::{Runtime, Sandbox, SandboxId};
@@ -98,8 +98,9 @@ pub(crate) struct Inner {
     /// Where embedded buckets are served to S3 clients, if they are.
     pub(crate) embedded: OnceLock<Embedded>,
     slots: Mutex<BTreeMap<SandboxId, Arc<Slot>>>,
-    /// Held by whoever fills the pool.
+    /// Held by whoever fills or empties the pool; how often it was emptied.
     filling: tokio::sync::Mutex<()>,
+    emptied: AtomicU64,
 }
 
 impl Inner {
@@ -115,6 +116,7 @@ impl Inner {
             embedded: OnceLock::new(),
             slots: Mutex::default(),
             filling: tokio::sync::Mutex::default(),
+            emptied: AtomicU64::new(0),
         }
     }
 
@@ -354,24 +356,33 @@ impl Inner {
         Ok(id)
     }
 
-    /// Fills the pool in the background.
+    /// Fills the pool in the background, unless it is emptied first.
     pub(crate) fn fill_later(self: &Arc<Self>) {
         if self.config().warm_target == 0 {
             return;
         }
         let inner = Arc::clone(self);
+        let emptied = self.emptied.load(Ordering::Relaxed);
         tokio::spawn(async move {
-            if let Err(error) = inner.fill().await {
+            if let Err(error) = inner.fill(emptied).await {
                 tracing::debug!(%error, "the pool is not full");
             }
         });
     }
 
-    /// Fills the pool.
-    pub(crate) async fn fill(self: &Arc<Self>) -> Result<(), DaemonError> {
+    /// Fills the pool now.
+    pub(crate) async fn prime(self: &Arc<Self>) -> Result<(), DaemonError> {
+        self.fill(self.emptied.load(Ordering::Relaxed)).await
+    }
+
+    /// Fills the pool, unless somebody emptied it since it had been emptied `emptied` times.
+    async fn fill(self: &Arc<Self>, emptied: u64) -> Result<(), DaemonError> {
         let _filling = self.filling.lock().await;
         loop {
             self.check_running()?;
+            if self.emptied.load(Ordering::Relaxed) != emptied {
+                return Ok(());
+            }
             let warm = self.slots().values().filter(|slot| slot.now().is_warm).count();
             if warm >= self.config().warm_target {
                 return Ok(());
@@ -385,6 +396,8 @@ impl Inner {
 
     /// Ends the warm sandboxes.
     pub(crate) async fn empty(self: &Arc<Self>) -> Result<(), DaemonError> {
+        // Before the lock: a filling that is under way stops.
+        self.emptied.fetch_add(1, Ordering::Relaxed);
         let _filling = self.filling.lock().await;
         for slot in self.all_slots() {
             if slot.now().is_warm {
