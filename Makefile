@@ -6,6 +6,9 @@ TEST_FLAGS ?=
 # Where cargo puts the program; CARGO_TARGET_DIR and .cargo/config.toml may move it.
 SANDPAIL_BIN = $(shell $(CARGO) metadata --format-version 1 --no-deps | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')/debug/sandpail
 
+# Program and tests at once: built apart, their dependencies have different features and are built twice.
+BUILD_ALL = $(CARGO) build --workspace --all-targets
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long lint bench clean
 
@@ -29,15 +32,15 @@ lint: ## Check the format, the lints and the SDK's types
 test: ## Install what is missing, check format and lints, run all tests
 	scripts/setup test
 	$(MAKE) lint
-	$(CARGO) build -p sandpail
+	$(BUILD_ALL)
 	cd sdk/typescript && npm run --silent examples && npm test --silent
-	$(CARGO) test --workspace $(TEST_FLAGS)
+	SANDPAIL_E2E_BIN=$(SANDPAIL_BIN) $(CARGO) test --workspace $(TEST_FLAGS)
 
 test-long: ## The long forms: fsx by the hundred thousand, more seeds, larger files
 	scripts/setup test
-	$(CARGO) build -p sandpail
+	$(BUILD_ALL)
 	cd sdk/typescript && npm run --silent examples
-	SANDPAIL_LONG=1 $(CARGO) test --workspace $(TEST_FLAGS)
+	SANDPAIL_E2E_BIN=$(SANDPAIL_BIN) SANDPAIL_LONG=1 $(CARGO) test --workspace $(TEST_FLAGS)
 
 bench: ## Compare mounts with s3fs and rclone, sandboxes with crun and runc
 	scripts/setup bench
