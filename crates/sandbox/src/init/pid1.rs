@@ -50,8 +50,9 @@ fn enter(set_up: &SetUp, users: &OwnedFd) -> Result<(), Failure> {
     devices::mount_all(set_up, views)?;
 
     // One byte: no core file, and no program of the host's that gets one either, which 0 does not prevent (core(5)).
-    // Before the user namespace: the daemon's own limit is 0, and only the host's root may raise it.
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) }).during("core files")?;
+    // Whoever started the daemon may have forbidden more, and even root may lack the capability to raise a limit again.
+    let most = Some(rustix::process::getrlimit(Resource::Core).maximum.map_or(1, |most| most.min(1)));
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: most, maximum: most }).during("core files")?;
     rustix::thread::move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User))
         .during("entering the user namespace")?;
     rustix::thread::set_thread_groups(&[]).during("giving up groups")?;

@@ -514,7 +514,14 @@ impl Store for HttpStore {
     async fn check_bucket(&self) -> StoreResult<()> {
         let call = Call::list("", false, None, None, 1);
         let deadline = CHECK_DEADLINE.min(self.shared.retry_deadline);
-        let reply = self.shared.exchange(&call, None, false, deadline).await.map_err(|failure| failure.error)?;
+        let reply =
+            self.shared.exchange(&call, None, false, deadline).await.map_err(|failure| match failure.error {
+                // A directory whose names nobody may see is none, so reading alone is not enough.
+                StoreError::Denied { message } => StoreError::Denied {
+                    message: format!("{message}; give these keys the permission to list it (s3:ListBucket)"),
+                },
+                error => error,
+            })?;
         list::parse_objects(reply.bytes()).map_err(not_s3(&call))?;
         Ok(())
     }
