@@ -16,6 +16,9 @@ use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
 use crate::{FsError, FsResult};
 
+/// Each failed attempt means that another process started at the same moment.
+const OWN_ATTEMPTS_MAX: u32 = 1000;
+
 /// How much of a key a staging file's name shows.
 const NAME_SHOWN: usize = 120;
 
@@ -54,11 +57,7 @@ impl StagingArea {
         let mkdir = |path: &Path| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         mkdir(root).map_err(io(failed))?;
         keep_leftovers(root);
-        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-        let own = root.join(format!("process-{}-{started}", std::process::id()));
-        mkdir(&own).map_err(io(failed))?;
-        let lock = File::open(&own).map_err(io(failed))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| io(failed)(error.into()))?;
+        let (own, lock) = own_directory(root).map_err(io(failed))?;
         let (used, next, can_punch) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(true));
         Ok(Arc::new(Self { root: root.to_owned(), own, _lock: lock, limit, used, next, can_punch }))
     }
@@ -79,6 +78,31 @@ impl StagingArea {
             .open(&path)
             .map_err(io(|| format!("cannot stage {key}")))?;
         Ok(Staged { area: Arc::clone(self), file: Arc::new(file), path, reserved: AtomicU64::new(0) })
+    }
+}
+
+/// Makes a directory that is locked, so that no other process takes it for what a dead one has left. One that looks between
+/// the making and the locking does so, and removes it: then another is made.
+fn own_directory(root: &Path) -> std::io::Result<(PathBuf, File)> {
+    use std::os::unix::fs::MetadataExt;
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+        let own = root.join(format!("process-{}-{started}", std::process::id()));
+        let locked = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&own).and_then(|()| {
+            let lock = File::open(&own)?;
+            flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+            let is_there = std::fs::symlink_metadata(&own)?.ino() == lock.metadata()?.ino();
+            if is_there { Ok(lock) } else { Err(std::io::ErrorKind::NotFound.into()) }
+        });
+        match locked {
+            Ok(lock) => return Ok((own, lock)),
+            Err(error)
+                if attempt < OWN_ATTEMPTS_MAX
+                    && matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::WouldBlock) => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -247,5 +271,20 @@ mod tests {
         staged.write(0, b"bytes").unwrap();
         let _other = StagingArea::open(dir.path(), None).unwrap();
         assert!(!dir.path().join("kept").exists());
+    }
+
+    #[test]
+    fn many_that_start_at_once_keep_their_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let area = StagingArea::open(dir.path(), None).unwrap();
+                        area.create("key").unwrap();
+                    }
+                });
+            }
+        });
     }
 }
