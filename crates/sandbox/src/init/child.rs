@@ -24,7 +24,11 @@ const CODE_NOT_FOUND: ChildCode = 127;
 /// What a child has as standard input, output and error.
 pub(super) enum StandardStreams {
     Pipes([OwnedFd; 3]),
-    Terminal(OwnedFd),
+    Terminal {
+        inside: OwnedFd,
+        /// Where the daemon waits to hear why there is no shell; it closes when the shell runs.
+        trouble: Option<OwnedFd>,
+    },
 }
 
 /// A terminal's two sides.
@@ -54,6 +58,9 @@ pub(super) fn main(order: &Start, streams: &StandardStreams, tell: &PipeWriter, 
             let mut tell = tell;
             // Init sees the code in any case.
             let _result = tell.write_all(trouble.as_bytes());
+            if let StandardStreams::Terminal { trouble: Some(daemon), .. } = streams {
+                let _result = rustix::io::write(daemon, trouble.as_bytes());
+            }
             CODE_NOT_FOUND
         }
     }
@@ -85,7 +92,7 @@ fn set_up(streams: &StandardStreams, open_files: u64) -> io::Result<()> {
             rustix::stdio::dup2_stdout(stdout)?;
             rustix::stdio::dup2_stderr(stderr)?;
         }
-        StandardStreams::Terminal(inside) => {
+        StandardStreams::Terminal { inside, .. } => {
             rustix::stdio::dup2_stdin(inside)?;
             rustix::stdio::dup2_stdout(inside)?;
             rustix::stdio::dup2_stderr(inside)?;

@@ -187,7 +187,11 @@ impl Init {
         let deadline = order.timeout_ms.and_then(|after| Instant::now().checked_add(Duration::from_millis(after)));
         let (streams, mut kept, terminal) = if let Program::Terminal { cols, rows, .. } = order.program {
             let terminal = child::open_terminal(cols, rows)?;
-            (StandardStreams::Terminal(terminal.inside), Vec::new(), Some(terminal.outside))
+            (
+                StandardStreams::Terminal { inside: terminal.inside, trouble: fds.into_iter().next() },
+                Vec::new(),
+                Some(terminal.outside),
+            )
         } else {
             let mut fds = fds.into_iter();
             let (Some(stdin), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else {

@@ -1,9 +1,10 @@
 //! Terminals. Init opens them inside and hands their outer side to the daemon, which reads and writes it. For a session's
 //! terminal init keeps that side too, so that it outlives the daemon.
 
-use std::io;
+use std::io::{self, PipeReader};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use rustix::termios::Winsize;
@@ -22,6 +23,12 @@ const REPLAY_LEN: usize = 256 * 1024;
 
 /// Events that wait for a connection. Replayed output and `Ready` fit, which are sent without waiting.
 const EVENT_COUNT_MAX: usize = 64;
+
+/// How long a connection waits for its shell to run before it is answered without knowing.
+const START_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Of what a child says before it gives up, which names a program or a directory.
+const TROUBLE_LEN_MAX: usize = 8192;
 
 /// A terminal that is open.
 #[derive(Debug)]
@@ -217,9 +224,14 @@ impl Sandbox {
             timeout_ms: None,
             is_kept: session.is_some(),
         };
-        let mut started = self.inner.control.start(order, Vec::new()).await?;
+        let (trouble, tell) = std::io::pipe().map_err(system("a pipe"))?;
+        let mut started = self.inner.control.start(order, vec![tell.into()]).await?;
         let outside = started.fds.pop().ok_or(SandboxError::Gone)?;
         let terminal = Terminal::new(started.id, self.inner.control.clone(), outside)?;
+        if let Some(message) = await_trouble(trouble).await.map_err(system("a pipe"))? {
+            terminal.end().await;
+            return Err(SandboxError::Exec { message });
+        }
         tokio::spawn(Arc::clone(&terminal).run(started.outcome));
         Ok(terminal)
     }
@@ -247,6 +259,19 @@ impl Sandbox {
         }
         Ok(())
     }
+}
+
+/// Waits until the shell runs, and returns why it does not. One that hangs on its way, such as in a working directory
+/// that is a bucket out of reach, counts as running: its terminal shows what comes of it.
+async fn await_trouble(trouble: PipeReader) -> io::Result<Option<String>> {
+    let trouble = crate::sys::watch(trouble.into(), Interest::READABLE)?;
+    let mut message = [0; TROUBLE_LEN_MAX];
+    let read = trouble.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut message)?));
+    let len = match tokio::time::timeout(START_TIME_MAX, read).await {
+        Ok(len) => len?,
+        Err(_) => 0,
+    };
+    Ok((len > 0).then(|| String::from_utf8_lossy(&message[..len]).into_owned()))
 }
 
 /// Such as `SIGKILL`.

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 
-from client import Api, Checks, events, quote, until
+from client import Api, Checks, arguments_of, events, quote, until
 
 checks = Checks()
 equal, true = checks.equal, checks.true
@@ -297,11 +297,16 @@ def on_host(sandbox):
             if not (known and stat.S_ISREG(kind) or null or stat.S_ISSOCK(kind) or stat.S_ISFIFO(kind) or target.startswith(("anon_inode:", "/dev/pts/", "/ptmx", "/pts/"))):
                 reached.append(target)
         equal("descriptors of init lead nowhere", reached, [])
+    seen = 0
     for pid in family():
-        status = pathlib.Path(f"/proc/{pid}/status").read_text()
-        if pathlib.Path(f"/proc/{pid}/exe").resolve().name.startswith(("sandpail", "memfd:sandpail")) and not re.search(r"NSpid:\t\d+\t\d+", status):
-            limits = pathlib.Path(f"/proc/{pid}/limits").read_text()
-            true(f"no core files of {pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()[:80]!r}", re.search(r"Max core file size +[01] +[01] ", limits), re.search(r"Max core.*", limits).group())
+        # Helpers come and go.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            status = pathlib.Path(f"/proc/{pid}/status").read_text()
+            if pathlib.Path(f"/proc/{pid}/exe").resolve().name.startswith(("sandpail", "memfd:sandpail")) and not re.search(r"NSpid:\t\d+\t\d+", status):
+                limits = pathlib.Path(f"/proc/{pid}/limits").read_text()
+                seen += 1
+                true(f"no core files of {arguments_of(pid)[:80]!r}", re.search(r"Max core file size +[01] +[01] ", limits), re.search(r"Max core.*", limits).group())
+    true("the daemon and its workers were looked at", seen > 1, seen)
     # The scan sees what is planted.
     pathlib.Path(STATE, "planted").write_text(CANARY + "-host")
     with subprocess.Popen(["sleep", "30", ], env={"X": "y"}, executable="/bin/sleep") as sleeper:
@@ -326,7 +331,7 @@ def through_files(host, sandbox):
     links = {"root": "/", "up": "../../../../../../../..", "procroot": "/proc/1/root", "selfroot": "/proc/self/root", "selfcwd": "/proc/self/cwd", "fd": "/proc/self/fd", "proc": "/proc", "host": str(host.root),
              "file": canary, "exe": "/proc/self/exe", "sock": "/proc/net/unix"}
     api.sh(sandbox, "cd /workspace; " + "; ".join(f"ln -s {target} {name}" for name, target in links.items()))
-    daemon = [pid for pid in family() if b"serve" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+    daemon = [pid for pid in family() if b"serve" in arguments_of(pid)]
     wanted = [f"/workspace/{name}{canary}" for name in links] + [f"/workspace/fd/{n}{canary}" for n in range(20)] + ["/workspace/file", canary, "/workspace/host/host-canary"]
     wanted += [f"/proc/{pid}/root{canary}" for pid in ["self", 1, *daemon]] + [f"/proc/self/fd/{n}{canary}" for n in range(20)] + [f"/workspace/proc/{pid}/root{canary}" for pid in daemon]
     for path in wanted:
@@ -533,7 +538,7 @@ def through_http(sandbox):
         one.close()
     until("half an upload leaves nothing", lambda: api.sh(sandbox, "ls -A /workspace | grep -c slow || true").strip() == "0")
     # Much output that nobody reads is not kept in memory.
-    daemon = next(pid for pid in family() if b"serve" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes())
+    daemon = next(pid for pid in family() if b"serve" in arguments_of(pid))
     memory = lambda: int(re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{daemon}/status").read_text()).group(1)) >> 10
     before = memory()
     streams = []

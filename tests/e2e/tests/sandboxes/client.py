@@ -6,6 +6,7 @@ import dataclasses
 import http.client
 import json
 import os
+import pathlib
 import sys
 import threading
 import time
@@ -178,6 +179,14 @@ def done(stream):
     if last[0] != "exit" or sum(name in ("exit", "error") for name, _ in stream) != 1:
         raise Failed(f"the stream ends with {last}; stderr: {err.decode(errors='replace')[-2000:]}")
     return Done(json.loads(last[1])["exit_code"], out, err)
+
+
+def arguments_of(pid):
+    """Of a process that may have ended since it was found."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def until(what, condition, seconds=20):

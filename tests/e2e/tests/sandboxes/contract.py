@@ -411,15 +411,15 @@ def pty(box):
     again.sees(b"200000")
     again.sees("é".encode())
     again.socket.close()
-    # A shell that is not there: refused, or ended with the code that shells have for it.
-    try:
-        absent = Terminal(box, "?shell=/no/such")
-        absent.until(lambda: absent.frames and absent.frames[-1]["type"] == "exit")
-        equal("a shell that is not there", absent.frames[-1]["code"], 127)
-        true("says so", b"not found" in absent.shown, absent.shown)
-    except InvalidStatus as refused:
-        equal("a shell that is not there", refused.response.status_code, 502)
-        true("says so", json.loads(refused.response.body)["error"].startswith("terminal failed: "), refused.response.body)
+    # What cannot be opened is refused before the upgrade.
+    for query, named in [("?shell=/no/such", "/no/such: not found"), ("?shell=no-such", "no-such: not found"), ("?shell=/etc/passwd&session=absent", "/etc/passwd: not found")]:
+        try:
+            Terminal(box, query)
+            true(f"a shell that is not there {query}", False, "it was opened")
+        except InvalidStatus as refused:
+            equal(f"a shell that is not there {query}", refused.response.status_code, 502)
+            equal("says so", json.loads(refused.response.body)["error"], f"terminal failed: {named}")
+    Terminal(box, "?session=absent").ready().socket.close()
 
 
 # --- 7: archives -------------------------------------------------------------------------------------------------------

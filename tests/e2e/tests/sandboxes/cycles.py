@@ -9,7 +9,7 @@ import pathlib
 import re
 import sys
 
-from client import Api, Checks, Failed, until
+from client import Api, Checks, Failed, arguments_of, until
 
 api, checks = Api(), Checks()
 STATE, SUPERVISOR, ENDPOINT, BUCKET = os.environ["STATE"], int(os.environ["SUPERVISOR"]), os.environ["ENDPOINT"], os.environ["BUCKET"]
@@ -35,7 +35,7 @@ def family():
 
 
 def daemon():
-    return next(pid for pid in sorted(family()) if b"\0serve\0" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes())
+    return next(pid for pid in sorted(family()) if b"\0serve\0" in arguments_of(pid))
 
 
 def links():
@@ -98,7 +98,7 @@ def settled(what, condition):
 def clean(name, ids, before):
     settled(name, lambda: len(family()) <= len(before["family"]) and not traces(ids))
     checks.equal(f"{name}: traces", traces(ids)[:10], [])
-    checks.true(f"{name}: processes", len(family()) <= len(before["family"]), {pid: pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family()})
+    checks.true(f"{name}: processes", len(family()) <= len(before["family"]), {pid: arguments_of(pid) for pid in family()})
     checks.equal(f"{name}: zombies", [pid for pid, state in family().items() if state == "Z"], [])
     checks.equal(f"{name}: links", links() - before["links"], set())
     checks.equal(f"{name}: mounts", [line for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines() if STATE in line], before["mounts"])
