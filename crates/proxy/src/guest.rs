@@ -1,0 +1,64 @@
+//! One sandbox, as the proxy knows it.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use sandpail_spec::SecretKey;
+
+use crate::route::{OpenRoute, Route, RouteSpec};
+use crate::{Audit, Upstream};
+
+/// A key that is worth something in this sandbox only.
+#[derive(Clone, Debug)]
+pub struct DummyKey {
+    /// Access key id.
+    pub id: String,
+    /// Secret access key.
+    pub secret: SecretKey,
+}
+
+/// A sandbox: its dummy key and what it may reach. Shared by its listeners; changed while they run.
+#[derive(Debug)]
+pub struct Guest {
+    id: String,
+    key: DummyKey,
+    routes: RwLock<Vec<Arc<Route>>>,
+    audit: Arc<dyn Audit>,
+}
+
+impl Guest {
+    /// A sandbox that reaches nothing yet.
+    pub fn new(id: impl Into<String>, key: DummyKey, audit: Arc<dyn Audit>) -> Self {
+        Self { id: id.into(), key, routes: RwLock::default(), audit }
+    }
+
+    /// The sandbox's id, for the audit log.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The key that its requests must be signed with.
+    pub fn key(&self) -> &DummyKey {
+        &self.key
+    }
+
+    /// Where requests are told.
+    pub fn audit(&self) -> &Arc<dyn Audit> {
+        &self.audit
+    }
+
+    /// Opens a bucket to the sandbox, until the guard is dropped: then running requests end, too.
+    pub fn open(self: &Arc<Self>, spec: RouteSpec, upstream: Arc<dyn Upstream>) -> OpenRoute {
+        let route = Arc::new(Route::new(spec, upstream));
+        self.routes.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&route));
+        OpenRoute::new(Arc::clone(self), route)
+    }
+
+    /// What is open now.
+    pub fn routes(&self) -> Vec<Arc<Route>> {
+        self.routes.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn close(&self, route: &Arc<Route>) {
+        self.routes.write().unwrap_or_else(PoisonError::into_inner).retain(|open| !Arc::ptr_eq(open, route));
+    }
+}

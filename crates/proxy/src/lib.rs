@@ -1,0 +1,24 @@
+//! Lets a sandbox reach S3, and as much of the network as its policy says, without holding a key.
+//!
+//! ```text
+//! connection ─► accept ─┬─► s3: parse ─► verify ─► scope ─► Permit ─► forward ─► bucket
+//!                       └─► egress: policy ─► dial
+//! ```
+//!
+//! A request is known by the sandbox whose socket it came through ([`Guest`]), never by what it says. What it may reach
+//! there is a table of [`Route`]s, one for each mount. Default is refuse.
+#![forbid(unsafe_code)]
+
+mod audit;
+mod denied;
+mod guest;
+mod permit;
+mod route;
+mod upstream;
+
+pub use audit::{Audit, AuditRecord};
+pub use denied::Denied;
+pub use guest::{DummyKey, Guest};
+pub use permit::{Action, Permit};
+pub use route::{Access, OpenRoute, Route, RouteSpec};
+pub use upstream::{Body, BodyError, Upstream, UpstreamError, UpstreamRequest};

@@ -1,0 +1,90 @@
+//! A mount, as the proxy knows it.
+
+use std::sync::Arc;
+
+use sandpail_spec::{Endpoint, KeyPrefix};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Guest, Upstream};
+
+/// What may be done with a mount's objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Only reading and listing.
+    ReadOnly,
+    /// Everything that the proxy lets through.
+    ReadWrite,
+}
+
+/// What is opened to a sandbox.
+#[derive(Clone, Debug)]
+pub struct RouteSpec {
+    /// The mount's id, random: `[a-z0-9]`, fit for a host name's label.
+    pub id: String,
+    /// The binding's name, if it is one: reached by `r2.internal/<binding>`.
+    pub binding: Option<String>,
+    /// The bucket's real name.
+    pub bucket: String,
+    /// Only keys below it.
+    pub prefix: KeyPrefix,
+    /// What may be done.
+    pub access: Access,
+    /// The real endpoint, whose host is intercepted; none for an embedded bucket, and for bindings.
+    pub endpoint: Option<Endpoint>,
+    /// Takes requests without a signature (the operator's wish).
+    pub allow_unsigned: bool,
+}
+
+/// A mount that is open to a sandbox.
+#[derive(Debug)]
+pub struct Route {
+    spec: RouteSpec,
+    upstream: Arc<dyn Upstream>,
+    revoked: CancellationToken,
+}
+
+impl Route {
+    pub(crate) fn new(spec: RouteSpec, upstream: Arc<dyn Upstream>) -> Self {
+        Self { spec, upstream, revoked: CancellationToken::new() }
+    }
+
+    /// What it opens.
+    pub fn spec(&self) -> &RouteSpec {
+        &self.spec
+    }
+
+    /// The bucket behind it.
+    pub fn upstream(&self) -> &Arc<dyn Upstream> {
+        &self.upstream
+    }
+
+    /// Resolves when the mount is gone: requests under way must end.
+    pub fn revoked(&self) -> &CancellationToken {
+        &self.revoked
+    }
+}
+
+/// Keeps a route open; dropping it revokes it.
+#[derive(Debug)]
+pub struct OpenRoute {
+    guest: Arc<Guest>,
+    route: Arc<Route>,
+}
+
+impl OpenRoute {
+    pub(crate) fn new(guest: Arc<Guest>, route: Arc<Route>) -> Self {
+        Self { guest, route }
+    }
+
+    /// The route.
+    pub fn route(&self) -> &Arc<Route> {
+        &self.route
+    }
+}
+
+impl Drop for OpenRoute {
+    fn drop(&mut self) {
+        self.guest.close(&self.route);
+        self.route.revoked.cancel();
+    }
+}
