@@ -201,7 +201,7 @@ async fn start_sync(
     mount: &Arc<Mount>,
 ) -> Result<(), DaemonError> {
     let store = open_store(inner, plan.bucket.as_str(), &plan.place, &plan.s3fs).map_err(failed)?;
-    store.check_bucket().await.map_err(|error| failed(store_cause(&error)))?;
+    store.check_bucket(plan.prefix.as_str()).await.map_err(|error| failed(store_cause(&error)))?;
     let directory = sandbox.open_directory(mount.path()).await.map_err(|error| match error {
         SandboxError::Gone => DaemonError::from(error),
         error => failed(format!("{} cannot be used: {error}", mount.path().display())),
