@@ -265,6 +265,7 @@ fn config(
             },
             env: raw.env,
             expose: raw.expose,
+            files: Vec::new(),
         },
         hidden: raw.hidden,
         mounts,
