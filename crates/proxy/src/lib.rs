@@ -10,15 +10,25 @@
 #![forbid(unsafe_code)]
 
 mod audit;
+mod body;
+mod decide;
 mod denied;
+mod deny;
+mod gate;
 mod guest;
 mod permit;
+mod rewrite;
 mod route;
 mod upstream;
 
 pub use audit::{Audit, AuditRecord};
+pub use body::{BodyCheck, Checked, Payload};
+pub use decide::{Arrival, BodyRule, Decision, Document, Forward, LocalAnswer, View, decide};
 pub use denied::Denied;
+pub use deny::ErrorAnswer;
+pub use gate::Gate;
 pub use guest::{DummyKey, Guest};
 pub use permit::{Action, Permit};
+pub use rewrite::{BadAnswer, Rewritten};
 pub use route::{Access, OpenRoute, Route, RouteSpec};
 pub use upstream::{Body, BodyError, Upstream, UpstreamError, UpstreamRequest};

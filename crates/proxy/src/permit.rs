@@ -25,6 +25,58 @@ pub enum Action {
     AbortMultipartUpload,
 }
 
+impl Action {
+    /// S3's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ListBuckets => "ListBuckets",
+            Self::HeadBucket => "HeadBucket",
+            Self::GetBucketLocation => "GetBucketLocation",
+            Self::ListObjects => "ListObjects",
+            Self::ListObjectsV2 => "ListObjectsV2",
+            Self::ListMultipartUploads => "ListMultipartUploads",
+            Self::ListParts => "ListParts",
+            Self::HeadObject => "HeadObject",
+            Self::GetObject => "GetObject",
+            Self::GetObjectAttributes => "GetObjectAttributes",
+            Self::PutObject => "PutObject",
+            Self::CopyObject => "CopyObject",
+            Self::DeleteObject => "DeleteObject",
+            Self::DeleteObjects => "DeleteObjects",
+            Self::CreateMultipartUpload => "CreateMultipartUpload",
+            Self::UploadPart => "UploadPart",
+            Self::UploadPartCopy => "UploadPartCopy",
+            Self::CompleteMultipartUpload => "CompleteMultipartUpload",
+            Self::AbortMultipartUpload => "AbortMultipartUpload",
+        }
+    }
+
+    /// Whether it changes what is stored.
+    pub fn is_write(self) -> bool {
+        match self {
+            Self::ListBuckets
+            | Self::HeadBucket
+            | Self::GetBucketLocation
+            | Self::ListObjects
+            | Self::ListObjectsV2
+            | Self::ListMultipartUploads
+            | Self::ListParts
+            | Self::HeadObject
+            | Self::GetObject
+            | Self::GetObjectAttributes => false,
+            Self::PutObject
+            | Self::CopyObject
+            | Self::DeleteObject
+            | Self::DeleteObjects
+            | Self::CreateMultipartUpload
+            | Self::UploadPart
+            | Self::UploadPartCopy
+            | Self::CompleteMultipartUpload
+            | Self::AbortMultipartUpload => true,
+        }
+    }
+}
+
 /// Evidence that a request was checked. Made by the scope's check and nowhere else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permit {
@@ -48,5 +100,20 @@ impl Permit {
     /// To which object.
     pub fn key(&self) -> Option<&str> {
         self.key.as_deref()
+    }
+
+    /// The query to send, decoded.
+    pub fn query(&self) -> &[(String, String)] {
+        &self.query
+    }
+
+    /// The key that a copy reads; the header that says so is in [`crate::Forward::headers`].
+    pub fn copy_source(&self) -> Option<&str> {
+        self.copy_source.as_deref()
+    }
+
+    /// The multipart upload that is meant: it must be known as one of this mount's and key's before it is sent.
+    pub fn upload_id(&self) -> Option<&str> {
+        self.upload_id.as_deref()
     }
 }
