@@ -14,11 +14,13 @@ mod body;
 mod decide;
 mod denied;
 mod deny;
+mod egress;
 mod gate;
 mod guest;
 mod permit;
 mod rewrite;
 mod route;
+mod tls;
 mod upstream;
 
 pub use audit::{Audit, AuditRecord};
@@ -26,9 +28,14 @@ pub use body::{BodyCheck, Checked, Payload};
 pub use decide::{Arrival, BodyRule, Decision, Document, Forward, LocalAnswer, View, decide};
 pub use denied::Denied;
 pub use deny::ErrorAnswer;
+pub use egress::{
+    EgressPolicy, Forbidden, HeaderSecret, HostName, HostPattern, InvalidPattern, InvalidPolicy, Network, NetworkError,
+    Outbound, Serve, ShownPolicy, Sockets, Stream,
+};
 pub use gate::Gate;
 pub use guest::{DummyKey, Guest};
 pub use permit::{Action, Permit};
 pub use rewrite::{BadAnswer, Rewritten};
 pub use route::{Access, OpenRoute, Route, RouteSpec};
+pub use tls::{BUNDLE_PATH, BUNDLE_PATHS, Ca, CaError, TRUST_VARIABLES};
 pub use upstream::{Body, BodyError, Upstream, UpstreamError, UpstreamRequest};
