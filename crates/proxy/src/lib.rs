@@ -9,26 +9,38 @@
 //! there is a table of [`Route`]s, one for each mount. Default is refuse.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod audit;
 mod body;
 mod decide;
 mod denied;
+mod embedded;
+mod forward;
 mod deny;
 mod gate;
 mod guest;
+mod limits;
+mod memory;
+mod meter;
 mod permit;
 mod rewrite;
+mod remote;
 mod route;
+mod serve;
+mod upload;
 mod upstream;
 
 pub use audit::{Audit, AuditRecord};
 pub use body::{BodyCheck, Checked, Payload};
 pub use decide::{Arrival, BodyRule, Decision, Document, Forward, LocalAnswer, View, decide};
 pub use denied::Denied;
+pub use embedded::Embedded;
 pub use deny::ErrorAnswer;
 pub use gate::Gate;
 pub use guest::{DummyKey, Guest};
 pub use permit::{Action, Permit};
 pub use rewrite::{BadAnswer, Rewritten};
+pub use remote::Remote;
 pub use route::{Access, OpenRoute, Route, RouteSpec};
+pub use serve::serve;
 pub use upstream::{Body, BodyError, Upstream, UpstreamError, UpstreamRequest};
