@@ -157,8 +157,17 @@ mod tests {
         assert!(PASSED.is_sorted());
         let mut headers = HeaderMap::new();
         for name in [
-            "etag", "x-amz-meta-a", "x-amz-checksum-crc32", "server", "x-amz-id-2", "location", "set-cookie",
-            "x-amz-request-id", "x-amz-server-side-encryption-aws-kms-key-id", "connection", "transfer-encoding",
+            "etag",
+            "x-amz-meta-a",
+            "x-amz-checksum-crc32",
+            "server",
+            "x-amz-id-2",
+            "location",
+            "set-cookie",
+            "x-amz-request-id",
+            "x-amz-server-side-encryption-aws-kms-key-id",
+            "connection",
+            "transfer-encoding",
         ] {
             headers.insert(name, HeaderValue::from_static("v"));
         }

@@ -47,7 +47,12 @@ enum Passed {
 }
 
 /// Sends a request and makes the answer; a failure is an answer, too.
-pub(crate) async fn forward(forward: &Forward, incoming: Incoming, is_head: bool, meter: Meter) -> Response<AnswerBody> {
+pub(crate) async fn forward(
+    forward: &Forward,
+    incoming: Incoming,
+    is_head: bool,
+    meter: Meter,
+) -> Response<AnswerBody> {
     match pass(forward, incoming, is_head, &meter).await {
         Ok(Passed::Whole(response)) => answer::whole(response, meter),
         Ok(Passed::Stream(parts, body)) => answer::streaming(parts, body, meter),
