@@ -49,10 +49,10 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use md5::{Digest, Md5};
 use sandpail_s3::call::BadHeader;
-use sandpail_s3::xml::{self, CompletedPart, XmlError};
 use sandpail_s3::sign::Dialect;
 use sandpail_s3::sign::goog4::GOOG4;
 use sandpail_s3::sign::sigv4::SIGV4;
+use sandpail_s3::xml::{self, CompletedPart, XmlError};
 use sandpail_s3::{Call, ChecksumKind, Quirks, checksum, list};
 use sandpail_spec::{Endpoint, Provider};
 
