@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandpail_proxy::{Access, EmbeddedBucket, OpenRoute, RemoteBucket, RouteSpec, Upstream};
+use sandpail_proxy::{Access, Embedded, OpenRoute, Remote, RouteSpec, Upstream};
+use sandpail_s3d::Local;
 use sandpail_sandbox::Sandbox;
 use sandpail_spec::{BindingName, BucketPlace, KeyPrefix, MountMode, S3fsOptions};
 use sandpail_store::dir::DirStore;
@@ -89,12 +90,12 @@ fn network_of(slot: &Slot) -> Option<Arc<SandboxNetwork>> {
 
 fn in_directory(inner: &Inner, bucket: &str) -> Result<Arc<dyn Upstream>, String> {
     let store = DirStore::open(embedded(inner, bucket)?).map_err(|error| error.to_string())?;
-    Ok(Arc::new(EmbeddedBucket::new(bucket, Arc::new(store), inner.state.join("buckets"))))
+    Ok(Arc::new(Embedded::new(Local::new(bucket, Arc::new(store), inner.state.join("buckets")))))
 }
 
 fn on_server(remote: &RemotePlan, bucket: &str) -> Result<Arc<dyn Upstream>, String> {
     let relay = remote.relay(bucket).map_err(|error| format!("{error:#}"))?;
-    Ok(Arc::new(RemoteBucket::new(relay)))
+    Ok(Arc::new(Remote::new(relay)))
 }
 
 fn open_at(network: &SandboxNetwork, shown: &Shown, upstream: Arc<dyn Upstream>) -> Result<OpenRoute, String> {
