@@ -9,20 +9,34 @@
 //! there is a table of [`Route`]s, one for each mount. Default is refuse.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod attack_tests;
 mod audit;
 mod body;
+mod chunked;
 mod decide;
 mod denied;
 mod deny;
+mod documents;
+mod framing;
 mod gate;
 mod guest;
+mod headers;
+mod lists;
+mod local;
+mod operation;
 mod permit;
+mod query;
 mod rewrite;
 mod route;
+mod scope;
+mod signature;
+mod target;
+mod token;
 mod upstream;
 
 pub use audit::{Audit, AuditRecord};
-pub use body::{BodyCheck, Checked, Payload};
+pub use body::{BodyCheck, Checked, Payload, Streaming};
 pub use decide::{Arrival, BodyRule, Decision, Document, Forward, LocalAnswer, View, decide};
 pub use denied::Denied;
 pub use deny::ErrorAnswer;
