@@ -32,6 +32,8 @@ mod route;
 mod scope;
 mod signature;
 mod target;
+#[cfg(test)]
+mod testing;
 mod token;
 mod upstream;
 
