@@ -439,8 +439,7 @@ fn deletes_of_many() {
     let mut check = forward.body_check();
     check.push("abc".into(), &mut Vec::new()).unwrap();
     assert_eq!(check.finish().unwrap_err().rule(), "digest");
-    let world_ = &world;
-    let huge = call(line, &[("content-length", "3000000")]).signed(world_.now);
+    let huge = call(line, &[("content-length", "3000000")]).signed(world.now);
     assert_eq!(world.outcome(&huge), "refused too-large");
 }
 
@@ -502,15 +501,12 @@ fn signatures() {
         with(&|parts| _ = parts.headers.insert("x-goog-copy-source", "/train/data/b".parse().unwrap())),
         "refused signature"
     );
-    assert_eq!(with(&|parts| _ = parts.headers.remove("x-amz-meta-a"))), "refused signature");
+    assert_eq!(with(&|parts| _ = parts.headers.remove("x-amz-meta-a")), "refused signature");
     assert_eq!(
-        with(&|parts| drop(parts.headers.append("x-amz-date", "20200101T000000Z".parse().unwrap())),
+        with(&|parts| _ = parts.headers.append("x-amz-date", "20200101T000000Z".parse().unwrap())),
         "refused signature"
     );
-    assert_eq!(
-        with(&|parts| _ = parts.headers.insert("host", "s3.internal:80".parse().unwrap())),
-        "refused signature"
-    );
+    assert_eq!(with(&|parts| _ = parts.headers.insert("host", "s3.internal:80".parse().unwrap())), "refused signature");
     assert_eq!(with(&|parts| _ = parts.headers.append("host", "s3.internal".parse().unwrap())), "refused malformed");
     let again = |parts: &mut http::request::Parts| {
         let value = parts.headers["authorization"].clone();
@@ -528,14 +524,12 @@ fn signatures() {
         ("host;", "host;host;"),
         ("Signature=", "Signature=0"),
         ("Signature=", "Signature=&"),
-        ("Credential=", "Credential="),
     ] {
         let change = |parts: &mut http::request::Parts| {
             let value = parts.headers["authorization"].to_str().unwrap().replacen(from, to, 1);
             parts.headers.insert("authorization", value.parse().unwrap());
         };
-        let expected = if from == to { "m1 PutObject data/a" } else { "refused signature" };
-        assert_eq!(with(&change), expected, "{from} -> {to}");
+        assert_eq!(with(&change), "refused signature", "{from} -> {to}");
     }
 }
 
@@ -651,7 +645,10 @@ fn what_is_told_of_a_refusal_holds_nothing_of_the_guest_or_of_keys() {
     let denied = world.decide(&parts).unwrap_err();
     let answer = ErrorAnswer::from(&denied).response(false, "r1");
     let text = std::str::from_utf8(answer.body()).unwrap();
-    assert!(text.contains("<Code>AccessDenied</Code>") && text.contains("the key is outside the mount&apos;s prefix"), "{text}");
+    assert!(
+        text.contains("<Code>AccessDenied</Code>") && text.contains("the key is outside the mount&apos;s prefix"),
+        "{text}"
+    );
     assert!(!text.contains("secret-name") && !text.contains("SPDUMMY"), "{text}");
     let debug = format!("{:?} {:?}", world.guest.key(), world.forward("GET s3.internal/train?list-type=2", &[]));
     assert!(!debug.contains(crate::testing::SECRET), "{debug}");
