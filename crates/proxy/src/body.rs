@@ -148,3 +148,36 @@ impl Plain {
         Ok(self.last)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(
+        payload: &Payload,
+        len: u64,
+        sums: &[(ChecksumKind, String)],
+        body: &[u8],
+    ) -> Result<(usize, Bytes), Denied> {
+        let mut check = BodyCheck::new(payload, len, sums);
+        let mut out = Vec::new();
+        for piece in body.chunks(2) {
+            check.push(Bytes::copy_from_slice(piece), &mut out)?;
+        }
+        Ok((out.iter().map(Bytes::len).sum(), check.finish()?.last))
+    }
+
+    #[test]
+    fn the_last_byte_waits_for_the_truth() {
+        let hash = Payload::Hash(sandpail_s3::checksum::sha256_hex(b"abc"));
+        assert_eq!(run(&hash, 3, &[], b"abc"), Ok((2, Bytes::from("c"))));
+        assert_eq!(run(&hash, 3, &[], b"abd").unwrap_err().rule(), "digest");
+        assert_eq!(run(&hash, 3, &[], b"ab").unwrap_err().rule(), "digest");
+        assert_eq!(run(&Payload::Unsigned, 3, &[], b"abcd").unwrap_err().rule(), "digest");
+        assert_eq!(run(&Payload::Unsigned, 0, &[], b""), Ok((0, Bytes::new())));
+        let md5 = (ChecksumKind::ContentMd5, "kAFQmDzST7DWlj99KOF/cg==".to_owned());
+        let crc = (ChecksumKind::Crc32, "NSRBwg==".to_owned());
+        assert_eq!(run(&Payload::Unsigned, 3, &[md5.clone(), crc], b"abc"), Ok((2, Bytes::from("c"))));
+        assert_eq!(run(&Payload::Unsigned, 3, &[md5], b"abd").unwrap_err().rule(), "digest");
+    }
+}

@@ -301,3 +301,189 @@ impl Decoder {
 }
 
 const FRAMING: Denied = Denied::Malformed("the aws-chunked framing of the body cannot be read");
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::body::{BodyCheck, Payload};
+
+    fn signer() -> ChunkSigner {
+        ChunkSigner::new([7; 32], "20260101T000000Z".into(), "20260101/auto/s3/aws4_request".into(), "seed".into())
+    }
+
+    /// How a client frames a body.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Style {
+        signed: bool,
+        trailer: Option<ChecksumKind>,
+    }
+
+    const STYLES: [Style; 5] = [
+        Style { signed: true, trailer: None },
+        Style { signed: true, trailer: Some(ChecksumKind::Crc32c) },
+        Style { signed: false, trailer: Some(ChecksumKind::Crc32) },
+        Style { signed: false, trailer: Some(ChecksumKind::Sha256) },
+        Style { signed: false, trailer: Some(ChecksumKind::Crc64Nvme) },
+    ];
+
+    fn encode(chunks: &[&[u8]], style: Style) -> Vec<u8> {
+        let mut signer = signer();
+        let mut wire = Vec::new();
+        for chunk in chunks.iter().copied().chain([&b""[..]]) {
+            wire.extend(format!("{:x}", chunk.len()).bytes());
+            if style.signed {
+                wire.extend(format!(";chunk-signature={}", signer.sign_chunk(chunk)).bytes());
+            }
+            wire.extend(b"\r\n");
+            if !chunk.is_empty() {
+                wire.extend(chunk);
+                wire.extend(b"\r\n");
+            }
+        }
+        if let Some(kind) = style.trailer {
+            let sum = sandpail_s3::checksum::of(kind, &chunks.concat()).unwrap();
+            let name = kind.header().unwrap();
+            wire.extend(format!("{name}:{sum}\r\n").bytes());
+            if style.signed {
+                let signature = signer.sign_trailer(&format!("{name}:{sum}\n"));
+                wire.extend(format!("x-amz-trailer-signature:{signature}\r\n").bytes());
+            }
+        }
+        wire.extend(b"\r\n");
+        wire
+    }
+
+    fn decode(wire: &[u8], len: u64, style: Style, step: usize) -> Result<Vec<u8>, (Vec<u8>, Denied)> {
+        let streaming = Streaming {
+            decoded_len: len,
+            trailer: style.trailer,
+            has_trailer: style.trailer.is_some(),
+            chunks: style.signed.then(signer),
+        };
+        let mut check = BodyCheck::new(&Payload::Streaming(streaming), len, &[]);
+        let mut out = Vec::new();
+        for piece in wire.chunks(step.max(1)) {
+            if let Err(denied) = check.push(Bytes::copy_from_slice(piece), &mut out) {
+                return Err((out.concat(), denied));
+            }
+        }
+        match check.finish() {
+            Ok(checked) => {
+                assert_eq!(checked.checksum.map(|(kind, _)| kind), style.trailer);
+                out.push(checked.last);
+                Ok(out.concat())
+            }
+            Err(denied) => Err((out.concat(), denied)),
+        }
+    }
+
+    #[test]
+    fn the_published_example() {
+        // Amazon S3 API Reference, "Signature Calculations for the Authorization Header: Transferring Payload in
+        // Multiple Chunks": 66,560 bytes in chunks of 64 KiB, 1 KiB and 0.
+        let secret = sandpail_spec::SecretKey::new("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY");
+        let key = sandpail_s3::sign::signing_key(&sandpail_s3::sign::sigv4::SIGV4, &secret, "20130524", "us-east-1");
+        let seed = "4f232c4386841ef735655705268965c44a0e4690baa4adea153f7db9fa80a0a9";
+        let scope = "20130524/us-east-1/s3/aws4_request";
+        let mut signer = ChunkSigner::new(key, "20130524T000000Z".into(), scope.into(), seed.into());
+        let first = signer.sign_chunk(&[b'a'; 65536]);
+        assert_eq!(first, "ad80c730a21e5b8d04586a2213dd63b9a0e99e0e2307b0ade35a65485a288648");
+        let second = signer.sign_chunk(&[b'a'; 1024]);
+        assert_eq!(second, "0055627c9e194cb4542bae2aa5492e3c1575bbb81b612b7d234b86a503ef5497");
+        assert_eq!(signer.sign_chunk(b""), "b6c6ea8a5354eaf15b3cb7646744f4275b71ea724fed81ceb9323e279d449df9");
+    }
+
+    #[test]
+    fn bodies_come_through() {
+        for style in STYLES {
+            for chunks in [&[][..], &[&b"a"[..]], &[b"hello ", b"world", b"\r\n0\r\n\r\n"]] {
+                let wire = encode(chunks, style);
+                let data = chunks.concat();
+                for step in [1, 2, 3, 7, 1000] {
+                    assert_eq!(decode(&wire, data.len() as u64, style, step).unwrap(), data, "{style:?} {step}");
+                }
+            }
+        }
+        // Without the last CRLF, and as minio-go writes trailers.
+        let style = STYLES[0];
+        let wire = encode(&[b"abc"], style);
+        assert_eq!(decode(&wire[..wire.len() - 2], 3, style, 1).unwrap(), b"abc");
+        let style = STYLES[1];
+        let wire = String::from_utf8(encode(&[b"abc"], style)).unwrap();
+        let wire = wire.replace("\r\nx-amz-trailer-signature", "\n\r\nx-amz-trailer-signature");
+        assert_eq!(decode(wire.as_bytes(), 3, style, 5).unwrap(), b"abc");
+    }
+
+    #[test]
+    fn whatever_is_changed_the_body_does_not_come_through_whole() {
+        for style in STYLES {
+            let data = b"hello world";
+            let wire = encode(&[&data[..5], &data[5..]], style);
+            for index in 0..wire.len() {
+                let mut changed = wire.clone();
+                changed[index] ^= 1;
+                match decode(&changed, 11, style, 4) {
+                    // `5` or `a` in another case, `\r` among trailers: the same body.
+                    Ok(body) => assert_eq!(body, data, "{style:?} {index}"),
+                    Err((body, _)) => assert!(body.len() < data.len(), "{style:?} {index}"),
+                }
+            }
+            for len in 0..wire.len() - 2 {
+                let (body, _) = decode(&wire[..len], 11, style, 4).unwrap_err();
+                assert!(body.len() < data.len(), "{style:?} cut at {len}");
+            }
+            for len in [10, 12] {
+                assert!(decode(&wire, len, style, 4).is_err(), "{style:?} {len}");
+            }
+            let longer = [&wire[..], b"x"].concat();
+            assert!(decode(&longer, 11, style, 4).is_err(), "{style:?}");
+        }
+    }
+
+    #[test]
+    fn odd_framing() {
+        let style = STYLES[2];
+        let good = "0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n";
+        assert_eq!(decode(good.as_bytes(), 0, style, 9).unwrap(), b"");
+        for bad in [
+            "",
+            "0\r\n\r\n",
+            "0\n\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n",
+            "0x0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n",
+            "+0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n",
+            " 0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n",
+            "00000000000000000\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n",
+            "0;a=b\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n",
+            "0\r\nx-amz-checksum-crc32:AAAAAB==\r\n\r\n",
+            "0\r\nx-amz-checksum-crc32c:AAAAAA==\r\n\r\n",
+            "0\r\nhost:evil\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n",
+            "0\r\nx-amz-checksum-crc32:AAAAAA==\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n",
+            "ffffffffffffffff\r\n",
+        ] {
+            assert!(decode(bad.as_bytes(), 0, style, 9).is_err(), "{bad:?}");
+        }
+        let long = format!("0\r\nx-amz-checksum-crc32:{}", "A".repeat(5000));
+        assert!(decode(long.as_bytes(), 0, style, 100).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_in_any_pieces(wire in proptest::collection::vec(any::<u8>(), 0..300), step in 1..40_usize, len in 0..50_u64) {
+            for style in STYLES {
+                let whole = decode(&wire, len, style, usize::MAX).is_ok();
+                prop_assert_eq!(decode(&wire, len, style, step).is_ok(), whole);
+            }
+        }
+
+        #[test]
+        fn any_body_comes_through(data in proptest::collection::vec(any::<u8>(), 0..2000), size in 1..500_usize, step in 1..700_usize) {
+            let chunks: Vec<&[u8]> = data.chunks(size).collect();
+            for style in STYLES {
+                let wire = encode(&chunks, style);
+                prop_assert_eq!(decode(&wire, data.len() as u64, style, step).unwrap(), data.clone());
+            }
+        }
+    }
+}

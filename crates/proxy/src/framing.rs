@@ -382,3 +382,193 @@ impl Head {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Feeds `input` in pieces, as a connection does: what passes, and the refusal.
+    fn drive(input: &[u8], step: usize) -> (Vec<u8>, Option<Denied>) {
+        let mut framing = Framing::new();
+        let (mut passed, mut waiting) = (Vec::new(), Vec::new());
+        for piece in input.chunks(step) {
+            waiting.extend_from_slice(piece);
+            loop {
+                match framing.step(&waiting) {
+                    Ok(Step::Pass(len)) => passed.extend(waiting.drain(..len)),
+                    Ok(Step::More) => break,
+                    Err(denied) => return (passed, Some(denied)),
+                }
+            }
+        }
+        (passed, None)
+    }
+
+    #[track_caller]
+    fn pass(input: &str) {
+        for step in [1, 3, 17, 10_000] {
+            assert_eq!(drive(input.as_bytes(), step), (input.as_bytes().to_vec(), None), "{input:?}");
+        }
+    }
+
+    /// A request that is refused, behind one that is not.
+    #[track_caller]
+    fn refuse(input: &str, expected: &Denied) {
+        let first = "PUT /a HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc";
+        for (before, step) in [("", 1), ("", 7), ("", 1 << 20), (first, 1), (first, 1 << 20)] {
+            let (passed, denied) = drive(format!("{before}{input}").as_bytes(), step);
+            assert_eq!(denied.as_ref(), Some(expected), "{input:?}");
+            assert!(passed.starts_with(before.as_bytes()), "{input:?}");
+        }
+    }
+
+    fn head(lines: &str) -> String {
+        format!("GET / HTTP/1.1\r\nHost: h\r\n{lines}\r\n\r\n")
+    }
+
+    #[test]
+    fn good_requests_pass() {
+        let get = "GET /b/k?x=y%20z HTTP/1.1\r\nHost: s3.internal\r\nUser-Agent: a\tb \u{e9}\r\nEmpty:\r\n\r\n";
+        let put = "PUT /b/k HTTP/1.1\r\nhost:h:80\r\ncontent-length:  3 \r\nConnection: keep-alive\r\nexpect: 100-continue\r\n\r\na\nb";
+        let chunked = "POST http://h/b HTTP/1.1\r\nHost: H\r\nTransfer-Encoding: Chunked\r\n\r\n\
+            5\r\nhello\r\n00a\r\n0123456789\r\n0\r\nx-sum: 1\r\n\r\n";
+        let empty = "DELETE /b/k HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\nTE: trailers\r\n\r\n";
+        pass(get);
+        pass(&[get, put, chunked, empty, chunked, put, get].concat());
+    }
+
+    #[test]
+    fn bad_heads_do_not() {
+        for (line, rule) in [
+            ("GET / HTTP/1.0", rule::VERSION),
+            ("GET / HTTP/2.0", rule::VERSION),
+            ("GET / http/1.1", rule::VERSION),
+            ("GET /", rule::REQUEST_LINE),
+            ("GET  / HTTP/1.1", rule::REQUEST_LINE),
+            ("GET / HTTP/1.1 ", rule::REQUEST_LINE),
+            (" GET / HTTP/1.1", rule::REQUEST_LINE),
+            ("GET /a b HTTP/1.1", rule::REQUEST_LINE),
+            ("G\u{e9}T / HTTP/1.1", rule::REQUEST_LINE),
+            ("CONNECT h:443 HTTP/1.1", rule::METHOD),
+            ("TRACE / HTTP/1.1", rule::METHOD),
+            ("get / HTTP/1.1", rule::METHOD),
+            ("REFUSED /1 HTTP/1.1", rule::METHOD),
+            ("OPTIONS * HTTP/1.1", rule::URL_FORM),
+            ("GET b/k HTTP/1.1", rule::URL_FORM),
+            ("GET ftp://h/ HTTP/1.1", rule::URL_FORM),
+            ("GET http:///k HTTP/1.1", rule::URL_FORM),
+            ("GET http://u@h/k HTTP/1.1", rule::URL_FORM),
+            ("GET http://other/k HTTP/1.1", rule::URL_HOST),
+            ("GET http://h:81/k HTTP/1.1", rule::URL_HOST),
+            ("GET /#x HTTP/1.1", rule::URL),
+            ("GET /\\x HTTP/1.1", rule::URL),
+            ("GET /\u{e9} HTTP/1.1", rule::URL),
+            ("GET /\0 HTTP/1.1", rule::URL),
+            ("GET /a\rb HTTP/1.1", rule::URL),
+            ("GET /\tb HTTP/1.1", rule::URL),
+        ] {
+            refuse(&format!("{line}\r\nHost: h\r\n\r\n"), &rule);
+        }
+        refuse("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &rule::VERSION);
+        refuse("\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", &rule::EMPTY_LINE);
+        refuse("GET / HTTP/1.1\r\n\r\n", &rule::NO_HOST);
+        refuse("GET / HTTP/1.1\nHost: h\n\n", &rule::LINE_END);
+        for (line, rule) in [
+            ("A: b\nC: d", rule::LINE_END),
+            ("A: b\r\n c", rule::FOLDED),
+            ("A: b\r\n\tc", rule::FOLDED),
+            ("A: b\rC: d", rule::CONTROL),
+            ("A: \0", rule::CONTROL),
+            ("A: \x7f", rule::CONTROL),
+            ("A : b", rule::HEADER_NAME),
+            (": b", rule::HEADER_NAME),
+            ("A\0: b", rule::HEADER_NAME),
+            ("A(: b", rule::HEADER_NAME),
+            ("nothing", rule::NO_COLON),
+            ("Host: h", rule::HOST_TWICE),
+            ("host: other", rule::HOST_TWICE),
+            ("Content-Length: 1\r\nContent-Length: 1", rule::LENGTH_TWICE),
+            ("Content-Length: 1, 1", rule::LENGTH),
+            ("Content-Length: +1", rule::LENGTH),
+            ("Content-Length: -1", rule::LENGTH),
+            ("Content-Length: 0x1", rule::LENGTH),
+            ("Content-Length:", rule::LENGTH),
+            ("Content-Length: 99999999999999999999", rule::LENGTH),
+            ("Content-Length: 9999999999999999999", rule::BODY_LEN),
+            ("Content-Length: 1\r\nTransfer-Encoding: chunked", rule::BOTH_LENGTHS),
+            ("Transfer-Encoding: chunked\r\nContent-Length: 0", rule::BOTH_LENGTHS),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", rule::TRANSFER_ENCODING),
+            ("Transfer-Encoding: identity", rule::TRANSFER_ENCODING),
+            ("Transfer-Encoding: gzip, chunked", rule::TRANSFER_ENCODING),
+            ("Transfer-Encoding: chunked, chunked", rule::TRANSFER_ENCODING),
+            ("Transfer-Encoding: xchunked", rule::TRANSFER_ENCODING),
+            ("Transfer-Encoding: chunked;a=b", rule::TRANSFER_ENCODING),
+            ("Transfer-Encoding:\x0bchunked", rule::CONTROL),
+            ("Transfer-Encoding : chunked", rule::HEADER_NAME),
+            ("Upgrade: h2c", rule::UPGRADE),
+            ("HTTP2-Settings: a", rule::UPGRADE),
+            ("Connection: upgrade", rule::CONNECTION),
+            ("Connection: close, authorization", rule::CONNECTION),
+            ("TE: gzip", rule::TE),
+            ("Expect: 200-ok", rule::EXPECT),
+        ] {
+            refuse(&head(line), &rule);
+        }
+        refuse(&head(&format!("A: {}", "b".repeat(HEAD_LEN_MAX))), &rule::HEAD_LEN);
+        refuse(&head(&"A: b\r\n".repeat(101)), &rule::HEADER_COUNT);
+        refuse(&format!("GET /{}", "a".repeat(HEAD_LEN_MAX)), &rule::HEAD_LEN);
+    }
+
+    #[test]
+    fn bad_chunks_do_not() {
+        for (body, rule) in [
+            ("5;a=b\r\nhello\r\n", rule::CHUNK_SIZE),
+            ("5 \r\nhello\r\n", rule::CHUNK_SIZE),
+            ("0x5\r\nhello\r\n", rule::CHUNK_SIZE),
+            ("-5\r\nhello\r\n", rule::CHUNK_SIZE),
+            ("\r\nhello\r\n", rule::CHUNK_SIZE),
+            ("00000000000000005\r\nhello\r\n", rule::CHUNK_SIZE),
+            ("5\nhello\r\n", rule::LINE_END),
+            ("5\r\nhelloX", rule::CHUNK_END),
+            ("5\r\nhello\n", rule::CHUNK_END),
+            ("5\r\nhello\rX", rule::CHUNK_END),
+            ("ffffffffffffffff\r\n", rule::CHUNK_LEN),
+            ("0\r\nContent-Length: 5\r\n\r\n", rule::TRAILER),
+            ("0\r\nhost: evil\r\n\r\n", rule::TRAILER),
+            ("0\r\nTransfer-Encoding: chunked\r\n\r\n", rule::TRAILER),
+            ("0\r\nx-amz-acl: public-read\r\n\r\n", rule::TRAILER),
+            ("0\r\nA : b\r\n\r\n", rule::HEADER_NAME),
+            ("0\r\n A: b\r\n\r\n", rule::FOLDED),
+            ("0\r\nA: b\n\r\n", rule::LINE_END),
+        ] {
+            refuse(&format!("PUT / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n{body}"), &rule);
+        }
+        let long = "A: b\r\n".repeat(1000);
+        refuse(
+            &format!("PUT / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n{long}"),
+            &rule::TRAILERS_LEN,
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_in_any_pieces(input in proptest::collection::vec(any::<u8>(), 0..400), step in 1..40_usize) {
+            let whole = drive(&input, usize::MAX);
+            let pieces = drive(&input, step);
+            prop_assert_eq!(&pieces.1, &whole.1);
+            prop_assert!(input.starts_with(&pieces.0) && input.starts_with(&whole.0));
+        }
+
+        #[test]
+        fn changed_requests_in_any_pieces(index in 0..200_usize, byte in any::<u8>(), step in 1..40_usize) {
+            let mut input = b"PUT /b/k HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n".to_vec();
+            let index = index % input.len();
+            input[index] = byte;
+            let whole = drive(&input, usize::MAX);
+            let pieces = drive(&input, step);
+            prop_assert_eq!(pieces, whole);
+        }
+    }
+}

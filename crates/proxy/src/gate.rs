@@ -165,3 +165,72 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Gate<IO> {
         self.io.is_write_vectored()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn parts(text: &str) -> Parts {
+        let mut words = text.split(' ');
+        let builder = http::Request::builder().method(words.next().unwrap()).uri(words.next().unwrap());
+        builder.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn every_rule_comes_back_from_its_stand_in() {
+        for denied in rule::ALL {
+            assert_eq!(refusal(&parts(&stand_in(denied))).as_ref(), Some(denied));
+        }
+        assert_eq!(refusal(&parts("GET /1")), None);
+        assert!(refusal(&parts("REFUSED /999")).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_bad_head_is_replaced_and_the_rest_is_not_read() {
+        let (mut client, server) = tokio::io::duplex(1 << 16);
+        let body = "x".repeat(30_000);
+        let good = format!("PUT /a HTTP/1.1\r\nHost: h\r\nContent-Length: 30000\r\n\r\n{body}");
+        client
+            .write_all(format!("{good}GET / HTTP/1.1\r\nBad Name: x\r\n\r\nGET / HTTP/1.1\r\n").as_bytes())
+            .await
+            .unwrap();
+        let mut gate = Gate::new(server);
+        let mut read = Vec::new();
+        let expected = format!("{good}{}", stand_in(&rule::HEADER_NAME));
+        while read.len() < expected.len() {
+            // Odd sizes, so that every way through is taken.
+            let mut piece = [0; 777];
+            let len = gate.read(&mut piece).await.unwrap();
+            read.extend_from_slice(&piece[..len]);
+        }
+        assert_eq!(String::from_utf8(read).unwrap(), expected);
+        let more = tokio::time::timeout(Duration::from_millis(20), gate.read(&mut [0; 10])).await;
+        assert!(more.is_err(), "nothing more comes, and not the end either");
+    }
+
+    #[tokio::test]
+    async fn a_bad_body_is_an_error_that_names_the_rule() {
+        let (mut client, server) = tokio::io::duplex(4096);
+        let text = "PUT / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5;x\r\nhello";
+        client.write_all(text.as_bytes()).await.unwrap();
+        drop(client);
+        let error = Gate::new(server).read_to_end(&mut Vec::new()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        let denied = error.get_ref().and_then(|source| source.downcast_ref::<Denied>());
+        assert_eq!(denied, Some(&rule::CHUNK_SIZE));
+    }
+
+    #[tokio::test]
+    async fn the_end_is_the_end() {
+        let (mut client, server) = tokio::io::duplex(4096);
+        client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\nGET / HT").await.unwrap();
+        drop(client);
+        let mut read = Vec::new();
+        Gate::new(server).read_to_end(&mut read).await.unwrap();
+        assert_eq!(read, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", "half a head is nobody's request");
+    }
+}

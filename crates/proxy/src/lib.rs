@@ -40,6 +40,8 @@ mod scope;
 mod serve;
 mod signature;
 mod target;
+#[cfg(test)]
+mod testing;
 mod token;
 mod upload;
 mod upstream;

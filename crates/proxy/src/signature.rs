@@ -265,7 +265,7 @@ fn check(parts: &Parts, query: &Query, claim: &Claim, key: &DummyKey, now: Syste
 fn signed_headers<'a>(parts: &Parts, claim: &'a Claim) -> Result<Vec<&'a str>, Denied> {
     let names: Vec<&str> = claim.signed_headers.split(';').collect();
     let is_name = |name: &&str| !name.is_empty() && !name.bytes().any(|byte| byte.is_ascii_uppercase() || byte <= b' ');
-    if !names.iter().all(|name| is_name(name)) || !names.is_sorted_by(|one, two| one < two) {
+    if !names.iter().all(is_name) || !names.is_sorted_by(|one, two| one < two) {
         return Err(Denied::Signature("the names of the signed headers are not sorted, lower-case and single"));
     }
     if !names.contains(&"host") {
