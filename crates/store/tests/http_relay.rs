@@ -50,6 +50,7 @@ fn request(method: Method, key: &str, body: impl Into<Bytes>) -> RelayRequest {
         payload_hash: None,
         len: body.len() as u64,
         body: bytes(body),
+        trailer: None,
         is_slow: false,
     }
 }

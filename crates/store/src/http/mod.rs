@@ -26,6 +26,7 @@ mod counters;
 mod credentials;
 mod download;
 mod error;
+mod framed;
 mod goog;
 mod headers;
 mod limiter;
