@@ -25,6 +25,11 @@ impl<IO> Gate<IO> {
     pub fn new(io: IO) -> Self {
         Self { io }
     }
+
+    /// What is behind the gate.
+    pub fn into_inner(self) -> IO {
+        self.io
+    }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Gate<IO> {

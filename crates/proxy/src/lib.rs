@@ -9,18 +9,27 @@
 //! there is a table of [`Route`]s, one for each mount. Default is refuse.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod audit;
 mod body;
 mod decide;
 mod denied;
 mod deny;
 mod egress;
+mod embedded;
+mod forward;
 mod gate;
 mod guest;
+mod limits;
+mod memory;
+mod meter;
 mod permit;
+mod remote;
 mod rewrite;
 mod route;
+mod serve;
 mod tls;
+mod upload;
 mod upstream;
 
 pub use audit::{Audit, AuditRecord};
@@ -32,10 +41,13 @@ pub use egress::{
     EgressPolicy, Forbidden, HeaderSecret, HostName, HostPattern, InvalidPattern, InvalidPolicy, Network, NetworkError,
     Outbound, Serve, ShownPolicy, Sockets, Stream,
 };
+pub use embedded::Embedded;
 pub use gate::Gate;
 pub use guest::{DummyKey, Guest};
 pub use permit::{Action, Permit};
+pub use remote::Remote;
 pub use rewrite::{BadAnswer, Rewritten};
 pub use route::{Access, OpenRoute, Route, RouteSpec};
+pub use serve::serve;
 pub use tls::{BUNDLE_PATH, BUNDLE_PATHS, Ca, CaError, TRUST_VARIABLES};
 pub use upstream::{Body, BodyError, Upstream, UpstreamError, UpstreamRequest};

@@ -52,6 +52,15 @@ pub enum UpstreamError {
     /// The mount's own key cannot be had.
     #[error("the mount's credentials cannot be used: {0}")]
     Credentials(String),
+    /// What refused the request was learned from (region, clock, new keys), but the body cannot be sent again.
+    #[error("the request must be sent once more")]
+    TryAgain,
+    /// The provider has no counterpart for a header.
+    #[error("{0} is not known to this provider")]
+    Unsupported(String),
+    /// The request cannot be sent.
+    #[error("the request cannot be sent: {0}")]
+    Invalid(String),
     /// The client's body broke, was too short, too long, or not what its checksum says.
     #[error("the body broke: {0}")]
     Body(String),
