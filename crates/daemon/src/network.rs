@@ -158,13 +158,7 @@ impl SandboxNetwork {
         let authority = Ca::load(&authority).map_err(|error| failed("a sandbox's certificates")(&error))?;
         let policy = resolved(&egress, config)?;
         let Listeners { connections, names } = sandbox.open_network().await?;
-        let started = Network::start(
-            Arc::clone(&self.guest),
-            Sockets { connections, names },
-            policy,
-            authority,
-            Arc::new(|stream, arrival, guest| Box::pin(sandpail_proxy::serve(stream, arrival, guest))),
-        );
+        let started = Network::start(Arc::clone(&self.guest), Sockets { connections, names }, policy, authority);
         *running = Some(started.map_err(|error| failed("a sandbox's network")(&error))?);
         sandbox.set_environment(self.environment())?;
         Ok(())
@@ -215,9 +209,7 @@ impl SandboxNetwork {
             let running = self.running.lock().await;
             let before = std::mem::replace(&mut self.kept().egress, egress);
             let changed = match &*running {
-                Some(network) => {
-                    network.set_policy(resolved).map_err(|error| DaemonError::Egress(error.to_string()))
-                }
+                Some(network) => network.set_policy(resolved).map_err(|error| DaemonError::Egress(error.to_string())),
                 None => Ok(()),
             };
             if let Err(error) = changed.and_then(|()| self.write()) {
@@ -299,7 +291,9 @@ fn resolved(egress: &serde_json::Value, config: &Config) -> Result<EgressPolicy,
             let filled = fill(value.expose(), &|name| config.secrets.get(name));
             *value = HeaderSecret::new(filled.map_err(|name| {
                 let host = host.pattern();
-                DaemonError::Egress(format!("outboundByHost {host}: {header:?} names the secret {name:?}, which the daemon does not have"))
+                DaemonError::Egress(format!(
+                    "outboundByHost {host}: {header:?} names the secret {name:?}, which the daemon does not have"
+                ))
             })?);
         }
     }

@@ -192,7 +192,9 @@ impl Inner {
         let (slot, sandbox) = self.sandbox(id).await?;
         let network = slot.now().network.clone();
         let network = network.ok_or_else(|| {
-            DaemonError::State("this sandbox was made by an earlier version and has no network; make a new one".to_owned())
+            DaemonError::State(
+                "this sandbox was made by an earlier version and has no network; make a new one".to_owned(),
+            )
         })?;
         Ok((sandbox, network))
     }

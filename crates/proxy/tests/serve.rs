@@ -80,7 +80,8 @@ async fn ranges_and_conditions_pass() {
     let server = service(memory()).await;
     let proxy = Proxy::start(remote(&server.endpoint()), "/", Access::ReadWrite).await;
     let client = proxy.client();
-    let put = ask(&client, request(Method::PUT, "a/b", &[("x-amz-meta-k", "v"), ("content-type", "x/y")], "0123456789"));
+    let put =
+        ask(&client, request(Method::PUT, "a/b", &[("x-amz-meta-k", "v"), ("content-type", "x/y")], "0123456789"));
     let etag = put.await.header("etag").to_owned();
     let get = |method: Method, headers: Vec<(&'static str, String)>| {
         let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -393,7 +394,10 @@ async fn a_prefix_holds_for_a_client_that_knows_s3() {
     let put = |name: &'static str| {
         let (client, key) = (&client, key(name));
         async move {
-            client.put(&key, Bytes::from_static(b"x").into(), &Default::default(), &sandpail_store::Condition::Always).await.map(drop)
+            client
+                .put(&key, Bytes::from_static(b"x").into(), &Default::default(), &sandpail_store::Condition::Always)
+                .await
+                .map(drop)
         }
     };
     put("data/a").await.unwrap();

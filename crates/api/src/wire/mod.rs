@@ -19,7 +19,9 @@ pub use file::{
     FileEntry, FileExists, FileList, FilePermissions, MadeDirectory, MkdirRequest, PathResult, RenameRequest, Renamed,
     WatchEvent,
 };
-pub use mount::{Credentials, MountBucketOptions, MountBucketRequest, MountEntry, MountList, ProxyEntry, UnmountBucketRequest};
+pub use mount::{
+    Credentials, MountBucketOptions, MountBucketRequest, MountEntry, MountList, ProxyEntry, UnmountBucketRequest,
+};
 pub use object::{BindingList, HttpMetadata, Object, ObjectKeys, ObjectPage};
 pub use process::{
     Process, ProcessKilled, ProcessList, ProcessLogText, ProcessRequest, ProcessStatus, ProcessesKilled,

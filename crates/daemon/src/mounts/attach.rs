@@ -12,10 +12,10 @@ use sandpail_spec::{
 use sandpail_sync::{Sync, SyncError, SyncOptions};
 
 use super::device::{self, Device, DeviceOptions};
-use super::{own, route};
 use super::process::Worker;
 use super::worker_plan::{open_store, shown_source, worker_plan};
 use super::{Engine, Mount, MountEvent, is_local, leave, sync_state_file, watch};
+use super::{own, route};
 use crate::config::Config;
 use crate::sandboxes::{Inner, Slot};
 use crate::worker::store_cause;
@@ -104,9 +104,9 @@ async fn mount_planned(
         false => attach(inner, slot, sandbox, plan, &mount).await,
     };
     let opened = match made {
-        Ok(()) => route::open(inner, slot, sandbox, &mount.shown, &plan.place, &plan.s3fs).await.map_err(|why| {
-            failed(format!("S3 clients in the sandbox cannot be let to it: {why}"))
-        }),
+        Ok(()) => route::open(inner, slot, sandbox, &mount.shown, &plan.place, &plan.s3fs)
+            .await
+            .map_err(|why| failed(format!("S3 clients in the sandbox cannot be let to it: {why}"))),
         Err(error) => Err(error),
     };
     let proven = opened.and_then(|door| {

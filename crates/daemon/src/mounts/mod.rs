@@ -85,7 +85,8 @@ impl Mount {
     }
 
     fn new(shown: Shown) -> Self {
-        let now = Now { state: MountState::Reserved, engine: None, door: None, made: None, device: 0, is_attached: false };
+        let now =
+            Now { state: MountState::Reserved, engine: None, door: None, made: None, device: 0, is_attached: false };
         Self { shown, now: Mutex::new(now) }
     }
 
@@ -171,7 +172,11 @@ impl Mount {
             Some(Engine::Sync(sync)) => sync.report().failed.len(),
             _ => 0,
         };
-        let proxy = if self.now().door.is_some() { network.map(|network| network.audit().counts(&self.shown.id)) } else { None };
+        let proxy = if self.now().door.is_some() {
+            network.map(|network| network.audit().counts(&self.shown.id))
+        } else {
+            None
+        };
         Some(MountInfo {
             mount_id: self.shown.id.clone(),
             mount_path: self.shown.path.to_string(),

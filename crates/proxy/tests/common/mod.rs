@@ -64,7 +64,8 @@ pub async fn service(store: Arc<dyn Store>) -> Server {
 
 /// A bucket behind `server`, by the real key.
 pub fn remote(endpoint: &str) -> Arc<dyn Upstream> {
-    let builder = HttpStore::builder(endpoint.parse().unwrap(), "bucket").credentials(credentials(REAL_ID, REAL_SECRET));
+    let builder =
+        HttpStore::builder(endpoint.parse().unwrap(), "bucket").credentials(credentials(REAL_ID, REAL_SECRET));
     Arc::new(Remote::new(builder.build_relay().unwrap()))
 }
 
