@@ -139,6 +139,25 @@ fn keys_outside() {
 }
 
 #[test]
+fn a_look_at_the_directories_above_finds_nothing() {
+    let world = world();
+    for (line, status) in [
+        ("HEAD s3.internal/train/data", 404),
+        ("HEAD m6.s3-credential-proxy.internal/train/data", 404),
+        ("HEAD m6.s3-credential-proxy.internal/train/data/", 404),
+        ("HEAD m6.s3-credential-proxy.internal/train/data/deep", 404),
+        ("HEAD m6.s3-credential-proxy.internal/train/data/dee", 403),
+        ("HEAD m6.s3-credential-proxy.internal/train/dat", 403),
+        ("HEAD s3.internal/train/other", 403),
+        ("GET s3.internal/train/data", 403),
+    ] {
+        let denied = world.decide_call(&call(line, &[])).unwrap_err();
+        assert_eq!(denied.rule(), "outside-prefix");
+        assert_eq!(ErrorAnswer::from(&denied).status.as_u16(), status, "{line}");
+    }
+}
+
+#[test]
 fn read_only_is_by_operation() {
     check_all(&[
         ("GET s3.internal/models/a", "m2 GetObject a"),

@@ -131,7 +131,8 @@ fn amazon(action: Action, name: &str, value: &HeaderValue) -> Rule {
     let is_number = !value.is_empty() && value.len() <= 19 && value.as_bytes().iter().all(u8::is_ascii_digit);
     match name {
         // Of the signature, of the framing, or of nobody's concern; a copy's source is written anew.
-        "content-sha256"
+        "api-version"
+        | "content-sha256"
         | "copy-source"
         | "date"
         | "decoded-content-length"

@@ -14,6 +14,8 @@ mod attack_tests;
 mod audit;
 mod body;
 mod chunked;
+#[cfg(test)]
+mod client_tests;
 mod decide;
 mod denied;
 mod deny;
