@@ -77,6 +77,23 @@ fn hosts_and_paths() {
 }
 
 #[test]
+fn the_name_connected_to_is_the_name_asked_for() {
+    let world = world();
+    let request = call("GET s3.internal/train/data/a", &[]).signed(world.now);
+    for (host, is_good) in
+        [("", true), ("s3.internal", true), ("S3.internal.", true), ("r2.internal", false), ("evil.org", false)]
+    {
+        let arrival = crate::Arrival { host: host.into(), is_tls: false, port: 80 };
+        let decision = crate::decide(&request, &arrival, &world.guest, world.now);
+        assert_eq!(
+            decision.map(drop).map_err(|denied| denied.rule()),
+            if is_good { Ok(()) } else { Err("malformed") },
+            "{host}"
+        );
+    }
+}
+
+#[test]
 fn a_gone_mount_does_not_exist() {
     let mut world = world();
     let request = call("GET s3-credential-proxy.internal/m1/train/data/a", &[]).signed(world.now);

@@ -21,6 +21,8 @@ mod denied;
 mod deny;
 mod documents;
 mod framing;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gate;
 mod guest;
 mod headers;
