@@ -191,6 +191,15 @@ impl From<&UpstreamError> for ErrorAnswer {
             UpstreamError::Timeout => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", "the store does not answer")
             }
+            UpstreamError::TryAgain => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "SlowDown", "please send the request again")
+            }
+            UpstreamError::Unsupported(what) => {
+                Self::new(StatusCode::NOT_IMPLEMENTED, "NotImplemented", format!("the store does not know {what}"))
+            }
+            UpstreamError::Invalid(_) => {
+                Self::new(StatusCode::BAD_REQUEST, "InvalidRequest", "the request cannot be sent")
+            }
             UpstreamError::Credentials(_) => {
                 Self::new(StatusCode::FORBIDDEN, "AccessDenied", "the mount's own credentials cannot be used")
             }

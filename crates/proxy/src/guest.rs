@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use sandpail_spec::SecretKey;
 
+use crate::limits::Limits;
 use crate::route::{OpenRoute, Route, RouteSpec};
 use crate::{Audit, Upstream};
 
@@ -23,12 +24,13 @@ pub struct Guest {
     key: DummyKey,
     routes: RwLock<Vec<Arc<Route>>>,
     audit: Arc<dyn Audit>,
+    limits: Limits,
 }
 
 impl Guest {
     /// A sandbox that reaches nothing yet.
     pub fn new(id: impl Into<String>, key: DummyKey, audit: Arc<dyn Audit>) -> Self {
-        Self { id: id.into(), key, routes: RwLock::default(), audit }
+        Self { id: id.into(), key, routes: RwLock::default(), audit, limits: Limits::default() }
     }
 
     /// The sandbox's id, for the audit log.
@@ -44,6 +46,10 @@ impl Guest {
     /// Where requests are told.
     pub fn audit(&self) -> &Arc<dyn Audit> {
         &self.audit
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Opens a bucket to the sandbox, until the guard is dropped: then running requests end, too.

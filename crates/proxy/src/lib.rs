@@ -9,6 +9,7 @@
 //! there is a table of [`Route`]s, one for each mount. Default is refuse.
 #![forbid(unsafe_code)]
 
+mod answer;
 #[cfg(test)]
 mod attack_tests;
 mod audit;
@@ -20,25 +21,35 @@ mod decide;
 mod denied;
 mod deny;
 mod documents;
+mod egress;
+mod embedded;
+mod forward;
 mod framing;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod gate;
 mod guest;
 mod headers;
+mod limits;
 mod lists;
 mod local;
+mod memory;
+mod meter;
 mod operation;
 mod permit;
 mod query;
+mod remote;
 mod rewrite;
 mod route;
 mod scope;
+mod serve;
 mod signature;
 mod target;
 #[cfg(test)]
 mod testing;
+mod tls;
 mod token;
+mod upload;
 mod upstream;
 
 pub use audit::{Audit, AuditRecord};
@@ -46,9 +57,17 @@ pub use body::{BodyCheck, Checked, Payload, Streaming};
 pub use decide::{Arrival, BodyRule, Decision, Document, Forward, LocalAnswer, View, decide};
 pub use denied::Denied;
 pub use deny::ErrorAnswer;
+pub use egress::{
+    EgressPolicy, Forbidden, HeaderSecret, HostName, HostPattern, InvalidPattern, InvalidPolicy, Network, NetworkError,
+    Outbound, Serve, ShownPolicy, Sockets, Stream,
+};
+pub use embedded::Embedded;
 pub use gate::Gate;
 pub use guest::{DummyKey, Guest};
 pub use permit::{Action, Permit};
+pub use remote::Remote;
 pub use rewrite::{BadAnswer, Rewritten};
 pub use route::{Access, OpenRoute, Route, RouteSpec};
+pub use serve::serve;
+pub use tls::{BUNDLE_PATH, BUNDLE_PATHS, Ca, CaError, TRUST_VARIABLES};
 pub use upstream::{Body, BodyError, Upstream, UpstreamError, UpstreamRequest};

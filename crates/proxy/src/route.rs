@@ -5,6 +5,7 @@ use std::sync::Arc;
 use sandpail_spec::{Endpoint, KeyPrefix};
 use tokio_util::sync::CancellationToken;
 
+use crate::memory::RouteMemory;
 use crate::{Guest, Upstream};
 
 /// What may be done with a mount's objects.
@@ -41,11 +42,12 @@ pub struct Route {
     spec: RouteSpec,
     upstream: Arc<dyn Upstream>,
     revoked: CancellationToken,
+    memory: RouteMemory,
 }
 
 impl Route {
     pub(crate) fn new(spec: RouteSpec, upstream: Arc<dyn Upstream>) -> Self {
-        Self { spec, upstream, revoked: CancellationToken::new() }
+        Self { spec, upstream, revoked: CancellationToken::new(), memory: RouteMemory::default() }
     }
 
     /// What it opens.
@@ -56,6 +58,10 @@ impl Route {
     /// The bucket behind it.
     pub fn upstream(&self) -> &Arc<dyn Upstream> {
         &self.upstream
+    }
+
+    pub(crate) fn memory(&self) -> &RouteMemory {
+        &self.memory
     }
 
     /// Resolves when the mount is gone: requests under way must end.

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response};
 use http_body_util::combinators::UnsyncBoxBody;
+use sandpail_s3::ChecksumKind;
 
 /// Why a body broke.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -30,6 +31,9 @@ pub struct UpstreamRequest {
     pub len: u64,
     /// The body: exactly `len` bytes, or an error.
     pub body: Body,
+    /// The checksum that the body gives in trailers when it ends. To be passed on, where the provider takes it: it may
+    /// want each part of a multipart upload to have one.
+    pub trailer: Option<ChecksumKind>,
     /// The provider may work for minutes before it answers (copies, completions).
     pub is_slow: bool,
 }
@@ -52,6 +56,15 @@ pub enum UpstreamError {
     /// The mount's own key cannot be had.
     #[error("the mount's credentials cannot be used: {0}")]
     Credentials(String),
+    /// What refused the request was learned from (region, clock, new keys), but the body cannot be sent again.
+    #[error("the request must be sent once more")]
+    TryAgain,
+    /// The provider has no counterpart for a header.
+    #[error("{0} is not known to this provider")]
+    Unsupported(String),
+    /// The request cannot be sent.
+    #[error("the request cannot be sent: {0}")]
+    Invalid(String),
     /// The client's body broke, was too short, too long, or not what its checksum says.
     #[error("the body broke: {0}")]
     Body(String),

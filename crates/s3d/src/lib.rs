@@ -2,7 +2,8 @@
 //!
 //! The protocol (XML, signatures, chunked uploads) is the `s3s` crate's; this crate connects it to
 //! [`Store`]: [`service`] has one method per S3 operation, [`body`] takes uploads in and checks their
-//! sums, [`convert`] translates words and errors, [`log`] counts requests for tests and logs.
+//! sums, [`convert`] translates words and errors, [`log`] counts requests for tests and logs; [`Local`] serves
+//! without an address, inside this process.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,6 +23,7 @@
 
 mod body;
 mod convert;
+mod local;
 mod log;
 mod service;
 
@@ -42,6 +44,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+pub use crate::local::{Local, LocalBody};
 use crate::log::Gate;
 pub use crate::log::{RequestLog, RequestRecord};
 use crate::service::{Buckets, Service};

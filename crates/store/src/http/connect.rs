@@ -67,7 +67,7 @@ impl Connector {
         Ok(Self { tls: Some(TlsConnector::from(Arc::new(config))), timeout })
     }
 
-    async fn connect(self, uri: Uri) -> io::Result<Socket> {
+    pub(super) async fn connect(self, uri: Uri) -> io::Result<Socket> {
         let host = uri.host().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "URL without a host"))?;
         let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let is_tls = uri.scheme_str() == Some("https");

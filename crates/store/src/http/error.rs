@@ -97,6 +97,49 @@ fn retry_after(headers: &HeaderMap, now: Option<SystemTime>) -> Option<Duration>
     Some(wait)
 }
 
+/// What a refusal says about how to ask better.
+#[derive(Debug)]
+pub(super) struct Hints {
+    /// S3's code, or empty.
+    code: String,
+    pub(super) region: Option<String>,
+    pub(super) server_time: Option<SystemTime>,
+}
+
+/// Reads the hints of a refusal.
+pub(super) fn hints(headers: &HeaderMap, body: &[u8]) -> Hints {
+    let document = ErrorDocument::parse(body).unwrap_or_default();
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    Hints {
+        region: header("x-amz-bucket-region").map(str::to_owned).or(document.region),
+        server_time: header("date").and_then(parse_http),
+        code: document.code,
+    }
+}
+
+impl Hints {
+    /// Whether the signature's time may be what was refused.
+    pub(super) fn may_be_clock(&self) -> bool {
+        matches!(
+            self.code.as_str(),
+            "" | "RequestTimeTooSkewed" | "RequestExpired" | "AccessDenied" | "SignatureDoesNotMatch"
+        )
+    }
+
+    /// Whether the keys are no longer good.
+    pub(super) fn is_expired(&self) -> bool {
+        matches!(
+            self.code.as_str(),
+            "ExpiredToken"
+                | "TokenRefreshRequired"
+                | "InvalidToken"
+                | "ExpiredTokenException"
+                | "InvalidAccessKeyId"
+                | "SignatureDoesNotMatch"
+        )
+    }
+}
+
 /// Reads an answer that is no success: its status, or the error document inside a 200.
 pub(super) fn classify(call: &Call, names: &Names, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
     let document = ErrorDocument::parse(body);

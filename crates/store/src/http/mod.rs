@@ -26,12 +26,17 @@ mod counters;
 mod credentials;
 mod download;
 mod error;
+mod framed;
+mod goog;
 mod headers;
 mod limiter;
 mod marker;
+mod origin;
 mod probe;
+mod relay;
 mod send;
 mod sums;
+mod wire;
 
 use std::fmt;
 use std::ops::Range;
@@ -45,6 +50,9 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use md5::{Digest, Md5};
 use sandpail_s3::call::BadHeader;
+use sandpail_s3::sign::Dialect;
+use sandpail_s3::sign::goog4::GOOG4;
+use sandpail_s3::sign::sigv4::SIGV4;
 use sandpail_s3::xml::{self, CompletedPart, XmlError};
 use sandpail_s3::{Call, ChecksumKind, Quirks, checksum, list};
 use sandpail_spec::{Endpoint, Provider};
@@ -54,12 +62,14 @@ pub use chain::AwsChain;
 pub use counters::RequestCounts;
 pub use credentials::{CredentialProvider, StaticCredentials, environment};
 pub use probe::{FirstAnswer, ProbeStep, ProviderProfile};
+pub use relay::{Relay, RelayBody, RelayError, RelayRequest};
 
 use self::connect::Connector;
 use self::error::{Failure, Names};
 use self::headers::{object_info, with_attributes, with_placement, with_tagging};
 use self::limiter::Limiter;
-use self::send::{Reply, Shared, Target};
+use self::origin::{Origin, Target};
+use self::send::{Reply, Shared};
 use self::sums::Sums;
 use crate::{
     Capabilities, Condition, CopySource, Download, ETag, ListPage, ListRequest, ListedObject, ListedPart,
@@ -71,6 +81,9 @@ use crate::{
 const DELETE_BATCH_LEN: usize = 1000;
 /// How long [`Store::check_bucket`] tries: somebody waits for the answer.
 const CHECK_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Connections without work are closed after this long, before most servers do it.
+const IDLE_MAX: Duration = Duration::from_secs(15);
 
 /// How long to wait for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,27 +232,12 @@ impl HttpStoreBuilder {
             quirks.delete_objects = profile.delete_objects;
             sums.was_probed(profile.checks(ChecksumKind::Crc32c));
         }
-        let connector = if self.endpoint.is_tls() {
-            Connector::tls(self.timeouts.connect, self.ca_file.as_deref(), self.insecure)?
-        } else {
-            Connector::plain(self.timeouts.connect)
-        };
         let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(Duration::from_secs(15))
+            .pool_idle_timeout(IDLE_MAX)
             .pool_max_idle_per_host(self.max_connections)
             .pool_timer(TokioTimer::new())
-            .build(connector);
-        let path_style = self.path_style.unwrap_or_else(|| {
-            let host = self.endpoint.host();
-            let is_address = host.starts_with('[') || host.parse::<std::net::Ipv4Addr>().is_ok();
-            quirks.path_style
-                || is_address
-                || host == "localhost"
-                || self.bucket.contains(['.', '_'])
-                || self.bucket.chars().any(char::is_uppercase)
-        });
-        let region = self.region.unwrap_or_else(|| quirks.region_at(&self.endpoint));
-        let capabilities = self.capabilities.unwrap_or(Capabilities {
+            .build(self.connector()?);
+        let capabilities = self.capabilities.clone().unwrap_or(Capabilities {
             conditional_put: quirks.conditional_put,
             conditional_delete: quirks.conditional_delete,
             part_copy: quirks.part_copy,
@@ -250,27 +248,66 @@ impl HttpStoreBuilder {
             put_len_max: quirks.put_len_max,
             copy_len_max: quirks.copy_len_max,
         });
-        let names = Names { bucket: self.bucket.clone(), endpoint: self.endpoint.to_string() };
         let single_deletes = AtomicBool::new(!quirks.delete_objects);
-        let target = Target::new(self.endpoint, &self.bucket, path_style, region);
+        let (max_connections, retry_deadline) = (self.max_connections, self.retry_deadline);
         let shared = Shared {
+            // Google takes Amazon's signature, too, and then Amazon's headers.
+            origin: self.origin(quirks, &SIGV4),
             client,
-            target: RwLock::new(Arc::new(target)),
-            bucket: self.bucket,
-            path_style,
-            names,
-            quirks,
             sums,
             capabilities,
-            credentials: self.credentials,
-            timeouts: self.timeouts,
-            retry_deadline: self.retry_deadline,
-            limiter: Limiter::new(self.max_connections),
+            retry_deadline,
+            limiter: Limiter::new(max_connections),
             counters: counters::Counters::default(),
-            skew: AtomicI64::new(0),
             is_seaweedfs: AtomicBool::new(false),
         };
         Ok(HttpStore { shared: Arc::new(shared), single_deletes })
+    }
+
+    /// Makes a relay: it sends single requests that others made, with this bucket's address and keys. Nothing is sent
+    /// yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] if TLS cannot be set up.
+    pub fn build_relay(self) -> StoreResult<Relay> {
+        let quirks = Quirks::of(self.provider).clone();
+        let dialect = if self.provider == Provider::Gcs { &GOOG4 } else { &SIGV4 };
+        let connector = self.connector()?;
+        let idle_count_max = self.max_connections;
+        Ok(Relay::new(self.origin(quirks, dialect), connector, idle_count_max))
+    }
+
+    fn connector(&self) -> StoreResult<Connector> {
+        if self.endpoint.is_tls() {
+            Connector::tls(self.timeouts.connect, self.ca_file.as_deref(), self.insecure)
+        } else {
+            Ok(Connector::plain(self.timeouts.connect))
+        }
+    }
+
+    fn origin(self, quirks: Quirks, dialect: &'static Dialect) -> Origin {
+        let path_style = self.path_style.unwrap_or_else(|| {
+            let host = self.endpoint.host();
+            let is_address = host.starts_with('[') || host.parse::<std::net::Ipv4Addr>().is_ok();
+            quirks.path_style
+                || is_address
+                || host == "localhost"
+                || self.bucket.contains(['.', '_'])
+                || self.bucket.chars().any(char::is_uppercase)
+        });
+        let region = self.region.unwrap_or_else(|| quirks.region_at(&self.endpoint));
+        let names = Names { bucket: self.bucket.clone(), endpoint: self.endpoint.to_string() };
+        Origin {
+            target: RwLock::new(Arc::new(Target::new(self.endpoint, &self.bucket, path_style, dialect, region))),
+            bucket: self.bucket,
+            path_style,
+            dialect,
+            names,
+            quirks,
+            credentials: self.credentials,
+            timeouts: self.timeouts,
+            skew: AtomicI64::new(0),
+        }
     }
 }
 
@@ -511,8 +548,8 @@ impl Store for HttpStore {
         Ok(())
     }
 
-    async fn check_bucket(&self) -> StoreResult<()> {
-        let call = Call::list("", false, None, None, 1);
+    async fn check_bucket(&self, prefix: &str) -> StoreResult<()> {
+        let call = Call::list(prefix, false, None, None, 1);
         let deadline = CHECK_DEADLINE.min(self.shared.retry_deadline);
         let reply =
             self.shared.exchange(&call, None, false, deadline).await.map_err(|failure| match failure.error {

@@ -3,52 +3,34 @@
 use std::collections::hash_map::RandomState;
 use std::error::Error;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
-use sandpail_s3::address::canonical_query;
 use sandpail_s3::checksum::sha256_hex;
-use sandpail_s3::sign::sigv4::SIGV4;
-use sandpail_s3::sign::{UNSIGNED_PAYLOAD, Unsigned};
-use sandpail_s3::{Address, Call, Operation, Quirks, Signer};
-use sandpail_spec::{Credentials, Endpoint, Provider};
+use sandpail_s3::sign::UNSIGNED_PAYLOAD;
+use sandpail_s3::{Call, Operation};
+use sandpail_spec::Credentials;
 use tokio::time::{Instant, sleep};
 
-use super::Timeouts;
 use super::body::{UploadBody, file_error};
 use super::connect::Connector;
 use super::counters::Counters;
-use super::credentials::CredentialProvider;
-use super::error::{Failure, Names, classify, clean};
+use super::error::{Failure, classify, clean};
 use super::limiter::Limiter;
+use super::origin::{Origin, Outgoing};
 use super::sums::Sums;
 use crate::{Capabilities, PutBody, StoreError, StoreResult};
 
 /// Longest answer that is not a download: a page of 1000 keys of 1024 bytes, each byte as `%XX`, and room.
 const ANSWER_LEN_MAX: usize = 32 << 20;
-/// From this difference on the provider's clock is believed more than ours.
-const SKEW_MAX: Duration = Duration::from_secs(4 * 60);
 /// The longest pause between two tries.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-
-/// Where requests go, and for which region they are signed.
-#[derive(Debug)]
-pub(super) struct Target {
-    pub(super) address: Address,
-    pub(super) signer: Signer,
-}
-
-impl Target {
-    pub(super) fn new(endpoint: Endpoint, bucket: &str, path_style: bool, region: String) -> Self {
-        Self { address: Address::new(endpoint, bucket, path_style), signer: Signer::new(&SIGV4, region) }
-    }
-}
 
 /// An answer that is a success.
 #[derive(Debug)]
@@ -79,23 +61,24 @@ impl Reply {
 
 /// What all clones of a store share.
 pub(super) struct Shared {
+    pub(super) origin: Origin,
     pub(super) client: Client<Connector, UploadBody>,
-    pub(super) target: RwLock<Arc<Target>>,
-    pub(super) bucket: String,
-    pub(super) path_style: bool,
-    pub(super) names: Names,
-    pub(super) quirks: Quirks,
     pub(super) sums: Sums,
     pub(super) capabilities: Capabilities,
-    pub(super) credentials: Option<Arc<dyn CredentialProvider>>,
-    pub(super) timeouts: Timeouts,
     pub(super) retry_deadline: Duration,
     pub(super) limiter: Limiter,
     pub(super) counters: Counters,
-    /// The provider's clock minus ours, in seconds.
-    pub(super) skew: AtomicI64,
     /// An answer named SeaweedFS as its server, whatever the provider was said to be.
     pub(super) is_seaweedfs: AtomicBool,
+}
+
+/// A store is its origin, and what it takes to try again.
+impl Deref for Shared {
+    type Target = Origin;
+
+    fn deref(&self) -> &Origin {
+        &self.origin
+    }
 }
 
 /// A pause before try `attempt + 1`: doubling, and never in step with other clients.
@@ -107,7 +90,7 @@ fn backoff(attempt: u32) -> Duration {
 }
 
 /// An error with its causes, each said once.
-fn chain(error: &dyn Error) -> String {
+pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -121,10 +104,6 @@ fn chain(error: &dyn Error) -> String {
 }
 
 impl Shared {
-    pub(super) fn target(&self) -> Arc<Target> {
-        Arc::clone(&self.target.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
     /// Whether user metadata of keys that end in `/` is dropped here.
     pub(super) fn loses_marker_metadata(&self) -> bool {
         !self.quirks.marker_metadata || self.is_seaweedfs.load(Ordering::Relaxed)
@@ -210,55 +189,6 @@ impl Shared {
         }
     }
 
-    /// Signs for another region from now on. Says whether that is a change.
-    fn move_to(&self, region: &str) -> bool {
-        let mut target = self.target.write().unwrap_or_else(PoisonError::into_inner);
-        let old = target.signer.region();
-        let good = region.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
-        if old == region || region.is_empty() || region.len() > 64 || !good {
-            return false;
-        }
-        tracing::info!(bucket = self.bucket, from = old, to = region, "the bucket is in another region");
-        let mut endpoint = target.address.endpoint().clone();
-        if self.quirks.provider == Provider::S3 && endpoint.host().ends_with(".amazonaws.com") {
-            endpoint = endpoint.with_host(&format!("s3.{region}.amazonaws.com"));
-        }
-        *target = Arc::new(Target::new(endpoint, &self.bucket, self.path_style, region.to_owned()));
-        true
-    }
-
-    /// Compares clocks. Says whether ours was corrected.
-    fn learn_clock(&self, server: Option<SystemTime>) -> bool {
-        let Some(server) = server else { return false };
-        let ours = self.now();
-        let apart = server.duration_since(ours).unwrap_or_else(|error| error.duration());
-        if apart < SKEW_MAX {
-            return false;
-        }
-        let seconds = |time: SystemTime| {
-            time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(0))
-        };
-        let skew = seconds(server) - seconds(SystemTime::now());
-        tracing::warn!(
-            seconds = skew,
-            "this machine's clock differs from the store's; requests are signed with the store's time"
-        );
-        self.skew.store(skew, Ordering::Relaxed);
-        true
-    }
-
-    /// The time by the provider's clock.
-    pub(super) fn now(&self) -> SystemTime {
-        let skew = self.skew.load(Ordering::Relaxed);
-        let offset = Duration::from_secs(skew.unsigned_abs());
-        let now = SystemTime::now();
-        if skew >= 0 { now + offset } else { now.checked_sub(offset).unwrap_or(SystemTime::UNIX_EPOCH) }
-    }
-
-    pub(super) fn unreachable(&self, message: String) -> StoreError {
-        StoreError::Unreachable { endpoint: self.names.endpoint.clone(), message }
-    }
-
     fn request(
         &self,
         call: &Call,
@@ -266,38 +196,15 @@ impl Shared {
         is_upload: bool,
         credentials: Option<&Credentials>,
     ) -> StoreResult<Request<UploadBody>> {
-        let target = self.target();
-        let path = target.address.path(call.key.as_deref());
-        let url = target.address.url(&path, &canonical_query(&call.query));
-        let invalid = |message: String| StoreError::Invalid { message };
-        let mut request = Request::builder()
-            .method(call.method.clone())
-            .uri(&url)
-            .body(body)
-            .map_err(|error| invalid(format!("{url} is no URL: {error}")))?;
-        let headers = request.headers_mut();
-        headers.extend(call.headers.clone());
-        if let Some(credentials) = credentials {
-            let payload_hash = if is_upload { UNSIGNED_PAYLOAD.into() } else { sha256_hex(&call.body) };
-            let unsigned = Unsigned {
-                method: call.method.as_str(),
-                authority: target.address.authority(),
-                path: &path,
-                query: &call.query,
-                headers: &call.headers,
-                payload_hash: &payload_hash,
-            };
-            let signed = target.signer.sign(&unsigned, credentials, self.now());
-            headers.extend(signed.map_err(|error| StoreError::Credentials { message: error.to_string() })?);
-        }
-        if let Ok(authority) = HeaderValue::from_str(target.address.authority()) {
-            headers.insert(header::HOST, authority);
-        }
-        headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("sandpail/", env!("CARGO_PKG_VERSION"))));
-        if self.quirks.unpacks_gzip {
-            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
-        }
-        Ok(request)
+        let hash = if is_upload { None } else { credentials.map(|_| sha256_hex(&call.body)) };
+        let outgoing = Outgoing {
+            method: &call.method,
+            key: call.key.as_deref(),
+            query: &call.query,
+            headers: &call.headers,
+            payload_hash: hash.as_deref().unwrap_or(UNSIGNED_PAYLOAD),
+        };
+        self.origin.request(&self.target(), &outgoing, credentials, body)
     }
 
     /// A request that asks for nothing, unsigned: to see whether anybody answers.

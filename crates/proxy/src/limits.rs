@@ -1,0 +1,39 @@
+//! How much one sandbox may ask at once.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Connections of one sandbox. Each costs some KiB while it waits.
+const CONNECTION_COUNT_MAX: usize = 2048;
+/// Requests under way of one sandbox; what is above waits. Each costs some hundred KiB at most.
+const REQUEST_COUNT_MAX: usize = 256;
+
+/// One sandbox's share of the proxy.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    connections: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: Arc::new(Semaphore::new(CONNECTION_COUNT_MAX)),
+            requests: Arc::new(Semaphore::new(REQUEST_COUNT_MAX)),
+        }
+    }
+}
+
+impl Limits {
+    /// Leave for one connection; none if there are too many.
+    pub(crate) fn connection(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.connections).try_acquire_owned().ok()
+    }
+
+    /// Leave for one request, in turn.
+    pub(crate) async fn request(&self) -> Option<OwnedSemaphorePermit> {
+        // The semaphore is never closed, so this is always a permit.
+        Arc::clone(&self.requests).acquire_owned().await.ok()
+    }
+}
