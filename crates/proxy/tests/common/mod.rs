@@ -1,5 +1,5 @@
 //! A proxy on a local address, with one mount, and clients of it.
-#![allow(dead_code, reason = "every test program uses another part")]
+#![allow(dead_code, unreachable_pub, reason = "every test program uses another part")]
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -64,7 +64,8 @@ pub async fn service(store: Arc<dyn Store>) -> Server {
 
 /// A bucket behind `server`, by the real key.
 pub fn remote(endpoint: &str) -> Arc<dyn Upstream> {
-    let builder = HttpStore::builder(endpoint.parse().unwrap(), "bucket").credentials(credentials(REAL_ID, REAL_SECRET));
+    let builder =
+        HttpStore::builder(endpoint.parse().unwrap(), "bucket").credentials(credentials(REAL_ID, REAL_SECRET));
     Arc::new(Remote::new(builder.build_relay().unwrap()))
 }
 
