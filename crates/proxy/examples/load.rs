@@ -164,14 +164,9 @@ async fn run(endpoint: &str, method: Method, len: u64, at_once: usize, seconds: 
     }
     let elapsed = begun.elapsed().as_secs_f64();
     times.sort_unstable();
-    let at = |quantile: f64| times.get((times.len() as f64 * quantile) as usize).map_or(0.0, |t| t.as_secs_f64() * 1e6);
+    let at = |percent: usize| times.get(times.len() * percent / 100).map_or(0.0, |time| time.as_secs_f64() * 1e6);
     let bytes = times.len() as f64 * len as f64;
-    println!(
-        "requests={} bytes={bytes} seconds={elapsed:.3} p50_us={:.0} p99_us={:.0}",
-        times.len(),
-        at(0.5),
-        at(0.99)
-    );
+    println!("requests={} bytes={bytes} seconds={elapsed:.3} p50_us={:.0} p99_us={:.0}", times.len(), at(50), at(99));
     Ok(())
 }
 
