@@ -25,7 +25,7 @@ use super::goog;
 use super::origin::{Origin, Outgoing, Target};
 use super::send::chain;
 use super::wire::{Pool, Received, Wire};
-use crate::{StoreError, StoreResult};
+use crate::StoreError;
 
 /// Bodies up to this length are taken in before they are sent, so that they can be sent again to another region, or over
 /// another connection.
@@ -285,18 +285,6 @@ impl Relay {
     fn received(&self, answer: Response<hyper::body::Incoming>, wire: Wire) -> Response<RelayBody> {
         let stall = self.origin.timeouts.stall;
         answer.map(|incoming| Received::new(incoming, wire, Arc::clone(&self.pool), stall).boxed_unsync())
-    }
-
-    /// Opens a connection and lets it wait, so that the first request finds one.
-    ///
-    /// # Errors
-    /// [`StoreError::Unreachable`].
-    pub async fn check_reachable(&self) -> StoreResult<()> {
-        let target = self.origin.target();
-        let url = target.address.url("/", "");
-        let uri = url.parse().map_err(|_| StoreError::Invalid { message: format!("{url} is no URL") })?;
-        let opened = self.pool.connect(&target, uri).await;
-        opened.map(drop).map_err(|error| self.origin.unreachable(chain(&error)))
     }
 }
 
