@@ -77,6 +77,23 @@ fn hosts_and_paths() {
 }
 
 #[test]
+fn the_name_connected_to_is_the_name_asked_for() {
+    let world = world();
+    let request = call("GET s3.internal/train/data/a", &[]).signed(world.now);
+    for (host, is_good) in
+        [("", true), ("s3.internal", true), ("S3.internal.", true), ("r2.internal", false), ("evil.org", false)]
+    {
+        let arrival = crate::Arrival { host: host.into(), is_tls: false, port: 80 };
+        let decision = crate::decide(&request, &arrival, &world.guest, world.now);
+        assert_eq!(
+            decision.map(drop).map_err(|denied| denied.rule()),
+            if is_good { Ok(()) } else { Err("malformed") },
+            "{host}"
+        );
+    }
+}
+
+#[test]
 fn a_gone_mount_does_not_exist() {
     let mut world = world();
     let request = call("GET s3-credential-proxy.internal/m1/train/data/a", &[]).signed(world.now);
@@ -136,6 +153,25 @@ fn keys_outside() {
     check(&format!("GET s3.internal/train/data/{}", "a".repeat(1020)), &[], "refused too-large");
     // Together with the mount's prefix it is too long.
     check(&format!("GET r2.internal/LOGS/{}", "a".repeat(1020)), &[], "refused too-large");
+}
+
+#[test]
+fn a_look_at_the_directories_above_finds_nothing() {
+    let world = world();
+    for (line, status) in [
+        ("HEAD s3.internal/train/data", 404),
+        ("HEAD m6.s3-credential-proxy.internal/train/data", 404),
+        ("HEAD m6.s3-credential-proxy.internal/train/data/", 404),
+        ("HEAD m6.s3-credential-proxy.internal/train/data/deep", 404),
+        ("HEAD m6.s3-credential-proxy.internal/train/data/dee", 403),
+        ("HEAD m6.s3-credential-proxy.internal/train/dat", 403),
+        ("HEAD s3.internal/train/other", 403),
+        ("GET s3.internal/train/data", 403),
+    ] {
+        let denied = world.decide_call(&call(line, &[])).unwrap_err();
+        assert_eq!(denied.rule(), "outside-prefix");
+        assert_eq!(ErrorAnswer::from(&denied).status.as_u16(), status, "{line}");
+    }
 }
 
 #[test]

@@ -15,13 +15,18 @@ mod attack_tests;
 mod audit;
 mod body;
 mod chunked;
+#[cfg(test)]
+mod client_tests;
 mod decide;
 mod denied;
 mod deny;
 mod documents;
+mod egress;
 mod embedded;
 mod forward;
 mod framing;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gate;
 mod guest;
 mod headers;
@@ -43,6 +48,7 @@ mod signature;
 mod target;
 #[cfg(test)]
 mod testing;
+mod tls;
 mod token;
 mod upload;
 mod upstream;
@@ -52,6 +58,10 @@ pub use body::{BodyCheck, Checked, Payload, Streaming};
 pub use decide::{Arrival, BodyRule, Decision, Document, Forward, LocalAnswer, View, decide};
 pub use denied::Denied;
 pub use deny::ErrorAnswer;
+pub use egress::{
+    EgressPolicy, Forbidden, HeaderSecret, HostName, HostPattern, InvalidPattern, InvalidPolicy, Network, NetworkError,
+    Outbound, Serve, ShownPolicy, Sockets, Stream,
+};
 pub use embedded::Embedded;
 pub use gate::Gate;
 pub use guest::{DummyKey, Guest};
@@ -60,4 +70,5 @@ pub use remote::Remote;
 pub use rewrite::{BadAnswer, Rewritten};
 pub use route::{Access, OpenRoute, Route, RouteSpec};
 pub use serve::serve;
+pub use tls::{BUNDLE_PATH, BUNDLE_PATHS, Ca, CaError, TRUST_VARIABLES};
 pub use upstream::{Body, BodyError, Upstream, UpstreamError, UpstreamRequest};

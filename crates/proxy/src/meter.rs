@@ -109,7 +109,7 @@ impl Drop for Meter {
 }
 
 /// A key as it may stand in a log.
-fn clean(key: &str) -> String {
+pub(crate) fn clean(key: &str) -> String {
     let mut end = key.len().min(KEY_LEN_MAX);
     while !key.is_char_boundary(end) {
         end -= 1;
@@ -118,7 +118,7 @@ fn clean(key: &str) -> String {
 }
 
 /// 16 hexadecimal digits that are not given twice, and tell nothing of how many requests there were.
-fn request_id() -> String {
+pub(crate) fn request_id() -> String {
     static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let mut hasher = STATE.build_hasher();

@@ -7,7 +7,7 @@ use crate::Finding;
 use crate::cgroup::Cgroups;
 
 pub(crate) fn all() -> Vec<Finding> {
-    let mut findings = vec![root(), user_namespaces(), overlay(), id_mapped_mounts(), disk_limit()];
+    let mut findings = vec![root(), user_namespaces(), overlay(), id_mapped_mounts(), disk_limit(), network()];
     findings.extend(Cgroups::detect().findings());
     findings
 }
@@ -48,6 +48,20 @@ fn id_mapped_mounts() -> Finding {
         format!("Linux {release} is older than 5.19: system files seem to belong to nobody inside sandboxes")
     };
     Finding { what: "id-mapped mounts", is_ok, detail }
+}
+
+fn network() -> Finding {
+    let (is_ok, detail) = match crate::network::probe() {
+        Ok(()) => (true, "connections of sandboxes can be led to the daemon (nf_tables, NAT, conntrack)".to_owned()),
+        Err(error) => (
+            false,
+            format!(
+                "no credential proxy and no internet for sandboxes: {error}; load the modules nf_tables, nft_chain_nat, \
+                 nft_redir, nft_reject_ipv4, nf_conntrack"
+            ),
+        ),
+    };
+    Finding { what: "network of sandboxes", is_ok, detail }
 }
 
 fn disk_limit() -> Finding {

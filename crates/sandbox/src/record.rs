@@ -21,6 +21,12 @@ pub(crate) struct Record {
     pub(crate) start_ticks: u64,
     pub(crate) ids: IdMap,
     pub(crate) spec: SandboxSpec,
+    /// Variables that the root file system came with.
+    #[serde(default)]
+    pub(crate) rootfs_env: BTreeMap<String, String>,
+    /// Variables that the daemon gives.
+    #[serde(default)]
+    pub(crate) environment: BTreeMap<String, String>,
     pub(crate) sessions: BTreeMap<String, SessionRecord>,
     pub(crate) processes: BTreeMap<String, ProcessRecord>,
     /// What was attached and not detached, in that order.

@@ -15,8 +15,10 @@ use tokio::io::unix::AsyncFd;
 
 use crate::packet::{self, Packet};
 use crate::record::{self, Record};
-use crate::wire::{Layers, Progress, SetUp};
-use crate::{Limits, RootFs, SandboxError, SandboxId, SandboxSpec, control, hiding, ids, image, init, skeleton};
+use crate::wire::{Layers, Progress, SetUp, ShownFile};
+use crate::{
+    Limits, RootFs, SandboxError, SandboxFile, SandboxId, SandboxSpec, control, hiding, ids, image, init, skeleton,
+};
 
 /// A start takes some milliseconds, and seconds on a machine that is out of memory; not more.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
@@ -44,7 +46,7 @@ impl Starter<'_> {
     pub(crate) async fn start(
         &self,
         id: &SandboxId,
-        mut spec: SandboxSpec,
+        spec: SandboxSpec,
         directory: &Path,
         cgroup: &str,
     ) -> Result<(Record, OwnedFd), SandboxError> {
@@ -59,6 +61,7 @@ impl Starter<'_> {
             Some(len) => Some(make_disk(directory, len).await?),
             None => None,
         };
+        let files = write_files(directory, &spec.files)?;
         let (layers, env) = self.layers(&spec.rootfs).await?;
         let (ids, lock) = ids::take().map_err(system("a range of ids"))?;
         let groups = self.groups(cgroup, &spec.limits).map_err(system("control groups"))?;
@@ -70,6 +73,7 @@ impl Starter<'_> {
             ids,
             layers,
             expose: spec.expose.clone(),
+            files,
             hidden,
             cgroups: groups.iter().map(|group| group.join("cgroup.procs")).collect(),
             disk_image,
@@ -78,15 +82,13 @@ impl Starter<'_> {
         };
         let control = control::listen(directory).map_err(system("the control socket"))?;
         let packet = Packet::new(&set_up, vec![control, lock]).map_err(system("what to start"))?;
-        // What is asked for wins over what the root file system says.
-        let mut variables: BTreeMap<_, _> = env.into_iter().collect();
-        variables.append(&mut spec.env);
-        spec.env = variables;
         let record = Record {
             pid: 0,
             start_ticks: 0,
             ids,
             spec,
+            rootfs_env: env.into_iter().collect(),
+            environment: BTreeMap::new(),
             sessions: BTreeMap::new(),
             processes: BTreeMap::new(),
             attachments: Vec::new(),
@@ -224,6 +226,34 @@ pub(crate) fn find(pid: i32, start_ticks: u64) -> Option<OwnedFd> {
 fn host_memory() -> u64 {
     let info = rustix::system::sysinfo();
     info.totalram.saturating_mul(info.mem_unit.into())
+}
+
+/// Writes the daemon's files for a sandbox below its directory, which is for root alone; equal ones once.
+fn write_files(directory: &Path, files: &[SandboxFile]) -> Result<Vec<ShownFile>, SandboxError> {
+    if files.is_empty() {
+        return Ok(Vec::new());
+    }
+    let place = directory.join("files");
+    DirBuilder::new().mode(0o700).create(&place).map_err(system(format!("making {}", place.display())))?;
+    let mut written: Vec<&[u8]> = Vec::new();
+    let mut shown = Vec::new();
+    for SandboxFile { path, content, is_optional } in files {
+        if !path.is_absolute() || path.file_name().is_none() {
+            return Err(SandboxError::Host(format!("{} is no place for a file in a sandbox", path.display())));
+        }
+        let index = written.iter().position(|known| *known == content).unwrap_or(written.len());
+        let name = format!("files/{index}");
+        if index == written.len() {
+            let file = directory.join(&name);
+            fs::write(&file, content).map_err(system(file.display().to_string()))?;
+            // For whoever reads it inside; the directories above let nobody else come near.
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o444))
+                .map_err(system(file.display().to_string()))?;
+            written.push(content);
+        }
+        shown.push(ShownFile { name, at: path.clone(), is_optional: *is_optional });
+    }
+    Ok(shown)
 }
 
 /// Makes a sparse file system image, which is what bounds the sandbox's files.

@@ -82,6 +82,22 @@ pub struct SandboxSpec {
     pub env: BTreeMap<String, String>,
     /// More directories of the host that are visible read-only at the same path.
     pub expose: Vec<PathBuf>,
+    /// Files of the daemon's that the sandbox sees, read-only whatever it does, in each kind of root file system. Not part
+    /// of what is serialised: they are on disk once the sandbox is made.
+    #[serde(skip)]
+    pub files: Vec<SandboxFile>,
+}
+
+/// A file of the daemon's, such as a bundle of certificates. Everybody in the sandbox may read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SandboxFile {
+    /// Where, absolute. A link there is replaced by the file; `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` replace
+    /// those that each sandbox has. Directories above are made.
+    pub path: PathBuf,
+    /// What it holds. Files of equal content share one copy on disk.
+    pub content: Bytes,
+    /// Whether it is left out where nothing is at `path`: for files that distributions keep at different places.
+    pub is_optional: bool,
 }
 
 /// The host ids behind the sandbox's ids: inside `0..len` is outside `base..base + len`, users and groups alike.

@@ -24,6 +24,8 @@ pub(crate) struct SetUp {
     pub(crate) layers: Layers,
     /// Host directories to show read-only.
     pub(crate) expose: Vec<PathBuf>,
+    /// Files of the daemon's to show.
+    pub(crate) files: Vec<ShownFile>,
     /// Directories to cover, if they would be visible.
     pub(crate) hidden: Vec<PathBuf>,
     /// `cgroup.procs` files to join.
@@ -34,6 +36,17 @@ pub(crate) struct SetUp {
     pub(crate) open_files: u64,
     /// Bytes that `/dev/shm` holds.
     pub(crate) shared_len: u64,
+}
+
+/// A file of the daemon's, in the sandbox's directory on the host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ShownFile {
+    /// Its name on the host, relative to [`SetUp::directory`].
+    pub(crate) name: String,
+    /// Where the sandbox sees it.
+    pub(crate) at: PathBuf,
+    /// Whether only if something is there already.
+    pub(crate) is_optional: bool,
 }
 
 /// Where a root file system comes from.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::failure::{During, Failure};
-use crate::sys;
-use crate::wire::SetUp;
+use crate::wire::{SetUp, ShownFile};
+use crate::{NAME_SERVER, sys};
 
 const NOSUID_NODEV: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 const NO_ALL: MountFlags = NOSUID_NODEV.union(MountFlags::NOEXEC);
@@ -51,16 +51,23 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 /// there is no sysfs.
 const SYS: [&str; 2] = ["/sys/devices/system/cpu", "/sys/devices/system/node"];
 
-/// A host directory that will be shown.
-pub(super) struct View {
+/// What of the host will be shown.
+pub(super) struct Views {
+    directories: Vec<View>,
+    /// Files of the daemon's.
+    files: Vec<View>,
+}
+
+struct View {
     at: PathBuf,
     tree: OwnedFd,
     is_file: bool,
+    is_optional: bool,
 }
 
-/// Takes views of the host directories that the sandbox is to see, read-only.
-pub(super) fn views(set_up: &SetUp) -> Result<Vec<View>, Failure> {
-    let mut views = Vec::new();
+/// Takes views of what the sandbox is to see of the host, read-only.
+pub(super) fn views(set_up: &SetUp, users: BorrowedFd<'_>) -> Result<Views, Failure> {
+    let mut directories = Vec::new();
     let sys = SYS.iter().map(PathBuf::from).filter(|path| path.is_dir());
     for at in set_up.expose.iter().cloned().chain(sys) {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
@@ -70,20 +77,36 @@ pub(super) fn views(set_up: &SetUp) -> Result<Vec<View>, Failure> {
             MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         sys::set_mount_flags(&tree, flags).during(&what)?;
         let is_file = fs::metadata(&at).during(&what)?.is_file();
-        views.push(View { at, tree, is_file });
+        directories.push(View { at, tree, is_file, is_optional: false });
     }
-    Ok(views)
+    let file = |file: &ShownFile| {
+        let what = format!("a view of the daemon's {}", file.at.display());
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = rustix::mount::open_tree(CWD, set_up.directory.join(&file.name), flags).during(&what)?;
+        // Without it they seem to belong to nobody, which the start has noted already, and are as good to read.
+        let _is_mapped = sys::map_ids(&tree, users);
+        sys::set_mount_flags(&tree, READ_ONLY_DATA).during(&what)?;
+        Ok(View { at: file.at.clone(), tree, is_file: true, is_optional: file.is_optional })
+    };
+    let files = set_up.files.iter().map(file).collect::<Result<_, Failure>>()?;
+    Ok(Views { directories, files })
 }
 
+/// Nothing to write, run or open as a device.
+const READ_ONLY_DATA: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY
+    .union(MountAttrFlags::MOUNT_ATTR_NOSUID)
+    .union(MountAttrFlags::MOUNT_ATTR_NODEV)
+    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+
 /// Mounts everything. The root is the sandbox's already, so no link can lead out of it.
-pub(super) fn mount_all(set_up: &SetUp, views: Vec<View>) -> Result<(), Failure> {
+pub(super) fn mount_all(set_up: &SetUp, views: Views) -> Result<(), Failure> {
     let root = format!("uid={base},gid={base}", base = set_up.ids.base);
     mount("proc", "/proc", NO_ALL, "")?;
     mount_dev(&root, set_up)?;
     // Inodes take the host's memory too, also those of empty files.
     mount("tmpfs", "/sys", NO_ALL, &format!("{root},mode=755,size=64k,nr_inodes=1k"))?;
     mount("tmpfs", "/run", NOSUID_NODEV, &format!("{root},mode=755,size=64m,nr_inodes=64k"))?;
-    for view in views {
+    for view in views.directories {
         let is_file = view.is_file;
         make_place(&view.at, is_file)?;
         move_to(&view.tree, &view.at)?;
@@ -101,6 +124,11 @@ pub(super) fn mount_all(set_up: &SetUp, views: Vec<View>) -> Result<(), Failure>
         set_read_only(path)?;
     }
     own_files(set_up)?;
+    for view in views.files {
+        if !view.is_optional || fs::metadata(&view.at).is_ok() {
+            place_file(&view.tree, &view.at)?;
+        }
+    }
     for (directory, mode) in [("/workspace", 0o755), ("/tmp", 0o1777), ("/root", 0o700)] {
         if !Path::new(directory).is_dir() {
             fs::create_dir_all(directory).during(directory)?;
@@ -223,26 +251,34 @@ fn own_files(set_up: &SetUp) -> Result<(), Failure> {
     let files = [
         ("hosts", format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}\n")),
         ("hostname", format!("{name}\n")),
-        ("resolv.conf", "# No name server: this sandbox has no network.\n".to_owned()),
+        ("resolv.conf", format!("# The daemon's, once it opens this sandbox's network.\nnameserver {NAME_SERVER}\n")),
     ];
     let own = empty_tmpfs("size=1m,mode=755").during(WHAT)?;
     fs::create_dir_all("/etc").during(WHAT)?;
     for (file, text) in files {
+        let at = Path::new("/etc").join(file);
+        if set_up.files.iter().any(|given| given.at == at) {
+            continue;
+        }
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
         let created = rustix::fs::openat(&own, file, flags, Mode::from_raw_mode(0o644)).during(WHAT)?;
         let (uid, gid) = (rustix::fs::Uid::from_raw(set_up.ids.base), rustix::fs::Gid::from_raw(set_up.ids.base));
         rustix::fs::fchown(&created, Some(uid), Some(gid)).during(WHAT)?;
         io::Write::write_all(&mut fs::File::from(created), text.as_bytes()).during(WHAT)?;
-        let at = Path::new("/etc").join(file);
-        // An image may have a link here, such as the one of systemd's resolver, that leads nowhere.
-        if fs::symlink_metadata(&at).is_ok_and(|found| found.is_symlink()) {
-            fs::remove_file(&at).during(WHAT)?;
-        }
-        make_place(&at, true)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let view = rustix::mount::open_tree(own.as_fd(), file, flags).during(WHAT)?;
         sys::set_mount_flags(&view, MountAttrFlags::MOUNT_ATTR_RDONLY).during(WHAT)?;
-        move_to(&view, &at)?;
+        place_file(&view, &at)?;
     }
     Ok(())
+}
+
+/// Mounts a file at `at`, in place of a link too.
+fn place_file(view: &OwnedFd, at: &Path) -> Result<(), Failure> {
+    // An image may have a link here, such as the one of systemd's resolver, that leads nowhere.
+    if fs::symlink_metadata(at).is_ok_and(|found| found.is_symlink()) {
+        fs::remove_file(at).during(format!("making {}", at.display()))?;
+    }
+    make_place(at, true)?;
+    move_to(view, at)
 }

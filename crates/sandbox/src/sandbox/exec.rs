@@ -108,11 +108,16 @@ impl Sandbox {
         }
     }
 
-    /// A whole environment: defaults, the sandbox's, then `more`, the last of which wins.
+    /// A whole environment: defaults, the root file system's, the daemon's, the sandbox's, then `more`, the last of which
+    /// wins.
     pub(super) fn environment(&self, more: &[&BTreeMap<String, String>]) -> Vec<(String, String)> {
         let mut all: BTreeMap<String, String> =
             DEFAULTS.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        all.extend(self.record().spec.env.clone());
+        let record = self.record();
+        for variables in [&record.rootfs_env, &record.environment, &record.spec.env] {
+            all.extend(variables.clone());
+        }
+        drop(record);
         for variables in more {
             all.extend((*variables).clone());
         }

@@ -11,7 +11,7 @@ mod sessions;
 mod table;
 mod terminal;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -106,6 +106,23 @@ impl Sandbox {
     /// The host's pid of its init.
     pub fn pid(&self) -> i32 {
         self.inner.pid
+    }
+
+    /// Replaces the variables that the daemon gives to what runs in this sandbox: commands, sessions, terminals and
+    /// processes that start from now on have them. Kept in the sandbox's record.
+    ///
+    /// They win over defaults and over what an image says. Over them win [`crate::SandboxSpec::env`] and what is given with
+    /// a command, session or process; and a session that has exported such a variable goes on with its own value.
+    ///
+    /// # Errors
+    /// [`SandboxError::System`] if the record cannot be written.
+    pub fn set_environment(&self, environment: BTreeMap<String, String>) -> Result<(), SandboxError> {
+        self.change_record(|record| record.environment = environment)
+    }
+
+    /// A descriptor of its init.
+    pub(crate) fn pidfd(&self) -> io::Result<OwnedFd> {
+        self.inner.pidfd.get_ref().try_clone()
     }
 
     /// Whether its init lives.

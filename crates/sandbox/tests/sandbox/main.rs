@@ -7,6 +7,7 @@ mod isolation;
 mod latency;
 mod lives;
 mod mounts;
+mod network;
 mod sessions;
 mod world;
 
@@ -25,9 +26,17 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("sandbox-init") {
         return sandpail_sandbox::init_main();
     }
-    let tests: Vec<Test> =
-        [commands::TESTS, files::TESTS, sessions::TESTS, isolation::TESTS, latency::TESTS, lives::TESTS, mounts::TESTS]
-            .concat();
+    let tests: Vec<Test> = [
+        commands::TESTS,
+        files::TESTS,
+        sessions::TESTS,
+        isolation::TESTS,
+        latency::TESTS,
+        lives::TESTS,
+        mounts::TESTS,
+        network::TESTS,
+    ]
+    .concat();
     if arguments.any(|argument| argument == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;

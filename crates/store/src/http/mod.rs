@@ -548,8 +548,8 @@ impl Store for HttpStore {
         Ok(())
     }
 
-    async fn check_bucket(&self) -> StoreResult<()> {
-        let call = Call::list("", false, None, None, 1);
+    async fn check_bucket(&self, prefix: &str) -> StoreResult<()> {
+        let call = Call::list(prefix, false, None, None, 1);
         let deadline = CHECK_DEADLINE.min(self.shared.retry_deadline);
         let reply =
             self.shared.exchange(&call, None, false, deadline).await.map_err(|failure| match failure.error {
