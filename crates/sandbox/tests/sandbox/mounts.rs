@@ -129,7 +129,7 @@ async fn links_are_followed_inside_only() {
     }
     check(&sandbox, "ln -sfn /dev kernel; ls /dev | grep '^new$' || echo none", "none").await;
     assert!(sandbox.attach(tmpfs(), Path::new("/workspace/kernel/new/er")).await.is_err());
-    check(&sandbox, "ls /dev | grep -c '^new$'; grep -c ' /dev/new' /proc/mounts", "0\n0").await;
+    check(&sandbox, "ls /dev | grep -c '^new$'; grep -c ' /dev/new' /proc/mounts || true", "0\n0").await;
     sandbox.destroy().await.unwrap();
 }
 
