@@ -68,6 +68,7 @@ pub(crate) enum Operation {
     Hydrate,
     Mount,
     Unmount,
+    Egress,
     Pool,
     /// One of our own file routes, by its verb.
     File(&'static str),
@@ -92,6 +93,7 @@ impl Operation {
             Self::Persist => "workspace_archive_read_error",
             Self::Mount => "mount_error",
             Self::Unmount => "unmount_error",
+            Self::Egress => "egress_error",
             Self::File(_) => "file_error",
             Self::Process(_) => "process_error",
             Self::Object(_) => "bucket_error",
@@ -112,6 +114,7 @@ impl Operation {
             Self::Hydrate => format!("hydrate failed: {why}"),
             Self::Mount => format!("mount failed: {why}"),
             Self::Unmount => format!("unmount failed: {why}"),
+            Self::Egress => format!("egress failed: {why}"),
             Self::File(verb) | Self::Process(verb) | Self::Object(verb) => format!("{verb} failed: {why}"),
         }
     }
@@ -218,6 +221,7 @@ fn failed(operation: &Operation, source: &DaemonError) -> Answer {
         }
         DaemonError::NoBinding { .. } => Answer::new(StatusCode::NOT_FOUND, "binding_not_found", source.to_string()),
         DaemonError::NoObject { .. } => Answer::new(StatusCode::NOT_FOUND, "object_not_found", source.to_string()),
+        DaemonError::Egress(_) => Answer::new(StatusCode::BAD_REQUEST, "invalid_request", source.to_string()),
         DaemonError::Bucket(why) | DaemonError::State(why) => bad_gateway(why),
         DaemonError::Sandbox(sandbox) => failed_inside(operation, sandbox, bad_gateway),
     }

@@ -19,7 +19,7 @@ const TITLE: &str = "sandpail";
     security(("bearer" = [])),
     tags(
         (name = "sandboxes"), (name = "commands"), (name = "files"), (name = "sessions"), (name = "terminals"),
-        (name = "archives"), (name = "mounts"), (name = "processes"), (name = "objects"), (name = "tunnels"),
+        (name = "archives"), (name = "mounts"), (name = "egress"), (name = "processes"), (name = "objects"), (name = "tunnels"),
         (name = "pool"), (name = "service"),
     ),
 )]

@@ -176,9 +176,39 @@ impl Daemon {
 
     /// The mounts of a sandbox; none for an unknown id.
     pub async fn list_mounts(&self, id: &SandboxId) -> Vec<MountInfo> {
-        let mounts = self.inner.slot(id).map(|slot| slot.mounts()).unwrap_or_default();
-        let infos = futures_util::future::join_all(mounts.iter().map(|mount| mount.info())).await;
+        let Some(slot) = self.inner.slot(id) else { return Vec::new() };
+        let (mounts, network) = (slot.mounts(), slot.now().network.clone());
+        let infos = futures_util::future::join_all(mounts.iter().map(|mount| mount.info(network.as_deref()))).await;
         infos.into_iter().flatten().collect()
+    }
+
+    /// What a sandbox reaches of the network: its policy, without values of headers. Starts it if need be.
+    ///
+    /// # Errors
+    /// [`DaemonError::Capacity`], [`DaemonError::Sandbox`], [`DaemonError::State`].
+    pub async fn egress(&self, id: &SandboxId) -> Result<serde_json::Value, DaemonError> {
+        let (inner, id) = (Arc::clone(&self.inner), id.clone());
+        to_its_end(async move { inner.network(&id).await?.1.shown_policy() }).await
+    }
+
+    /// Changes what a sandbox reaches of the network, from now on; connections that it forbids end. `policy` is an
+    /// [`sandpail_proxy::EgressPolicy`] as JSON, where `${NAME}` in a header's value is a secret of the daemon.
+    ///
+    /// # Errors
+    /// [`DaemonError::Egress`]; the old policy stays then.
+    pub async fn set_egress(
+        &self,
+        id: &SandboxId,
+        policy: serde_json::Value,
+    ) -> Result<serde_json::Value, DaemonError> {
+        let (inner, id) = (Arc::clone(&self.inner), id.clone());
+        to_its_end(async move {
+            let (sandbox, network) = inner.network(&id).await?;
+            network.set_policy(&inner.config(), &sandbox, policy).await?;
+            inner.events.tell("sandbox.egress", &id, None, "its policy was changed");
+            network.shown_policy()
+        })
+        .await
     }
 
     /// The pool of started sandboxes.

@@ -99,6 +99,9 @@ pub enum DaemonError {
     /// The bucket of a binding did not do it. The text holds no key.
     #[error("{0}")]
     Bucket(String),
+    /// A policy that makes no sense. The text holds no value of a header.
+    #[error("invalid egress policy: {0}")]
+    Egress(String),
     /// The daemon's own files cannot be used.
     #[error("{0}")]
     State(String),

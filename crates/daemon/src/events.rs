@@ -26,6 +26,11 @@ impl Events {
     pub(crate) fn tell(&self, kind: &str, sandbox: &SandboxId, mount_path: Option<&str>, detail: impl Into<String>) {
         let detail = detail.into();
         tracing::info!(kind, sandbox = sandbox.as_str(), mount = mount_path, detail);
+        self.tell_quietly(kind, sandbox, mount_path, detail);
+    }
+
+    /// The same for what is in the log already.
+    pub(crate) fn tell_quietly(&self, kind: &str, sandbox: &SandboxId, mount_path: Option<&str>, detail: String) {
         let event = Event {
             time_ms: now_ms(),
             kind: kind.to_owned(),

@@ -1,12 +1,14 @@
 //! Who exists, what is mounted, and in which order things start and stop.
 #![forbid(unsafe_code)]
 
+mod audit;
 mod config;
 mod daemon;
 mod embedded;
 mod error;
 mod events;
 mod mounts;
+mod network;
 mod objects;
 mod sandboxes;
 mod state;

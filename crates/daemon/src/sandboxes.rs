@@ -8,13 +8,14 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
-use sandpail_sandbox::{Runtime, Sandbox, SandboxId};
+use sandpail_sandbox::{Runtime, Sandbox, SandboxId, SandboxSpec};
 use sandpail_spec::MountPath;
 use sandpail_store::Store;
 
 use crate::embedded::Embedded;
 use crate::events::{Events, now_ms};
 use crate::mounts::{self, Mount};
+use crate::network::SandboxNetwork;
 use crate::state::{SandboxRecord, StateDir};
 use crate::{Config, DaemonError};
 
@@ -38,6 +39,8 @@ pub(crate) struct Slot {
 #[derive(Debug, Default)]
 pub(crate) struct Now {
     pub(crate) sandbox: Option<Sandbox>,
+    /// Its way to buckets and out; none of a sandbox that is not started.
+    pub(crate) network: Option<Arc<SandboxNetwork>>,
     /// Started and unused.
     pub(crate) is_warm: bool,
     /// Destroyed: whoever still holds the slot must look for a new one.
@@ -181,6 +184,21 @@ impl Inner {
         }
     }
 
+    /// A sandbox and its network; made if there is none yet.
+    pub(crate) async fn network(
+        self: &Arc<Self>,
+        id: &SandboxId,
+    ) -> Result<(Sandbox, Arc<SandboxNetwork>), DaemonError> {
+        let (slot, sandbox) = self.sandbox(id).await?;
+        let network = slot.now().network.clone();
+        let network = network.ok_or_else(|| {
+            DaemonError::State(
+                "this sandbox was made by an earlier version and has no network; make a new one".to_owned(),
+            )
+        })?;
+        Ok((sandbox, network))
+    }
+
     /// A warm sandbox that is used is warm no longer, whoever guessed its name.
     fn use_warm(&self, slot: &Slot) {
         let was_warm = std::mem::replace(&mut slot.now().is_warm, false);
@@ -195,16 +213,20 @@ impl Inner {
         if let Some(dead) = dead {
             self.clean_dead(slot, &dead).await;
         }
-        let made = self.runtime.create(slot.id.clone(), self.config().sandbox.clone()).await;
-        let sandbox = match made {
-            Ok(sandbox) => sandbox,
+        let (network, sandbox) = match self.make(&slot.id).await {
+            Ok(made) => made,
             Err(error) => {
                 self.forget(slot);
-                return Err(error.into());
+                return Err(error);
             }
         };
-        slot.now().sandbox = Some(sandbox.clone());
+        {
+            let mut now = slot.now();
+            now.sandbox = Some(sandbox.clone());
+            now.network = Some(Arc::clone(&network));
+        }
         if let Err(error) = self.persist(slot) {
+            network.close().await;
             if let Err(error) = sandbox.destroy().await {
                 tracing::error!(sandbox = slot.id.as_str(), %error, "a sandbox that cannot be kept is not removed");
             }
@@ -214,6 +236,30 @@ impl Inner {
         self.events.tell("sandbox.created", &slot.id, None, "");
         self.watch(slot, &sandbox);
         Ok(sandbox)
+    }
+
+    /// Makes a sandbox and its network. On failure nothing is left.
+    async fn make(&self, id: &SandboxId) -> Result<(Arc<SandboxNetwork>, Sandbox), DaemonError> {
+        let config = self.config();
+        let (network, files) = SandboxNetwork::new(self, id)?;
+        let made = self.runtime.create(id.clone(), SandboxSpec { files, ..config.sandbox.clone() }).await;
+        let sandbox = match made {
+            Ok(sandbox) => sandbox,
+            Err(error) => {
+                network.close().await;
+                return Err(error.into());
+            }
+        };
+        if network.lets_out()
+            && let Err(error) = network.open(&config, &sandbox).await
+        {
+            network.close().await;
+            if let Err(error) = sandbox.destroy().await {
+                tracing::error!(sandbox = id.as_str(), %error, "a sandbox without its network is not removed");
+            }
+            return Err(error);
+        }
+        Ok((network, sandbox))
     }
 
     /// Takes a slot out: its name is free.
@@ -263,7 +309,13 @@ impl Inner {
 
     /// What a dead sandbox leaves: its mounts went with it, their processes store what they have.
     async fn clean_dead(self: &Arc<Self>, slot: &Arc<Slot>, dead: &Sandbox) {
-        let mounts = std::mem::take(&mut slot.now().mounts);
+        let (mounts, network) = {
+            let mut now = slot.now();
+            (std::mem::take(&mut now.mounts), now.network.take())
+        };
+        if let Some(network) = network {
+            network.close().await;
+        }
         if let Err(error) = dead.destroy().await {
             tracing::error!(sandbox = slot.id.as_str(), %error, "what a sandbox left cannot be removed");
         }
@@ -306,7 +358,10 @@ impl Inner {
         // From here on the name means nothing: a call that comes now waits for this end, then makes a new sandbox.
         let mounts = slot.mounts();
         futures_util::future::join_all(mounts.iter().map(|mount| mounts::store_before_end(self, slot, mount))).await;
-        let sandbox = slot.now().sandbox.clone();
+        let (sandbox, network) = {
+            let now = slot.now();
+            (now.sandbox.clone(), now.network.clone())
+        };
         let removed = match &sandbox {
             Some(sandbox) => sandbox.destroy().await,
             None => Ok(()),
@@ -314,6 +369,9 @@ impl Inner {
         // Nothing uses the mounts any more: their processes end by themselves.
         futures_util::future::join_all(mounts.iter().map(|mount| mounts::end_after_sandbox(self, slot, mount))).await;
         slot.now().mounts.clear();
+        if let Some(network) = &network {
+            network.close().await;
+        }
         self.forget(slot);
         self.events.tell("sandbox.destroyed", &slot.id, None, "");
         removed.map_err(DaemonError::from)

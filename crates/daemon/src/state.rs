@@ -38,6 +38,9 @@ pub(crate) struct MountRecord {
 /// What everybody may know of a mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Shown {
+    /// Random letters and digits; empty for a mount of an earlier version, which no S3 client reaches.
+    #[serde(default)]
+    pub(crate) id: String,
     pub(crate) path: MountPath,
     pub(crate) mode: MountMode,
     pub(crate) bucket: String,
@@ -72,7 +75,7 @@ impl StateDir {
     /// Opens the directory, or makes it.
     pub(crate) fn open(root: &Path) -> Result<Self, DaemonError> {
         let root = std::path::absolute(root).map_err(failed("use", root))?;
-        for dir in ["", "registry", "logs", "buckets", "sync"] {
+        for dir in ["", "registry", "logs", "buckets", "sync", "network"] {
             let dir = root.join(dir);
             DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed("make", &dir))?;
         }
@@ -163,6 +166,7 @@ mod tests {
             is_warm: false,
             mounts: vec![MountRecord {
                 shown: Shown {
+                    id: "m1".to_owned(),
                     path: MountPath::parse("/my data").unwrap(),
                     mode: MountMode::EndpointProxy,
                     bucket: "b".to_owned(),

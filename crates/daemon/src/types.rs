@@ -9,6 +9,8 @@ pub use sandpail_spec::{MountOptions, MountRequest, MountSource};
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MountInfo {
+    /// Its id: random letters and digits, as in `http://s3-credential-proxy.internal/<mountId>/`.
+    pub mount_id: String,
     /// Where in the sandbox.
     pub mount_path: String,
     /// `endpoint`, `endpoint-proxy`, `binding` or `local`.
@@ -27,6 +29,25 @@ pub struct MountInfo {
     pub read_only: bool,
     /// Files that are not stored yet.
     pub unstored: u64,
+    /// What S3 clients inside did with it; none if they cannot reach it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxyCounts>,
+}
+
+/// What went through a mount's door for S3 clients, since the daemon started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProxyCounts {
+    /// Requests, refused ones too.
+    pub requests: u64,
+    /// Requests that a rule refused.
+    pub refused: u64,
+    /// Requests that failed at the store, or on the way.
+    pub failed: u64,
+    /// Bytes of bodies that the sandbox sent.
+    pub bytes_in: u64,
+    /// Bytes of bodies that it got.
+    pub bytes_out: u64,
 }
 
 /// A sandbox as it is listed.

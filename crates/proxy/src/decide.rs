@@ -10,9 +10,17 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Method, Response};
+use http::{HeaderMap, Method, Response, Version};
+use sandpail_s3::ChecksumKind;
 
-use crate::{BodyCheck, Denied, Guest, Payload, Permit, Route};
+use crate::documents::{COMPLETION_LEN_MAX, DELETES_LEN_MAX};
+use crate::query::Query;
+use crate::scope::List;
+use crate::target::{Candidate, Target};
+use crate::token::Seal;
+use crate::{
+    Action, BodyCheck, Denied, Guest, Payload, Permit, Route, gate, headers, local, operation, scope, signature, target,
+};
 
 /// How a connection reached the proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,6 +76,14 @@ pub struct Forward {
     pub answer_is_document: bool,
     /// The provider may work for minutes before it answers.
     pub is_slow: bool,
+    /// The mounts among which the keys of a DeleteObjects decide.
+    pub(crate) alternatives: Vec<Candidate>,
+    /// How a list was asked for.
+    pub(crate) list: Option<List>,
+    /// The client's own URL.
+    pub(crate) location: String,
+    /// Checksums that the headers say of a document.
+    pub(crate) sums: Vec<(ChecksumKind, String)>,
 }
 
 /// What to do with a request's body.
@@ -115,7 +131,7 @@ impl Forward {
             BodyRule::Empty => 0,
             BodyRule::Stream { len } | BodyRule::Document { len, .. } => len,
         };
-        BodyCheck::new(&self.payload, len)
+        BodyCheck::new(&self.payload, len, &self.sums)
     }
 }
 
@@ -130,6 +146,160 @@ impl View {
 ///
 /// # Errors
 /// [`Denied`]: nothing may be sent; [`crate::ErrorAnswer`] makes the answer.
-pub fn decide(_parts: &Parts, _arrival: &Arrival, _guest: &Guest, _now: SystemTime) -> Result<Decision, Denied> {
-    unimplemented!()
+pub fn decide(parts: &Parts, arrival: &Arrival, guest: &Guest, now: SystemTime) -> Result<Decision, Denied> {
+    if let Some(denied) = gate::refusal(parts) {
+        return Err(denied);
+    }
+    if parts.version != Version::HTTP_11 {
+        return Err(Denied::Malformed("only HTTP/1.1 is spoken here"));
+    }
+    let query = Query::parse(parts.uri.query())?;
+    let target = target::find(parts, arrival, &guest.routes())?;
+    if matches!(target, Target::SelfTest) {
+        return Ok(Decision::Local(local::self_test()));
+    }
+    let signed = signature::verify(parts, query, guest.key(), now)?;
+    let headers = headers::normalise(&signed.headers)?;
+    let mut query = signed.query;
+    let may = |candidate: &Candidate| signed.is_signed || candidate.route.spec().allow_unsigned;
+    let (candidates, key) = match target {
+        Target::SelfTest => (Vec::new(), None),
+        Target::Root { candidates } => {
+            if !signed.is_signed && !candidates.iter().any(may) {
+                return Err(UNSIGNED);
+            }
+            check_root(parts, &mut query)?;
+            let shown: Vec<_> = candidates.into_iter().filter(may).collect();
+            return Ok(Decision::Local(local::list_buckets(&shown)));
+        }
+        Target::Bucket { candidates, key } => (candidates, key),
+    };
+    let candidates: Vec<Candidate> = candidates.into_iter().filter(may).collect();
+    if candidates.is_empty() {
+        return Err(UNSIGNED);
+    }
+    let copy_source = headers.get("x-amz-copy-source");
+    let action = operation::name(&parts.method, key.is_some(), &mut query, copy_source.is_some())?;
+    let sent_headers = headers::select(action, &headers)?;
+    let (body, payload) = body_rule(action, parts, signed.payload)?;
+    match (action, candidates.first()) {
+        (Action::HeadBucket, Some(candidate)) => return Ok(Decision::Local(local::head_bucket(candidate))),
+        (Action::GetBucketLocation, Some(candidate)) => return Ok(Decision::Local(local::location(candidate))),
+        _ => {}
+    }
+    let seal = |candidate: &Candidate| Seal::new(guest.key(), &candidate.route.spec().id);
+    let scoped = scope::check(action, key.as_deref(), &query, copy_source, candidates, seal)?;
+    let mut forward = Forward {
+        route: scoped.candidate.route,
+        permit: scoped.permit,
+        method: parts.method.clone(),
+        headers: sent_headers,
+        payload,
+        body,
+        view: scoped.candidate.view,
+        answer_is_document: has_document(action),
+        is_slow: matches!(action, Action::CopyObject | Action::UploadPartCopy | Action::CompleteMultipartUpload),
+        alternatives: scoped.alternatives,
+        list: scoped.list,
+        location: location(parts, arrival),
+        sums: Vec::new(),
+    };
+    if matches!(body, BodyRule::Document { .. }) {
+        forward.sums = headers::document_sums(action, &headers)?;
+    }
+    if let Some(source) = &forward.permit.copy_source {
+        scope::copy_source_header(&forward.route.spec().bucket, source, &mut forward.headers)?;
+    }
+    Ok(Decision::Forward(Box::new(forward)))
+}
+
+const UNSIGNED: Denied = Denied::Signature("the request is not signed");
+
+/// At the root there is only ListBuckets.
+fn check_root(parts: &Parts, query: &mut Query) -> Result<(), Denied> {
+    if parts.method != Method::GET {
+        return Err(Denied::Method("only GET is taken here"));
+    }
+    if query.take("x-id").is_some_and(|name| name != Action::ListBuckets.name()) {
+        return Err(Denied::Invalid("x-id is not the operation's name"));
+    }
+    query.take("max-buckets");
+    if !query.is_empty() {
+        return Err(Denied::Unknown("a parameter of the query is not known for this operation"));
+    }
+    body_rule(Action::ListBuckets, parts, Payload::Unsigned).map(drop)
+}
+
+/// The URL that the client itself used, for answers that tell one.
+fn location(parts: &Parts, arrival: &Arrival) -> String {
+    let host = target::host_of(parts).unwrap_or_default();
+    format!("{}://{host}{}", if arrival.is_tls { "https" } else { "http" }, parts.uri.path())
+}
+
+fn has_document(action: Action) -> bool {
+    match action {
+        Action::ListObjects
+        | Action::ListObjectsV2
+        | Action::ListMultipartUploads
+        | Action::ListParts
+        | Action::GetObjectAttributes
+        | Action::CopyObject
+        | Action::DeleteObjects
+        | Action::CreateMultipartUpload
+        | Action::UploadPartCopy
+        | Action::CompleteMultipartUpload => true,
+        Action::ListBuckets
+        | Action::HeadBucket
+        | Action::GetBucketLocation
+        | Action::HeadObject
+        | Action::GetObject
+        | Action::PutObject
+        | Action::DeleteObject
+        | Action::UploadPart
+        | Action::AbortMultipartUpload => false,
+    }
+}
+
+/// The largest PUT of S3, in bytes.
+const PUT_LEN_MAX: u64 = 5 << 30;
+/// The SHA-256 of nothing.
+const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/// What is to be done with the body, by its length; the gate has looked at how that is told.
+fn body_rule(action: Action, parts: &Parts, payload: Payload) -> Result<(BodyRule, Payload), Denied> {
+    let told = match parts.headers.get(http::header::CONTENT_LENGTH) {
+        Some(value) => {
+            let len = value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
+            Some(len.ok_or(Denied::Malformed("Content-Length is not a number"))?)
+        }
+        None => None,
+    };
+    let is_chunked = parts.headers.contains_key(http::header::TRANSFER_ENCODING);
+    let len = match (&payload, told) {
+        (Payload::Streaming(streaming), _) => streaming.decoded_len,
+        (_, Some(len)) => len,
+        (_, None) if is_chunked => return Err(Denied::LengthRequired),
+        (_, None) => 0,
+    };
+    let (rule, len_max) = match action {
+        Action::PutObject | Action::UploadPart => (BodyRule::Stream { len }, PUT_LEN_MAX),
+        Action::DeleteObjects => (BodyRule::Document { document: Document::Deletes, len }, DELETES_LEN_MAX),
+        Action::CompleteMultipartUpload => {
+            (BodyRule::Document { document: Document::Completion, len }, COMPLETION_LEN_MAX)
+        }
+        _ => {
+            let is_empty = !is_chunked && len == 0 && !matches!(payload, Payload::Streaming(_));
+            if !is_empty {
+                return Err(Denied::Invalid("the operation takes no body"));
+            }
+            if payload.hash().is_some_and(|hash| hash != EMPTY_SHA256) {
+                return Err(Denied::Digest("the hash that was signed is not that of an empty body"));
+            }
+            return Ok((BodyRule::Empty, payload));
+        }
+    };
+    if len > len_max {
+        return Err(Denied::TooLarge("the body is larger than S3 takes"));
+    }
+    Ok((rule, payload))
 }

@@ -15,6 +15,12 @@ pub enum Denied {
     /// Not an operation that mounts offer.
     #[error("{0} is not available through the credential proxy")]
     Operation(&'static str),
+    /// A method that the bucket or its objects do not have here.
+    #[error("{0}")]
+    Method(&'static str),
+    /// A parameter or header that could change what a request means, and that is not known here.
+    #[error("{0}")]
+    Unknown(&'static str),
     /// A key, prefix or copy source outside the mount.
     #[error("{0} is outside the mount's prefix")]
     Outside(&'static str),
@@ -24,6 +30,15 @@ pub enum Denied {
     /// A value that makes no sense.
     #[error("{0}")]
     Invalid(&'static str),
+    /// A document that is not what it should be.
+    #[error("{0}")]
+    Xml(&'static str),
+    /// A body that is not what was promised of it: hash, checksum, signature, length.
+    #[error("{0}")]
+    Digest(&'static str),
+    /// A body of unknown length.
+    #[error("the length of the body must be told (Content-Length or x-amz-decoded-content-length)")]
+    LengthRequired,
     /// Too large.
     #[error("{0}")]
     TooLarge(&'static str),
@@ -43,9 +58,14 @@ impl Denied {
             Self::Signature(_) => "signature",
             Self::NoRoute => "no-route",
             Self::Operation(_) => "operation",
+            Self::Method(_) => "method",
+            Self::Unknown(_) => "unknown",
             Self::Outside(_) => "outside-prefix",
             Self::ReadOnly => "read-only",
             Self::Invalid(_) => "invalid",
+            Self::Xml(_) => "malformed-xml",
+            Self::Digest(_) => "digest",
+            Self::LengthRequired => "length-required",
             Self::TooLarge(_) => "too-large",
             Self::Upload => "upload",
             Self::Busy => "busy",

@@ -10,7 +10,8 @@ use crate::answer::{self, AnswerBody};
 use crate::meter::Meter;
 use crate::upload::{Fault, Upload};
 use crate::{
-    Action, BadAnswer, Body, BodyRule, Denied, ErrorAnswer, Forward, Permit, Rewritten, UpstreamError, UpstreamRequest,
+    Action, BadAnswer, Body, BodyRule, Denied, ErrorAnswer, Forward, Payload, Permit, Rewritten, UpstreamError,
+    UpstreamRequest,
 };
 
 /// Bodies up to this length are checked in whole before anything is sent.
@@ -48,12 +49,12 @@ enum Passed {
 
 /// Sends a request and makes the answer; a failure is an answer, too.
 pub(crate) async fn forward(
-    forward: &Forward,
+    mut forward: Box<Forward>,
     incoming: Incoming,
     is_head: bool,
-    meter: Meter,
+    mut meter: Meter,
 ) -> Response<AnswerBody> {
-    match pass(forward, incoming, is_head, &meter).await {
+    match pass(&mut forward, incoming, is_head, &mut meter).await {
         Ok(Passed::Whole(response)) => answer::whole(response, meter),
         Ok(Passed::Stream(parts, body)) => answer::streaming(parts, body, meter),
         Err(Failure::Denied(denied)) => answer::denied(&denied, is_head, meter),
@@ -66,11 +67,12 @@ pub(crate) async fn forward(
     }
 }
 
-async fn pass(forward: &Forward, incoming: Incoming, is_head: bool, meter: &Meter) -> Result<Passed, Failure> {
-    let permit = &forward.permit;
+async fn pass(forward: &mut Forward, incoming: Incoming, is_head: bool, meter: &mut Meter) -> Result<Passed, Failure> {
     check_upload(forward).await?;
     let fault = Fault::default();
     let request = request(forward, incoming, meter, &fault).await?;
+    let forward = &*forward;
+    let permit = &forward.permit;
     let len = request.len;
     let answer = match forward.route.upstream().send(request).await {
         Ok(answer) => answer,
@@ -114,14 +116,16 @@ async fn pass(forward: &Forward, incoming: Incoming, is_head: bool, meter: &Mete
 
 /// The request that is sent, its body checked, or to be checked while it is sent.
 async fn request(
-    forward: &Forward,
+    forward: &mut Forward,
     incoming: Incoming,
-    meter: &Meter,
+    meter: &mut Meter,
     fault: &Fault,
 ) -> Result<UpstreamRequest, Failure> {
     let mut headers = forward.headers.clone();
     let mut payload_hash = forward.payload.hash().map(str::to_owned);
-    let upload = |len, incoming| Upload::new(forward, len, incoming, meter.received(), fault.clone());
+    let received = meter.received();
+    let upload = |len, incoming| Upload::new(forward, len, incoming, received, fault.clone());
+    let mut trailer = None;
     let (len, body) = match forward.body {
         BodyRule::Empty => (0, full(Bytes::new())),
         BodyRule::Stream { len } if len <= WHOLE_LEN_MAX => {
@@ -129,10 +133,18 @@ async fn request(
             headers.extend(trailer);
             (len, full(bytes))
         }
-        BodyRule::Stream { len } => (len, upload(len, incoming).boxed_unsync()),
+        BodyRule::Stream { len } => {
+            trailer = match &forward.payload {
+                Payload::Streaming(streaming) => streaming.trailer,
+                Payload::Hash(_) | Payload::Unsigned => None,
+            };
+            (len, upload(len, incoming).boxed_unsync())
+        }
         BodyRule::Document { len, .. } => {
             let (bytes, _) = upload(len, incoming).collect().await?;
             let Rewritten { body, headers: own, payload_hash: hash } = forward.rewrite_body(&bytes)?;
+            // The keys may have told that another mount is meant.
+            meter.found(Some(&forward.route), forward.permit.action().name(), forward.permit.key());
             for (name, value) in &own {
                 headers.insert(name, value.clone());
             }
@@ -148,6 +160,7 @@ async fn request(
         payload_hash,
         len,
         body,
+        trailer,
         is_slow: forward.is_slow,
     })
 }
@@ -184,6 +197,7 @@ async fn check_upload(forward: &Forward) -> Result<(), Failure> {
         payload_hash: None,
         len: 0,
         body: full(Bytes::new()),
+        trailer: None,
         is_slow: false,
     };
     let answer = forward.route.upstream().send(request).await.map_err(Failure::Upstream)?;
@@ -223,11 +237,7 @@ async fn document(
             Ok(Passed::Whole(response))
         }
         // An error after all: clients understand it better by a status of its own.
-        Err(error) => {
-            let (code, message) = (sandpail_s3::xml::escape(&error.code), sandpail_s3::xml::escape(&error.message));
-            let text = format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>");
-            Err(Failure::Told(ErrorAnswer::from_provider(StatusCode::INTERNAL_SERVER_ERROR, text.as_bytes())))
-        }
+        Err(error) => Err(Failure::Told(ErrorAnswer::from_document(&error))),
     }
 }
 

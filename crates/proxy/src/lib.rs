@@ -10,30 +10,46 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+#[cfg(test)]
+mod attack_tests;
 mod audit;
 mod body;
+mod chunked;
 mod decide;
 mod denied;
 mod deny;
+mod documents;
 mod egress;
 mod embedded;
 mod forward;
+mod framing;
 mod gate;
 mod guest;
+mod headers;
 mod limits;
+mod lists;
+mod local;
 mod memory;
 mod meter;
+mod operation;
 mod permit;
+mod query;
 mod remote;
 mod rewrite;
 mod route;
+mod scope;
 mod serve;
+mod signature;
+mod target;
+#[cfg(test)]
+mod testing;
 mod tls;
+mod token;
 mod upload;
 mod upstream;
 
 pub use audit::{Audit, AuditRecord};
-pub use body::{BodyCheck, Checked, Payload};
+pub use body::{BodyCheck, Checked, Payload, Streaming};
 pub use decide::{Arrival, BodyRule, Decision, Document, Forward, LocalAnswer, View, decide};
 pub use denied::Denied;
 pub use deny::ErrorAnswer;

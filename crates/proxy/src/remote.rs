@@ -21,8 +21,8 @@ impl Remote {
 #[async_trait]
 impl Upstream for Remote {
     async fn send(&self, request: UpstreamRequest) -> Result<Response<Body>, UpstreamError> {
-        let UpstreamRequest { method, key, query, headers, payload_hash, len, body, is_slow } = request;
-        let request = RelayRequest { method, key, query, headers, payload_hash, len, body, is_slow };
+        let UpstreamRequest { method, key, query, headers, payload_hash, len, body, trailer, is_slow } = request;
+        let request = RelayRequest { method, key, query, headers, payload_hash, len, body, trailer, is_slow };
         self.0.send(request).await.map_err(|error| match error {
             RelayError::Unreachable(cause) => UpstreamError::Unreachable(cause),
             RelayError::Timeout(_) => UpstreamError::Timeout,

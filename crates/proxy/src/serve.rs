@@ -119,7 +119,7 @@ async fn handle(request: Request<Incoming>, arrival: &Arrival, guest: &Guest, sl
             if decided.route.revoked().is_cancelled() {
                 return refuse(Denied::NoRoute, is_head, expects, incoming, meter).await;
             }
-            forward(&decided, incoming, is_head, meter).await
+            forward(decided, incoming, is_head, meter).await
         }
     }
 }

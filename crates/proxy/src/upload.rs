@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use sandpail_s3::ChecksumKind;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::body::{BodyCheck, Checked};
@@ -163,10 +164,10 @@ impl Upload {
     }
 }
 
-fn header((name, value): (&'static str, String)) -> HeaderMap {
+fn header((kind, value): (ChecksumKind, String)) -> HeaderMap {
     let mut headers = HeaderMap::new();
     // A verified checksum is base64.
-    if let Ok(value) = HeaderValue::from_str(&value) {
+    if let (Some(name), Ok(value)) = (kind.header(), HeaderValue::from_str(&value)) {
         headers.insert(HeaderName::from_static(name), value);
     }
     headers

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response};
 use http_body_util::combinators::UnsyncBoxBody;
+use sandpail_s3::ChecksumKind;
 
 /// Why a body broke.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -30,6 +31,9 @@ pub struct UpstreamRequest {
     pub len: u64,
     /// The body: exactly `len` bytes, or an error.
     pub body: Body,
+    /// The checksum that the body gives in trailers when it ends. To be passed on, where the provider takes it: it may
+    /// want each part of a multipart upload to have one.
+    pub trailer: Option<ChecksumKind>,
     /// The provider may work for minutes before it answers (copies, completions).
     pub is_slow: bool,
 }

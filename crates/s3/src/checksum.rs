@@ -15,6 +15,10 @@ pub enum ChecksumKind {
     Crc32c,
     /// `x-amz-checksum-crc32`, what other programs store most.
     Crc32,
+    /// `x-amz-checksum-sha1`.
+    Sha1,
+    /// `x-amz-checksum-sha256`.
+    Sha256,
     /// `Content-MD5`, which every S3 knows.
     ContentMd5,
     /// None.
@@ -28,9 +32,17 @@ impl ChecksumKind {
             Self::Crc64Nvme => Some("x-amz-checksum-crc64nvme"),
             Self::Crc32c => Some("x-amz-checksum-crc32c"),
             Self::Crc32 => Some("x-amz-checksum-crc32"),
+            Self::Sha1 => Some("x-amz-checksum-sha1"),
+            Self::Sha256 => Some("x-amz-checksum-sha256"),
             Self::ContentMd5 => Some("content-md5"),
             Self::None => None,
         }
+    }
+
+    /// The checksum that a header (of this name, in lower case) carries.
+    pub fn of_header(name: &str) -> Option<Self> {
+        let all = [Self::Crc64Nvme, Self::Crc32c, Self::Crc32, Self::Sha1, Self::Sha256, Self::ContentMd5];
+        all.into_iter().find(|kind| kind.header() == Some(name))
     }
 
     /// The name in `x-amz-checksum-algorithm`.
@@ -39,6 +51,8 @@ impl ChecksumKind {
             Self::Crc64Nvme => Some("CRC64NVME"),
             Self::Crc32c => Some("CRC32C"),
             Self::Crc32 => Some("CRC32"),
+            Self::Sha1 => Some("SHA1"),
+            Self::Sha256 => Some("SHA256"),
             Self::ContentMd5 | Self::None => None,
         }
     }
@@ -52,6 +66,8 @@ pub struct Checksummer(State);
 enum State {
     Crc { digest: Box<Digest>, len: usize },
     Md5(Box<md5::Md5>),
+    Sha1(Box<sha1::Sha1>),
+    Sha256(Box<Sha256>),
     None,
 }
 
@@ -63,6 +79,8 @@ impl Checksummer {
             ChecksumKind::Crc32c => State::Crc { digest: Box::new(Digest::new(CrcAlgorithm::Crc32Iscsi)), len: 4 },
             ChecksumKind::Crc32 => State::Crc { digest: Box::new(Digest::new(CrcAlgorithm::Crc32IsoHdlc)), len: 4 },
             ChecksumKind::ContentMd5 => State::Md5(Box::default()),
+            ChecksumKind::Sha1 => State::Sha1(Box::default()),
+            ChecksumKind::Sha256 => State::Sha256(Box::default()),
             ChecksumKind::None => State::None,
         })
     }
@@ -72,6 +90,8 @@ impl Checksummer {
         match &mut self.0 {
             State::Crc { digest, .. } => digest.update(bytes),
             State::Md5(md5) => md5.update(bytes),
+            State::Sha1(sha1) => sha1.update(bytes),
+            State::Sha256(sha256) => sha256.update(bytes),
             State::None => {}
         }
     }
@@ -81,6 +101,8 @@ impl Checksummer {
         match self.0 {
             State::Crc { digest, len } => Some(STANDARD.encode(&digest.finalize().to_be_bytes()[8 - len..])),
             State::Md5(md5) => Some(STANDARD.encode(md5.finalize())),
+            State::Sha1(sha1) => Some(STANDARD.encode(sha1.finalize())),
+            State::Sha256(sha256) => Some(STANDARD.encode(sha256.finalize())),
             State::None => None,
         }
     }
@@ -113,6 +135,10 @@ mod tests {
         assert_eq!(of(ChecksumKind::Crc32c, data).unwrap(), STANDARD.encode(0xe306_9283_u32.to_be_bytes()));
         assert_eq!(of(ChecksumKind::Crc32, data).unwrap(), STANDARD.encode(0xcbf4_3926_u32.to_be_bytes()));
         assert_eq!(of(ChecksumKind::ContentMd5, b"").unwrap(), "1B2M2Y8AsgTpgAmY7PhCfg==");
+        assert_eq!(of(ChecksumKind::Sha1, b"").unwrap(), "2jmj7l5rSw0yVb/vlWAYkK/YBwk=");
+        assert_eq!(of(ChecksumKind::Sha256, b"").unwrap(), "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=");
         assert_eq!(of(ChecksumKind::None, data), None);
+        assert_eq!(ChecksumKind::of_header("x-amz-checksum-sha256"), Some(ChecksumKind::Sha256));
+        assert_eq!(ChecksumKind::of_header("x-amz-checksum-md4"), None);
     }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::SystemTime;
 
 use quick_xml::Reader;
-use quick_xml::events::Event;
+use quick_xml::events::{BytesStart, Event};
 
 use crate::time;
 
@@ -40,6 +40,10 @@ const DEPTH_MAX: usize = 32;
 pub struct Element {
     /// The name without namespace.
     pub name: String,
+    /// What stands before the name, `a` of `<a:b>`; else empty.
+    pub prefix: String,
+    /// Names as written, and values.
+    pub attributes: Vec<(String, String)>,
     /// All text directly in it.
     pub text: String,
     /// What it holds.
@@ -65,10 +69,10 @@ impl Element {
                     if root.is_some() || open.len() >= DEPTH_MAX {
                         return Err(syntax(&"more than one root, or too deep"));
                     }
-                    open.push(Self { name: start.local_name().as_ref().to_owned(), ..Self::default() });
+                    open.push(Self::of_tag(&start)?);
                     continue;
                 }
-                Event::Empty(start) => Self { name: start.local_name().as_ref().to_owned(), ..Self::default() },
+                Event::Empty(start) => Self::of_tag(&start)?,
                 Event::End(_) => open.pop().ok_or_else(|| syntax(&"an end without a start"))?,
                 Event::Text(text) => {
                     if let Some(element) = open.last_mut() {
@@ -115,6 +119,18 @@ impl Element {
             return Err(syntax(&"the document is cut short"));
         }
         root.ok_or_else(|| syntax(&"no element"))
+    }
+
+    fn of_tag(tag: &BytesStart<'_>) -> Result<Self, XmlError> {
+        let mut element = Self { name: tag.local_name().as_ref().to_owned(), ..Self::default() };
+        if let Some(prefix) = tag.name().prefix() {
+            element.prefix = prefix.as_ref().to_owned();
+        }
+        for attribute in tag.attributes() {
+            let attribute = attribute.map_err(|error| XmlError::Syntax(error.to_string()))?;
+            element.attributes.push((attribute.key.as_ref().to_owned(), attribute.value.clone().into_owned()));
+        }
+        Ok(element)
     }
 
     /// Reads a document whose root must be `name`.

@@ -44,8 +44,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::log::Gate;
 pub use crate::local::{Local, LocalBody};
+use crate::log::Gate;
 pub use crate::log::{RequestLog, RequestRecord};
 use crate::service::{Buckets, Service};
 

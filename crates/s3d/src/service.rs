@@ -416,7 +416,7 @@ impl S3 for Service {
     }
 
     async fn head_bucket(&self, req: S3Request<dto::HeadBucketInput>) -> Answer<dto::HeadBucketOutput> {
-        self.buckets.get(&req.input.bucket)?.check_bucket().await.map_err(refusal)?;
+        self.buckets.get(&req.input.bucket)?.check_bucket("").await.map_err(refusal)?;
         answer(dto::HeadBucketOutput { bucket_region: Some("us-east-1".into()), ..Default::default() })
     }
 

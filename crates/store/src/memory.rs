@@ -162,7 +162,7 @@ impl Store for MemoryStore {
         "bucket in memory".into()
     }
 
-    async fn check_bucket(&self) -> StoreResult<()> {
+    async fn check_bucket(&self, _prefix: &str) -> StoreResult<()> {
         Ok(())
     }
 

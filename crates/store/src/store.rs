@@ -51,11 +51,11 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         Ok(())
     }
 
-    /// Asks whether the bucket is there and may be listed.
+    /// Asks whether the bucket is there and may be listed below `prefix` (keys may be good for one prefix only).
     ///
     /// # Errors
     /// [`StoreError::NoSuchBucket`], [`StoreError::Denied`], [`StoreError::Credentials`], [`StoreError::Unreachable`].
-    async fn check_bucket(&self) -> StoreResult<()>;
+    async fn check_bucket(&self, prefix: &str) -> StoreResult<()>;
 
     /// Describes an object.
     ///

@@ -251,7 +251,7 @@ async fn a_removed_bucket_is_missed_and_not_made_again() {
     let bucket = directory.path().join("bucket");
     let store = DirStore::create(&bucket).unwrap();
     std::fs::remove_dir_all(&bucket).unwrap();
-    assert!(matches!(store.check_bucket().await, Err(StoreError::NoSuchBucket { .. })));
+    assert!(matches!(store.check_bucket("").await, Err(StoreError::NoSuchBucket { .. })));
     let none = ObjectAttributes::default();
     store.put(&key("a/b"), PutBody::empty(), &none, &Condition::Always).await.unwrap_err();
     assert!(!bucket.exists());

@@ -26,7 +26,7 @@ async fn over_s3d(adjust: impl FnOnce(HttpStoreBuilder) -> HttpStoreBuilder) {
     let server = Server::bind("127.0.0.1:0".parse().unwrap(), options).await.unwrap();
     let builder = HttpStore::builder(server.endpoint().parse().unwrap(), "bucket").credentials(key("test", "testtest"));
     let store = adjust(builder).build().unwrap();
-    store.check_bucket().await.unwrap();
+    store.check_bucket("").await.unwrap();
     conformance::run(&store, "conformance/").await;
     assert!(store.counters().total() > 100);
     assert_eq!(store.counters().retries, 0, "{:?}", store.counters());
@@ -66,6 +66,6 @@ async fn seaweedfs() {
     let builder = HttpStore::builder(access.endpoint.parse().unwrap(), &access.bucket);
     let keys = key(&access.key_id, &access.secret);
     let store = builder.provider(Provider::SeaweedFs).credentials(keys).build().unwrap();
-    store.check_bucket().await.unwrap();
+    store.check_bucket("").await.unwrap();
     conformance::run_except(&store, "conformance/", &SEAWEED_CANNOT).await;
 }

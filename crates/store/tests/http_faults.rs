@@ -432,7 +432,7 @@ async fn what_is_not_s3_is_said() {
     let server = Server::play(vec![answer("200 OK", "Content-Type: text/html\r\n", html)]).await;
     let store = server.store();
     for error in [
-        store.check_bucket().await.unwrap_err(),
+        store.check_bucket("").await.unwrap_err(),
         store.list(&ListRequest::default()).await.unwrap_err(),
         put(&store, &Condition::Always).await.unwrap_err(),
         read(&store, None).await.unwrap_err(),
@@ -598,13 +598,23 @@ async fn a_file_that_shrinks_is_a_local_error() {
 }
 
 #[tokio::test]
+async fn a_bucket_is_asked_for_the_prefix_that_is_used() {
+    let list = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
+    let server = Server::play(vec![answer("200 OK", "", list), answer("200 OK", "", list)]).await;
+    server.store().check_bucket("a b/").await.unwrap();
+    server.store().check_bucket("").await.unwrap();
+    let lines: Vec<String> = server.seen().iter().map(|seen| seen.line.clone()).collect();
+    assert!(lines[0].contains("prefix=a%20b%2F") && !lines[1].contains("prefix"), "{lines:?}");
+}
+
+#[tokio::test]
 async fn nobody_there_is_said_in_time() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
     let server = Server { endpoint, seen: Arc::default() };
     let begun = Instant::now();
-    let error = server.store().check_bucket().await.unwrap_err();
+    let error = server.store().check_bucket("").await.unwrap_err();
     assert!(matches!(error, StoreError::Unreachable { .. }) && error.to_string().contains("refused"), "{error}");
     within(begun, Duration::from_secs(5));
 }

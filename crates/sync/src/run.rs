@@ -402,7 +402,7 @@ impl Engine {
     }
 
     async fn is_bucket_answering(&self) -> bool {
-        let answer = self.sides.store.check_bucket().await;
+        let answer = self.sides.store.check_bucket(&self.sides.prefix).await;
         if let Err(error) = &answer {
             tracing::warn!(%error, "the bucket shows nothing and does not answer");
         }

@@ -54,8 +54,8 @@ impl<H: Hook> Store for Hooked<H> {
         self.inner.describe()
     }
 
-    async fn check_bucket(&self) -> StoreResult<()> {
-        self.run("check_bucket", self.inner.check_bucket()).await
+    async fn check_bucket(&self, prefix: &str) -> StoreResult<()> {
+        self.run("check_bucket", self.inner.check_bucket(prefix)).await
     }
 
     async fn head(&self, key: &ObjectKey) -> StoreResult<ObjectInfo> {

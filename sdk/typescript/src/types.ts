@@ -64,6 +64,8 @@ export interface UnmountBucketOptions {
 
 /** A mount as the daemon shows it. */
 export interface MountInfo {
+  /** As in `http://s3-credential-proxy.internal/<mountId>/<bucket>/<key>`, for S3 clients inside. */
+  mountId: string;
   mountPath: string;
   mode: 'endpoint' | 'endpoint-proxy' | 'binding' | 'local';
   state: 'serving' | 'draining' | 'failed';
@@ -75,6 +77,54 @@ export interface MountInfo {
   readOnly: boolean;
   /** Files that are not in the bucket yet. */
   unstored: number;
+  /** What S3 clients inside did with it since the daemon started; absent if they cannot reach it. */
+  proxy?: ProxyCounts;
+}
+
+/** What went through a mount's door for S3 clients. */
+export interface ProxyCounts {
+  /** Requests, refused ones too. */
+  requests: number;
+  /** Requests that a rule refused. */
+  refused: number;
+  /** Requests that failed at the store, or on the way. */
+  failed: number;
+  /** Bytes of bodies that the sandbox sent. */
+  bytesIn: number;
+  /** Bytes of bodies that it got. */
+  bytesOut: number;
+}
+
+/**
+ * What a sandbox reaches of the network beside its mounts. The default is nothing. What `deniedHosts` names is never
+ * reached; if `allowedHosts` is not empty, nothing else is reached.
+ */
+export interface EgressPolicy {
+  /** Whether hosts are reached that no list names. Default false. */
+  enableInternet?: boolean | undefined;
+  /** If not empty: the only hosts that are reached. Names, with `*` for any letters, addresses and ranges. */
+  allowedHosts?: string[] | undefined;
+  /** Hosts that are never reached. */
+  deniedHosts?: string[] | undefined;
+  /** Headers that are added to requests to some hosts; the sandbox never sees them. */
+  outboundByHost?: Record<string, OutboundOptions> | undefined;
+}
+
+/** A policy as it is in force. */
+export interface EgressPolicyInForce {
+  enableInternet: boolean;
+  allowedHosts: string[];
+  deniedHosts: string[];
+  /** Values of headers are `***`. */
+  outboundByHost: Record<string, { headers: Record<string, string>; allowHttp: boolean }>;
+}
+
+/** What is added to requests to a host. */
+export interface OutboundOptions {
+  /** Names and values; `${NAME}` in a value is a secret that the daemon is configured with. Shown as `***`. */
+  headers: Record<string, string>;
+  /** Whether they are sent over plain HTTP, too. Default false: such requests are refused. */
+  allowHttp?: boolean | undefined;
 }
 
 /** What commands and background processes have in common. */

@@ -10,6 +10,8 @@ import { Terminal, type TerminalOptions } from './terminal.js';
 import type { Call, Transport } from './transport.js';
 import type {
   DeleteFileResult,
+  EgressPolicy,
+  EgressPolicyInForce,
   ExecEvent,
   ExecOptions,
   ExecResult,
@@ -311,6 +313,22 @@ export abstract class Workspace {
   async listMounts(): Promise<MountInfo[]> {
     return (await this._transport.json<{ mounts: MountInfo[] }>(this._call('GET', '/mounts', { name: 'listMounts' })))
       .mounts;
+  }
+
+  // ---- Network
+
+  /** What the sandbox reaches of the network; values of headers are `***`. */
+  async getEgress(): Promise<EgressPolicyInForce> {
+    return this._transport.json(this._call('GET', '/egress', { name: 'getEgress' }));
+  }
+
+  /**
+   * Replaces what the sandbox reaches of the network, from now on. Connections that the new policy forbids end.
+   *
+   * @throws {@link SandboxError} with the daemon's words if the policy makes no sense; the old one holds then.
+   */
+  async setEgress(policy: EgressPolicy): Promise<EgressPolicyInForce> {
+    return this._transport.json(this._call('PUT', '/egress', { name: 'setEgress' }, { json: policy }));
   }
 
   // ---- Terminals

@@ -1,5 +1,6 @@
 //! What goes over the wire: JSON bodies, and how they become checked commands. These types stop at this crate's border.
 
+mod egress;
 mod exec;
 mod file;
 mod mount;
@@ -12,12 +13,15 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+pub use egress::{EgressPolicy, Outbound};
 pub use exec::{ExecRequest, SessionCreated, SessionDeleted, SessionRequest};
 pub use file::{
     FileEntry, FileExists, FileList, FilePermissions, MadeDirectory, MkdirRequest, PathResult, RenameRequest, Renamed,
     WatchEvent,
 };
-pub use mount::{Credentials, MountBucketOptions, MountBucketRequest, MountEntry, MountList, UnmountBucketRequest};
+pub use mount::{
+    Credentials, MountBucketOptions, MountBucketRequest, MountEntry, MountList, ProxyEntry, UnmountBucketRequest,
+};
 pub use object::{BindingList, HttpMetadata, Object, ObjectKeys, ObjectPage};
 pub use process::{
     Process, ProcessKilled, ProcessList, ProcessLogText, ProcessRequest, ProcessStatus, ProcessesKilled,

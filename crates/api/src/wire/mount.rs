@@ -1,6 +1,6 @@
 //! Mounts.
 
-use sandpail_daemon::{MountInfo, MountOptions, MountRequest, MountSource};
+use sandpail_daemon::{MountInfo, MountOptions, MountRequest, MountSource, ProxyCounts};
 use sandpail_spec::{Credentials as SpecCredentials, Provider, SecretKey};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -217,6 +217,8 @@ fn resolves_to_root(path: &str) -> bool {
 #[derive(Clone, Debug, serde::Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MountEntry {
+    /// Its id: random letters and digits, as in `http://s3-credential-proxy.internal/<mountId>/`.
+    pub mount_id: String,
     /// Where in the sandbox.
     pub mount_path: String,
     /// `endpoint`, `endpoint-proxy`, `binding` or `local`.
@@ -235,11 +237,38 @@ pub struct MountEntry {
     pub read_only: bool,
     /// Files that are not stored yet.
     pub unstored: u64,
+    /// What S3 clients inside did with it; none if they cannot reach it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxyEntry>,
+}
+
+/// What went through a mount's door for S3 clients, since the daemon started.
+#[derive(Clone, Debug, serde::Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProxyEntry {
+    /// Requests, refused ones too.
+    pub requests: u64,
+    /// Requests that a rule refused.
+    pub refused: u64,
+    /// Requests that failed at the store, or on the way.
+    pub failed: u64,
+    /// Bytes of bodies that the sandbox sent.
+    pub bytes_in: u64,
+    /// Bytes of bodies that it got.
+    pub bytes_out: u64,
+}
+
+impl From<ProxyCounts> for ProxyEntry {
+    fn from(counts: ProxyCounts) -> Self {
+        let ProxyCounts { requests, refused, failed, bytes_in, bytes_out } = counts;
+        Self { requests, refused, failed, bytes_in, bytes_out }
+    }
 }
 
 impl From<MountInfo> for MountEntry {
     fn from(info: MountInfo) -> Self {
         Self {
+            mount_id: info.mount_id,
             mount_path: info.mount_path,
             mode: info.mode.to_owned(),
             state: info.state.to_owned(),
@@ -249,6 +278,7 @@ impl From<MountInfo> for MountEntry {
             prefix: info.prefix,
             read_only: info.read_only,
             unstored: info.unstored,
+            proxy: info.proxy.map(ProxyEntry::from),
         }
     }
 }

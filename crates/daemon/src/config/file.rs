@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sandpail_proxy::{EgressPolicy, HeaderSecret, HostName, HostPattern, Outbound};
 use sandpail_sandbox::{Limits, RootFs, SandboxSpec};
 use sandpail_spec::{SecretKey, parse_bytes, parse_duration};
 use serde::Deserialize;
@@ -74,6 +75,8 @@ struct Raw {
     staging_limit: Option<Size>,
     drain_timeout: Option<Time>,
     sync_interval: Option<Time>,
+    egress: RawEgress,
+    slow_request: Option<Time>,
     embedded_listen: Option<SocketAddr>,
     log: Option<String>,
     mount_log: Option<String>,
@@ -93,6 +96,38 @@ struct RawLimits {
     open_files: Option<u64>,
 }
 
+/// A policy as TOML writes it; the API has the same under names of its own style.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawEgress {
+    enable_internet: bool,
+    allowed_hosts: Vec<HostPattern>,
+    denied_hosts: Vec<HostPattern>,
+    outbound_by_host: std::collections::BTreeMap<HostName, RawOutbound>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawOutbound {
+    headers: std::collections::BTreeMap<String, HeaderSecret>,
+    #[serde(default)]
+    allow_http: bool,
+}
+
+impl RawEgress {
+    fn checked(self, place: &str) -> Result<EgressPolicy, ConfigError> {
+        let outbound = |raw: RawOutbound| Outbound { headers: raw.headers, allow_http: raw.allow_http };
+        let policy = EgressPolicy {
+            enable_internet: self.enable_internet,
+            allowed_hosts: self.allowed_hosts,
+            denied_hosts: self.denied_hosts,
+            outbound_by_host: self.outbound_by_host.into_iter().map(|(host, raw)| (host, outbound(raw))).collect(),
+        };
+        policy.check().map_err(|error| invalid(place, format!("egress: {error}")))?;
+        Ok(policy)
+    }
+}
+
 /// How a variable's text becomes a value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
@@ -105,7 +140,7 @@ enum Form {
 }
 
 /// Every key, and how its variable is read; `limits.memory` is `SANDPAIL_LIMITS_MEMORY`.
-const KEYS: [(&str, Form); 29] = [
+const KEYS: [(&str, Form); 34] = [
     ("listen", Form::Text),
     ("state_dir", Form::Path),
     ("api_key", Form::Text),
@@ -128,6 +163,11 @@ const KEYS: [(&str, Form); 29] = [
     ("staging_limit", Form::Text),
     ("drain_timeout", Form::Text),
     ("sync_interval", Form::Text),
+    ("egress.enable_internet", Form::Toml),
+    ("egress.allowed_hosts", Form::Toml),
+    ("egress.denied_hosts", Form::Toml),
+    ("egress.outbound_by_host", Form::Toml),
+    ("slow_request", Form::Text),
     ("embedded_listen", Form::Text),
     ("log", Form::Text),
     ("mount_log", Form::Text),
@@ -269,6 +309,8 @@ fn config(
         },
         hidden: raw.hidden,
         mounts,
+        egress: raw.egress.checked(place)?,
+        slow_request: raw.slow_request.map_or(usual.slow_request, |time| time.0),
         embedded_listen: raw.embedded_listen,
         log: raw.log.unwrap_or(usual.log.clone()),
         log_format: raw.log_format,

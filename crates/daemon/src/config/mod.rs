@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sandpail_proxy::EgressPolicy;
 use sandpail_sandbox::SandboxSpec;
 use sandpail_spec::{Binding, BindingName, InvalidMount, SecretKey};
 
@@ -116,6 +117,11 @@ pub struct Config {
     pub hidden: Vec<PathBuf>,
     /// What mounts get.
     pub mounts: MountDefaults,
+    /// What sandboxes reach of the network unless their own policy says something else; `${NAME}` in values of headers are
+    /// secrets.
+    pub egress: EgressPolicy,
+    /// Requests of S3 clients in sandboxes that take longer are warned of.
+    pub slow_request: Duration,
     /// Where embedded buckets are served to S3 clients, if at all.
     pub embedded_listen: Option<SocketAddr>,
     /// What is logged.
@@ -129,6 +135,9 @@ pub struct Config {
     /// The executable that runs as worker and as init of sandboxes; this program itself if `None`.
     pub program: Option<PathBuf>,
 }
+
+/// What is slow for a request of a few bytes, and not for one of gigabytes.
+const SLOW_REQUEST: Duration = Duration::from_secs(10);
 
 /// The usual most bytes of one uploaded file or archive.
 const UPLOAD_LIMIT: u64 = 1 << 30;
@@ -146,6 +155,8 @@ impl Config {
             sandbox: SandboxSpec::default(),
             hidden: Vec::new(),
             mounts: MountDefaults::default(),
+            egress: EgressPolicy::default(),
+            slow_request: SLOW_REQUEST,
             embedded_listen: None,
             log: "info".to_owned(),
             log_format: LogFormat::default(),

@@ -12,10 +12,10 @@ use sandpail_spec::{
 use sandpail_sync::{Sync, SyncError, SyncOptions};
 
 use super::device::{self, Device, DeviceOptions};
-use super::own;
 use super::process::Worker;
 use super::worker_plan::{open_store, shown_source, worker_plan};
 use super::{Engine, Mount, MountEvent, is_local, leave, sync_state_file, watch};
+use super::{own, route};
 use crate::config::Config;
 use crate::sandboxes::{Inner, Slot};
 use crate::worker::store_cause;
@@ -55,10 +55,10 @@ struct Reservation<'a> {
 }
 
 impl<'a> Reservation<'a> {
-    fn new(slot: &'a Slot, plan: &MountPlan) -> Self {
-        let mount = Arc::new(Mount::reserved(plan));
+    fn new(slot: &'a Slot, plan: &MountPlan) -> Result<Self, DaemonError> {
+        let mount = Arc::new(Mount::reserved(plan).map_err(|error| failed(format!("no random bytes: {error}")))?);
         slot.now().mounts.insert(plan.path.clone(), Arc::clone(&mount));
-        Self { slot, mount, stays: false }
+        Ok(Self { slot, mount, stays: false })
     }
 }
 
@@ -97,13 +97,20 @@ async fn mount_planned(
     if let Some(failed) = slot.mount(&plan.path) {
         leave::clear_failed(inner, slot, &failed).await?;
     }
-    let mut reservation = Reservation::new(slot, plan);
+    let mut reservation = Reservation::new(slot, plan)?;
     let mount = Arc::clone(&reservation.mount);
     let made = match is_local(&mount.shown) {
         true => start_sync(inner, slot, sandbox, plan, &mount).await,
         false => attach(inner, slot, sandbox, plan, &mount).await,
     };
-    let proven = made.and_then(|()| {
+    let opened = match made {
+        Ok(()) => route::open(inner, slot, sandbox, &mount.shown, &plan.place, &plan.s3fs)
+            .await
+            .map_err(|why| failed(format!("S3 clients in the sandbox cannot be let to it: {why}"))),
+        Err(error) => Err(error),
+    };
+    let proven = opened.and_then(|door| {
+        mount.now().door = door;
         mount.on(MountEvent::Proven);
         inner.persist(slot)
     });
@@ -201,7 +208,7 @@ async fn start_sync(
     mount: &Arc<Mount>,
 ) -> Result<(), DaemonError> {
     let store = open_store(inner, plan.bucket.as_str(), &plan.place, &plan.s3fs).map_err(failed)?;
-    store.check_bucket().await.map_err(|error| failed(store_cause(&error)))?;
+    store.check_bucket(plan.prefix.as_str()).await.map_err(|error| failed(store_cause(&error)))?;
     let directory = sandbox.open_directory(mount.path()).await.map_err(|error| match error {
         SandboxError::Gone => DaemonError::from(error),
         error => failed(format!("{} cannot be used: {error}", mount.path().display())),
@@ -234,6 +241,7 @@ async fn start_sync(
 
 /// Takes back whatever was made.
 async fn take_back(inner: &Arc<Inner>, slot: &Slot, sandbox: &Sandbox, mount: &Mount) {
+    mount.close_door(slot);
     let (is_attached, made) = {
         let now = mount.now();
         (now.is_attached, now.made.clone())

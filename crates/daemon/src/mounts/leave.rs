@@ -123,6 +123,7 @@ async fn end_worker(worker: &Worker, timeout: Duration, force: bool) {
 
 /// The path is free again.
 fn forget(inner: &Inner, slot: &Slot, mount: &Mount) {
+    mount.close_door(slot);
     slot.now().mounts.remove(&mount.shown.path);
     inner.persist_or_warn(slot);
     if is_local(&mount.shown) {
@@ -169,6 +170,7 @@ pub(crate) async fn store_before_end(inner: &Arc<Inner>, slot: &Slot, mount: &Mo
         inner.events.tell("mount.unstored", &slot.id, Some(mount.shown.path.as_str()), detail);
     }
     mount.on(MountEvent::Stored);
+    mount.close_door(slot);
     if mount.sync().is_some() {
         // Its directory must not be held when the sandbox is removed.
         mount.now().engine = None;

@@ -7,6 +7,7 @@ mod leave;
 mod own;
 mod process;
 mod recover;
+mod route;
 mod state;
 mod worker_plan;
 
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use sandpail_proxy::OpenRoute;
 use sandpail_spec::{MountMode, MountPlan};
 use sandpail_sync::Sync;
 
@@ -23,11 +25,15 @@ use self::process::Worker;
 pub(crate) use self::recover::recover;
 use self::state::{Action, MountEvent, MountState, next};
 use crate::MountInfo;
-use crate::sandboxes::{Inner, Slot};
+use crate::network::SandboxNetwork;
+use crate::sandboxes::{Inner, Slot, random_text};
 use crate::state::{MountRecord, Shown};
 use crate::worker::control::Ask;
 
 pub(crate) use self::worker_plan::open_store;
+
+/// Characters of a mount's id: 100 bits, as its name is no secret but must not be guessed for another's.
+const ID_LEN: usize = 20;
 
 /// How long a mount may take to say how much it has not stored.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -44,6 +50,8 @@ struct Now {
     state: MountState,
     /// What moves the bytes.
     engine: Option<Engine>,
+    /// The way of S3 clients inside.
+    door: Option<OpenRoute>,
     made: Option<PathBuf>,
     /// The file system's device number; 0: there is none yet.
     device: u64,
@@ -59,12 +67,13 @@ enum Engine {
 }
 
 impl Mount {
-    fn reserved(plan: &MountPlan) -> Self {
+    fn reserved(plan: &MountPlan) -> std::io::Result<Self> {
         let endpoint = match &plan.place {
             sandpail_spec::BucketPlace::Embedded => None,
             sandpail_spec::BucketPlace::Remote(remote) => Some(remote.endpoint.to_string()),
         };
-        Self::new(Shown {
+        Ok(Self::new(Shown {
+            id: random_text(ID_LEN)?,
             path: plan.path.clone(),
             mode: plan.mode,
             bucket: plan.bucket.as_str().to_owned(),
@@ -72,11 +81,12 @@ impl Mount {
             endpoint,
             prefix: plan.prefix.as_str().to_owned(),
             read_only: plan.read_only,
-        })
+        }))
     }
 
     fn new(shown: Shown) -> Self {
-        let now = Now { state: MountState::Reserved, engine: None, made: None, device: 0, is_attached: false };
+        let now =
+            Now { state: MountState::Reserved, engine: None, door: None, made: None, device: 0, is_attached: false };
         Self { shown, now: Mutex::new(now) }
     }
 
@@ -95,6 +105,15 @@ impl Mount {
         let (state, action) = next(before, event);
         now.state = state;
         action
+    }
+
+    /// Ends what S3 clients inside do with it, at once.
+    fn close_door(&self, slot: &Slot) {
+        if self.now().door.take().is_some()
+            && let Some(network) = &slot.now().network
+        {
+            network.audit().forget(&self.shown.id);
+        }
     }
 
     fn worker(&self) -> Option<Worker> {
@@ -138,7 +157,7 @@ impl Mount {
     }
 
     /// How it is shown; `None` while it is being made.
-    pub(crate) async fn info(&self) -> Option<MountInfo> {
+    pub(crate) async fn info(&self, network: Option<&SandboxNetwork>) -> Option<MountInfo> {
         let state = match self.state() {
             MountState::Reserved | MountState::Starting => return None,
             MountState::Serving => "serving",
@@ -153,7 +172,13 @@ impl Mount {
             Some(Engine::Sync(sync)) => sync.report().failed.len(),
             _ => 0,
         };
+        let proxy = if self.now().door.is_some() {
+            network.map(|network| network.audit().counts(&self.shown.id))
+        } else {
+            None
+        };
         Some(MountInfo {
+            mount_id: self.shown.id.clone(),
             mount_path: self.shown.path.to_string(),
             mode: self.shown.mode.as_str(),
             state,
@@ -163,6 +188,7 @@ impl Mount {
             prefix: format!("/{}", self.shown.prefix),
             read_only: self.shown.read_only,
             unstored: u64::try_from(unstored).unwrap_or(u64::MAX),
+            proxy,
         })
     }
 }

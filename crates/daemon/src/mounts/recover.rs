@@ -7,9 +7,10 @@ use sandpail_sandbox::Sandbox;
 
 use super::process::Worker;
 use super::state::MountState;
-use super::{Engine, Mount, attach, is_local, watch};
+use super::{Engine, Mount, attach, is_local, route, watch};
 use crate::DaemonError;
 use crate::events::now_ms;
+use crate::network::{self, SandboxNetwork};
 use crate::sandboxes::{Inner, Slot};
 use crate::state::{MountRecord, SandboxRecord};
 
@@ -39,6 +40,7 @@ pub(crate) async fn recover(inner: &Arc<Inner>) -> Result<(), DaemonError> {
         }
         inner.state.remove(&id)?;
     }
+    network::prune(inner);
     Ok(())
 }
 
@@ -47,9 +49,16 @@ async fn adopt(inner: &Arc<Inner>, sandbox: Sandbox, record: Option<SandboxRecor
     let slot = inner.insert(Slot::new(sandbox.id().clone(), created_ms));
     slot.now().sandbox = Some(sandbox.clone());
     slot.now().is_warm = record.as_ref().is_some_and(|record| record.is_warm);
+    slot.now().network = SandboxNetwork::load(inner, &slot.id);
     let _turn = slot.turn.lock().await;
     for mount in record.map(|record| record.mounts).unwrap_or_default() {
         adopt_mount(inner, &slot, &sandbox, mount).await;
+    }
+    let network = slot.now().network.clone().filter(|network| network.lets_out());
+    if let Some(network) = network
+        && let Err(error) = network.open(&inner.config(), &sandbox).await
+    {
+        inner.events.tell("sandbox.offline", &slot.id, None, error.to_string());
     }
     inner.persist_or_warn(&slot);
     inner.watch(&slot, &sandbox);
@@ -80,6 +89,13 @@ async fn adopt_mount(inner: &Arc<Inner>, slot: &Arc<Slot>, sandbox: &Sandbox, re
             mount.now().state = MountState::Serving;
             if let Some(worker) = worker {
                 mount.now().engine = Some(Engine::Worker(worker.clone()));
+                match route::reopen(inner, slot, sandbox, &mount.shown, &worker).await {
+                    Ok(door) => mount.now().door = door,
+                    Err(why) => {
+                        let detail = format!("S3 clients in the sandbox do not reach it any more: {why}");
+                        inner.events.tell("mount.closed", &slot.id, Some(path.as_str()), detail);
+                    }
+                }
                 watch(inner, slot, &mount, &worker);
             }
             inner.events.tell("mount.found", &slot.id, Some(path.as_str()), "");

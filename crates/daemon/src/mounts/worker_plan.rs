@@ -44,7 +44,7 @@ pub(crate) fn remote_plan(remote: &Remote, s3fs: &S3fsOptions) -> RemotePlan {
 }
 
 /// The directory of an embedded bucket; made when it is first used.
-fn embedded(inner: &Inner, bucket: &str) -> Result<PathBuf, String> {
+pub(super) fn embedded(inner: &Inner, bucket: &str) -> Result<PathBuf, String> {
     let dir = inner.state.join("buckets").join(bucket);
     let opened = match DirStore::open(&dir) {
         Err(_) if !dir.exists() => DirStore::create(&dir),

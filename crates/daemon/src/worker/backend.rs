@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use sandpail_spec::{BucketName, Credentials, KeyPrefix, SecretKey};
 use sandpail_store::Store;
 use sandpail_store::dir::DirStore;
-use sandpail_store::http::{AwsChain, HttpStore, StaticCredentials, Timeouts};
+use sandpail_store::http::{AwsChain, HttpStore, Relay, StaticCredentials, Timeouts};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
@@ -185,6 +185,11 @@ impl RemotePlan {
             builder = builder.profile(profile);
         }
         Ok(Arc::new(builder.build()?))
+    }
+
+    /// What sends single requests of others to a bucket, with these keys; nothing is sent yet.
+    pub fn relay(&self, bucket: &str) -> anyhow::Result<Relay> {
+        Ok(self.builder(bucket)?.build_relay()?)
     }
 
     /// The same without what was seen before, for an examination.

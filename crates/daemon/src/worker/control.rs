@@ -9,6 +9,12 @@ use std::time::Duration;
 use anyhow::Context;
 use sandpail_fs::engine::Engine;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::backend::RemotePlan;
+
+/// Room for the usual answer.
+const TEXT_LEN: usize = 16 << 10;
 
 /// What can be asked, one JSON line each.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -17,6 +23,9 @@ pub enum Ask {
     Status,
     /// Store everything.
     Drain,
+    /// How the bucket is reached, keys included: a daemon that was restarted has nobody else to ask. The socket is in a
+    /// directory of the daemon's own user, who started the process with these keys.
+    Remote,
 }
 
 /// The answer, one JSON line.
@@ -26,21 +35,25 @@ pub struct Answer {
     pub unstored: usize,
     /// Paths that could not be stored, with the reasons.
     pub failed: Vec<(String, String)>,
+    /// How the bucket is reached; only for [`Ask::Remote`], of a mount in a sandbox whose bucket is on a server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<RemotePlan>,
 }
 
 /// Answers until the process ends.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub fn serve(path: &Path, engine: Arc<Engine>) -> anyhow::Result<()> {
+pub fn serve(path: &Path, engine: Arc<Engine>, remote: Option<RemotePlan>) -> anyhow::Result<()> {
+    let remote = remote.map(Arc::new);
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::thread::Builder::new().name("control".to_owned()).spawn(move || {
         for stream in listener.incoming().flatten() {
-            let engine = Arc::clone(&engine);
+            let (engine, remote) = (Arc::clone(&engine), remote.clone());
             // Each by itself: storing may take long, and how much is left is asked meanwhile.
             let answering = std::thread::Builder::new().name("answer".to_owned()).spawn(move || {
-                if let Err(error) = answer(&stream, &engine) {
+                if let Err(error) = answer(&stream, &engine, remote.as_deref()) {
                     tracing::debug!(%error, "a control connection failed");
                 }
             });
@@ -52,19 +65,23 @@ pub fn serve(path: &Path, engine: Arc<Engine>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn answer(stream: &UnixStream, engine: &Engine) -> anyhow::Result<()> {
+fn answer(stream: &UnixStream, engine: &Engine, remote: Option<&RemotePlan>) -> anyhow::Result<()> {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     let answer = match serde_json::from_str(&line)? {
-        Ask::Status => Answer { unstored: engine.unstored_count(), failed: Vec::new() },
+        Ask::Status => Answer { unstored: engine.unstored_count(), ..Answer::default() },
+        Ask::Remote => Answer { remote: remote.cloned(), ..Answer::default() },
         Ask::Drain => {
             let failed = engine.runtime().block_on(engine.drain());
             let failed: Vec<_> = failed.into_iter().map(|left| (left.path, left.reason)).collect();
-            Answer { unstored: engine.unstored_count(), failed }
+            Answer { unstored: engine.unstored_count(), failed, remote: None }
         }
     };
+    let mut text = Zeroizing::new(Vec::with_capacity(TEXT_LEN));
+    serde_json::to_writer(&mut *text, &answer)?;
+    text.push(b'\n');
     let mut stream = stream;
-    stream.write_all(format!("{}\n", serde_json::to_string(&answer)?).as_bytes())?;
+    stream.write_all(&text)?;
     Ok(())
 }
 
@@ -76,7 +93,8 @@ pub fn ask(path: &Path, ask: Ask, timeout: Duration) -> anyhow::Result<Answer> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(timeout))?;
     stream.write_all(format!("{}\n", serde_json::to_string(&ask)?).as_bytes())?;
-    let mut line = String::new();
+    // Large enough for keys: a text that grew would leave copies of them behind.
+    let mut line = Zeroizing::new(String::with_capacity(TEXT_LEN));
     BufReader::new(stream).read_line(&mut line)?;
     Ok(serde_json::from_str(&line)?)
 }

@@ -281,7 +281,9 @@ fn serve_engine(
     engine.keep_trying();
     let attached = attach(plan, device, engine)?;
     let entry = plan.entry(log_file)?;
-    let registered = entry.write().and_then(|()| control::serve(&registry::socket_of(pid)?, Arc::clone(engine)));
+    let remote = plan.store.clone().filter(|_| matches!(plan.place, Place::Sandbox { .. }));
+    let socket = registry::socket_of(pid)?;
+    let registered = entry.write().and_then(|()| control::serve(&socket, Arc::clone(engine), remote));
     if let Err(error) = registered.and_then(|()| Ok(ready()?)) {
         entry.remove();
         if let Attached::Host(mounted) = attached {

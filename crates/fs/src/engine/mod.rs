@@ -267,7 +267,7 @@ impl Engine {
     /// # Errors
     /// [`FsError::Store`] with the cause.
     pub async fn probe(&self) -> FsResult<()> {
-        self.store.check_bucket().await.map_err(failed(|| self.store.describe()))
+        self.store.check_bucket(&self.options.prefix).await.map_err(failed(|| self.store.describe()))
     }
 
     /// The kernel lets go of a node.

@@ -7,8 +7,12 @@ use sandpail_store::Capabilities;
 use super::RangeSet;
 use crate::{FsError, FsResult};
 
-/// Copies of neighbouring parts are joined up to this length, so that they still run side by side.
+/// Copies run side by side inside the store, which makes long ones faster; shorter than this they only cost requests.
+const COPY_LEN_MIN: u64 = 16 << 20;
+/// A longer copy takes so long that its answer may be given up.
 const COPY_LEN_MAX: u64 = 1 << 30;
+/// Into about how many copies a large file is divided: some times as many as run at once.
+const COPY_COUNT: u64 = 64;
 
 /// Where a part's bytes come from. Ranges are offsets in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +66,7 @@ pub fn plan(
     // Around a change as little as possible is uploaded: the grid is the finest that the provider takes.
     let cell_len = if has_one_grid { part_len } else { part_len_for(size, 0, count_max, limits)? };
     let upload_len_max = part_len.next_multiple_of(cell_len);
+    let copy_len_max = (base_limit / COPY_COUNT).clamp(COPY_LEN_MIN, COPY_LEN_MAX.min(limits.part_len_max));
     let mut parts: Vec<PartSource> = Vec::new();
     let mut start = 0;
     while start < size {
@@ -75,7 +80,7 @@ pub fn plan(
         start = range.end;
         let is_upload = range.end > base_limit || dirty.intersects(&range);
         let (last, len_max) = match parts.last_mut() {
-            Some(PartSource::Copy(last)) if !is_upload => (last, COPY_LEN_MAX.min(limits.part_len_max)),
+            Some(PartSource::Copy(last)) if !is_upload => (last, copy_len_max),
             Some(PartSource::Upload(last)) if is_upload => (last, upload_len_max),
             _ => {
                 parts.push(if is_upload { PartSource::Upload(range) } else { PartSource::Copy(range) });
@@ -120,6 +125,12 @@ mod tests {
         set(std::iter::once(range))
     }
 
+    /// Copies between these places, in MiB.
+    fn copies(places: impl IntoIterator<Item = u64>) -> Vec<PartSource> {
+        let places: Vec<u64> = places.into_iter().collect();
+        places.windows(2).map(|pair| PartSource::Copy(pair[0] * MIB..pair[1] * MIB)).collect()
+    }
+
     #[test]
     fn a_small_change_of_a_large_file_uploads_one_part() {
         let dirty = one(100 * MIB..100 * MIB + 4096);
@@ -128,10 +139,11 @@ mod tests {
         assert_eq!(
             parts,
             [
-                PartSource::Copy(0..100 * MIB),
-                PartSource::Upload(100 * MIB..105 * MIB),
-                PartSource::Copy(105 * MIB..256 * MIB)
+                copies((0..7).map(|n| n * 15).chain([100])),
+                vec![PartSource::Upload(100 * MIB..105 * MIB)],
+                copies((7..17).map(|n| n * 15).chain([256])),
             ]
+            .concat()
         );
     }
 
@@ -139,7 +151,17 @@ mod tests {
     fn an_append_copies_all_that_was_there() {
         let size = 32 * MIB + 70_000;
         let plan = plan(size + 9, &one(size..size + 9), Some(size), 8 * MIB, &Capabilities::default()).unwrap();
-        assert_eq!(plan, UploadPlan::Multipart(vec![PartSource::Copy(0..size), PartSource::Upload(size..size + 9)]));
+        let mut parts = copies([0, 15, 25]);
+        parts.extend([PartSource::Copy(25 * MIB..size), PartSource::Upload(size..size + 9)]);
+        assert_eq!(plan, UploadPlan::Multipart(parts));
+    }
+
+    #[test]
+    fn the_copies_of_a_large_file_are_few() {
+        let size = 2 << 40;
+        let plan = plan(size + 9, &one(size..size + 9), Some(size), 8 * MIB, &Capabilities::default()).unwrap();
+        let UploadPlan::Multipart(parts) = plan else { panic!() };
+        assert!(parts.len() < 2600 && parts.iter().all(|part| part.range().end - part.range().start <= 1 << 30));
     }
 
     #[test]

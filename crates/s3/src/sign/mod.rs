@@ -93,10 +93,20 @@ impl std::fmt::Debug for Signer {
     }
 }
 
-fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {
+/// HMAC-SHA256.
+pub fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
     mac.update(data);
     mac.finalize().into_bytes().into()
+}
+
+/// The key of one day (`20130524`), region and dialect, which signs requests and chunks.
+pub fn signing_key(dialect: &Dialect, secret: &SecretKey, day: &str, region: &str) -> [u8; 32] {
+    let first = SecretKey::new(format!("{}{}", dialect.secret_prefix, secret.expose()));
+    let key = hmac(first.expose().as_bytes(), day.as_bytes());
+    let key = hmac(&key, region.as_bytes());
+    let key = hmac(&key, dialect.service.as_bytes());
+    hmac(&key, dialect.terminator.as_bytes())
 }
 
 impl Signer {
@@ -221,11 +231,7 @@ impl Signer {
         {
             return cached.key;
         }
-        let first = SecretKey::new(format!("{}{}", self.dialect.secret_prefix, secret.expose()));
-        let key = hmac(first.expose().as_bytes(), day.as_bytes());
-        let key = hmac(&key, self.region.as_bytes());
-        let key = hmac(&key, self.dialect.service.as_bytes());
-        let key = hmac(&key, self.dialect.terminator.as_bytes());
+        let key = signing_key(self.dialect, secret, day, &self.region);
         *cached = Some(DayKey { day: day.into(), secret: secret.clone(), key });
         key
     }

@@ -414,7 +414,7 @@ impl Store for DirStore {
         format!("bucket directory {}", self.inner.root.display())
     }
 
-    async fn check_bucket(&self) -> StoreResult<()> {
+    async fn check_bucket(&self, _prefix: &str) -> StoreResult<()> {
         self.run(|inner| check_marker(&inner.root)).await
     }
 

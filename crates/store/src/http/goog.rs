@@ -67,8 +67,7 @@ fn condition(
 
 /// Translates the headers of an answer; what has no counterpart stays as it is.
 pub(super) fn answer(headers: &mut HeaderMap) {
-    let names: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with("x-goog-")).cloned().collect();
+    let names: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("x-goog-")).cloned().collect();
     for name in names {
         let short = &name.as_str()["x-goog-".len()..];
         if !short.starts_with("meta-") && short != "storage-class" {

@@ -26,6 +26,7 @@ mod counters;
 mod credentials;
 mod download;
 mod error;
+mod framed;
 mod goog;
 mod headers;
 mod limiter;
@@ -49,10 +50,10 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use md5::{Digest, Md5};
 use sandpail_s3::call::BadHeader;
-use sandpail_s3::xml::{self, CompletedPart, XmlError};
 use sandpail_s3::sign::Dialect;
 use sandpail_s3::sign::goog4::GOOG4;
 use sandpail_s3::sign::sigv4::SIGV4;
+use sandpail_s3::xml::{self, CompletedPart, XmlError};
 use sandpail_s3::{Call, ChecksumKind, Quirks, checksum, list};
 use sandpail_spec::{Endpoint, Provider};
 
@@ -547,8 +548,8 @@ impl Store for HttpStore {
         Ok(())
     }
 
-    async fn check_bucket(&self) -> StoreResult<()> {
-        let call = Call::list("", false, None, None, 1);
+    async fn check_bucket(&self, prefix: &str) -> StoreResult<()> {
+        let call = Call::list(prefix, false, None, None, 1);
         let deadline = CHECK_DEADLINE.min(self.shared.retry_deadline);
         let reply =
             self.shared.exchange(&call, None, false, deadline).await.map_err(|failure| match failure.error {

@@ -14,11 +14,13 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, h
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
+use sandpail_s3::ChecksumKind;
 use sandpail_s3::sign::UNSIGNED_PAYLOAD;
 use sandpail_spec::Provider;
 
 use super::connect::Connector;
 use super::error::hints;
+use super::framed::{self, Framed};
 use super::goog;
 use super::origin::{Origin, Outgoing, Target};
 use super::send::chain;
@@ -53,6 +55,9 @@ pub struct RelayRequest {
     pub len: u64,
     /// Gives `len` bytes.
     pub body: RelayBody,
+    /// The checksum that the body gives in trailers when it ends. It is passed on behind the body if the body is long
+    /// and the provider knows such bodies; of a short body it should be among the headers.
+    pub trailer: Option<ChecksumKind>,
     /// Waits for the answer as long as copies and completions may take.
     pub is_slow: bool,
 }
@@ -147,12 +152,22 @@ impl Relay {
     /// # Errors
     /// [`RelayError`] if there is no answer.
     pub async fn send(&self, request: RelayRequest) -> Result<Response<RelayBody>, RelayError> {
-        let RelayRequest { method, key, query, mut headers, payload_hash, len, body, is_slow } = request;
+        let RelayRequest { method, key, query, mut headers, mut payload_hash, mut len, body, trailer, is_slow } =
+            request;
         let is_goog = self.provider() == Provider::Gcs;
         if is_goog {
             headers = goog::request(&method, &headers).map_err(RelayError::Unsupported)?;
         }
         let mut stock = Stock::new(body, len).await?;
+        // Google knows `aws-chunked`, but not the checksums behind it.
+        if let Some(kind) = trailer.filter(|_| !is_goog) {
+            stock = stock.framed(kind, &mut headers);
+            if let Stock::Stream { len: wire_len, .. } = stock
+                && wire_len != len
+            {
+                (payload_hash, len) = (Some(framed::HASH.into()), wire_len);
+            }
+        }
         let outgoing = Outgoing {
             method: &method,
             key: key.as_deref(),
@@ -363,6 +378,20 @@ impl Stock {
             return Err(RelayError::Body(format!("it has not the {len} bytes that were said")));
         }
         Ok(Self::Whole(bytes.freeze()))
+    }
+
+    /// A body that streams, with the checksum behind it.
+    fn framed(self, kind: ChecksumKind, headers: &mut HeaderMap) -> Self {
+        match self {
+            Self::Stream { body: Some(body), len } => match Framed::new(body, len, kind) {
+                Ok((framed, wire_len)) => {
+                    framed.describe(headers);
+                    Self::Stream { body: Some(framed.boxed_unsync()), len: wire_len }
+                }
+                Err(body) => Self::Stream { body: Some(body), len },
+            },
+            other => other,
+        }
     }
 
     fn is_whole(&self) -> bool {
