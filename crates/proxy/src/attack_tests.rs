@@ -440,9 +440,12 @@ fn other_answers() {
     let shown = text(
         "GET s3.internal/train/data/a?uploadId=u",
         &[],
-        "<ListPartsResult><Owner><ID>1</ID></Owner><Key>x</Key><Part><PartNumber>1</PartNumber><ETag>e</ETag></Part></ListPartsResult>",
+        "<ListPartsResult><Owner><ID>1</ID></Owner><Key>data/a</Key><Part><PartNumber>1</PartNumber><ETag>e</ETag></Part></ListPartsResult>",
     );
     assert!(shown.contains("<Key>data/a</Key><UploadId>u</UploadId>") && !shown.contains("Owner"), "{shown}");
+    let parts = world.forward("GET s3.internal/train/data/a?uploadId=u", &[]);
+    let foreign = b"<ListPartsResult><Key>private/x</Key><UploadId>u</UploadId></ListPartsResult>";
+    assert!(parts.rewrite_answer(foreign).is_err(), "another key's upload");
     let copy = world.forward("PUT s3.internal/train/data/a", &[("x-amz-copy-source", "train/data/b")]);
     let error = copy.rewrite_answer(b"<Error><Code>SlowDown</Code></Error>").unwrap().unwrap_err();
     assert_eq!(ErrorAnswer::from_document(&error).status.as_u16(), 503);
