@@ -38,6 +38,7 @@ mod meter;
 mod operation;
 mod permit;
 mod query;
+mod quiet;
 mod remote;
 mod rewrite;
 mod route;

@@ -19,6 +19,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use crate::answer::{self, AnswerBody};
 use crate::forward::forward;
 use crate::meter::{Meter, Slot};
+use crate::quiet::Quiet;
 use crate::{Arrival, Decision, Denied, Gate, Guest, decide, upload};
 
 /// For the head of a request, waiting for it included.
@@ -60,12 +61,12 @@ where
         .max_buf_size(BUFFER_LEN_MAX)
         .max_headers(128)
         .serve_connection(TokioIo::new(Gate::new(Patient::new(io))), service);
-    let ended = poll_fn(|cx| match connection.poll_without_shutdown(cx) {
+    let serving = poll_fn(|cx| match connection.poll_without_shutdown(cx) {
         Poll::Ready(result) => Poll::Ready(Some(result)),
         // Whatever it is busy with is dropped with it.
         Poll::Pending => slot.poll_revoked(cx).map(|()| None),
-    })
-    .await;
+    });
+    let ended = Quiet::new(serving).await;
     match ended {
         None => tracing::debug!("a connection was cut: its mount is gone"),
         Some(Ok(())) => linger(connection.into_parts().io.into_inner()).await,

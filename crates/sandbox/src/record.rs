@@ -27,6 +27,9 @@ pub(crate) struct Record {
     /// Variables that the daemon gives.
     #[serde(default)]
     pub(crate) environment: BTreeMap<String, String>,
+    /// How often these were changed.
+    #[serde(default)]
+    pub(crate) environment_count: u32,
     pub(crate) sessions: BTreeMap<String, SessionRecord>,
     pub(crate) processes: BTreeMap<String, ProcessRecord>,
     /// What was attached and not detached, in that order.

@@ -7,11 +7,18 @@
 /// Last line of a state that was written to its end.
 pub(crate) const END_MARK: &str = "#end\n";
 
-/// Arguments: state file, working directory for this command only (or empty), count of variables for this command only,
-/// these as NAME=VALUE, the command.
+/// Arguments: state file, working directory for this command only (or empty), which of the daemon's environments counts now,
+/// count of its variables, these as NAME=VALUE, count of variables for this command only, these, the command.
+///
+/// A session takes over the daemon's variables when it has not seen this environment yet; afterwards they are its own to
+/// change.
 pub(crate) const BASH: &str = r##"
-__sp_file=$1 __sp_at=$2 __sp_n=$3; shift 3
+__sp_file=$1 __sp_at=$2 __sp_now=$3 __sp_n=$4; shift 4
 if [ -r "$__sp_file" ]; then . "$__sp_file"; fi
+while (( __sp_n-- > 0 )); do
+  if [[ ${__sp_told-} != "$__sp_now" ]]; then export "$1"; fi; shift
+done
+__sp_n=$1; shift
 __sp_home=$PWD
 if [ -n "$__sp_at" ]; then cd -- "$__sp_at" || exit 1; __sp_at=$PWD; fi
 declare -A __sp_old=() __sp_new=()
@@ -30,7 +37,7 @@ trap '
   done
   if [[ -n $__sp_at && $PWD == "$__sp_at" ]]; then __sp_dir=$__sp_home; else __sp_dir=$PWD; fi
   unset SANDPAIL_COMMAND
-  { export -p; declare -f; printf "cd -- %q 2>/dev/null || cd /workspace\n#end\n" "$__sp_dir"; } >|"${__sp_file%.state}.new"
+  { export -p; declare -f; printf "__sp_told=%q\ncd -- %q 2>/dev/null || cd /workspace\n#end\n" "$__sp_now" "$__sp_dir"; } >|"${__sp_file%.state}.new"
   exit $__sp_code
 ' EXIT
 "$@"
@@ -38,14 +45,18 @@ trap '
 
 /// The same for shells that know nothing but POSIX. They cannot print functions, which are not kept there.
 pub(crate) const SH: &str = r##"
-__sp_file=$1 __sp_at=$2 __sp_n=$3; shift 3
+__sp_file=$1 __sp_at=$2 __sp_now=$3 __sp_n=$4; shift 4
 if [ -r "$__sp_file" ]; then . "$__sp_file"; fi
+while [ "$__sp_n" -gt 0 ]; do
+  if [ "${__sp_told-}" != "$__sp_now" ]; then export "$1"; fi; shift; __sp_n=$((__sp_n - 1))
+done
+__sp_n=$1; shift
 __sp_home=$PWD
 if [ -n "$__sp_at" ]; then cd -- "$__sp_at" || exit 1; __sp_at=$PWD; fi
 __sp_save() {
   if [ -n "$__sp_at" ] && [ "$PWD" = "$__sp_at" ]; then cd -- "$__sp_home"; fi
   unset SANDPAIL_COMMAND
-  { export -p; printf 'cd -- "$PWD" 2>/dev/null || cd /workspace\n#end\n'; } >|"${__sp_file%.state}.new"
+  { export -p; printf '__sp_told=%s\n' "$__sp_now"; printf 'cd -- "$PWD" 2>/dev/null || cd /workspace\n#end\n'; } >|"${__sp_file%.state}.new"
 }
 if [ "$__sp_n" -gt 0 ]; then
   # Variables for this command only: it runs in a copy of this shell, which changes nothing.

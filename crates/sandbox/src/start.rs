@@ -89,6 +89,7 @@ impl Starter<'_> {
             spec,
             rootfs_env: env.into_iter().collect(),
             environment: BTreeMap::new(),
+            environment_count: 0,
             sessions: BTreeMap::new(),
             processes: BTreeMap::new(),
             attachments: Vec::new(),

@@ -146,6 +146,10 @@ pub(crate) enum Program {
         argv: Vec<String>,
         /// The file in the sandbox that keeps the session's state.
         state: PathBuf,
+        /// The daemon's variables, for a session that does not have them yet.
+        given: Vec<(String, String)>,
+        /// Which of the daemon's environments they are.
+        given_count: u32,
         /// Variables for this command only.
         only: Vec<(String, String)>,
         /// Whether [`Start::cwd`] is for this command only; else it is where a new session begins.

@@ -76,8 +76,9 @@ fn run(order: &Start, streams: &StandardStreams, open_files: u64) -> Result<Chil
     let path = order.env.iter().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
     match &order.program {
         Program::Command { argv } => become_command(order, argv, path),
-        Program::Session { argv, state, only, is_cwd_given } => {
-            become_session(order, argv, path, state, only, is_cwd_given.then_some(&order.cwd))
+        Program::Session { argv, state, given, given_count, only, is_cwd_given } => {
+            let given = (given.as_slice(), *given_count);
+            become_session(order, argv, path, state, given, only, is_cwd_given.then_some(&order.cwd))
         }
         Program::Terminal { shell, state, .. } => become_shell(order, shell.as_deref(), state.as_deref(), path),
         Program::Agent => Ok(0),
@@ -145,6 +146,7 @@ fn become_session(
     argv: &[String],
     path: &str,
     state: &Path,
+    given: (&[(String, String)], u32),
     only: &[(String, String)],
     cwd: Option<&PathBuf>,
 ) -> Result<ChildCode, String> {
@@ -160,7 +162,11 @@ fn become_session(
         command.env_clear().env(MARK, order.id.to_string());
     }
     command.args(["-c", script, "bash"]).arg(state).arg(cwd.map_or(Path::new(""), |cwd| cwd));
-    command.arg(only.len().to_string()).args(only.iter().map(|(name, value)| format!("{name}={value}")));
+    let (given, count) = given;
+    command.arg(count.to_string());
+    for variables in [given, only] {
+        command.arg(variables.len().to_string()).args(variables.iter().map(|(name, value)| format!("{name}={value}")));
+    }
     let error = command.args(argv).exec();
     Err(format!("{}: {}", shell.display(), plain(&error)))
 }

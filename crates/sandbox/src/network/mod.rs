@@ -10,7 +10,7 @@ mod rules;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -52,17 +52,20 @@ impl Sandbox {
             return Err(SandboxError::Gone);
         }
         let pidfd = self.pidfd().map_err(system("entering a sandbox's network"))?;
-        let opened = in_thread(move || {
-            match rustix::thread::move_into_thread_name_spaces(
-                std::os::fd::AsFd::as_fd(&pidfd),
-                ThreadNameSpaceType::NETWORK,
-            ) {
-                Err(Errno::SRCH) => return Err(SandboxError::Gone),
-                entered => entered.map_err(io::Error::from).map_err(system("entering a sandbox's network"))?,
-            }
-            open().map_err(system("the network of a sandbox"))
+        let (sender, receiver) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("sandbox-network".to_owned()).spawn(move || {
+            let opened = enter(&pidfd).and_then(|()| open().map_err(system("the network of a sandbox")));
+            let (listeners, rules) = match opened {
+                Ok((listeners, rules)) => (Ok(listeners), Some(rules)),
+                Err(error) => (Err(error), None),
+            };
+            // Whoever asked may have gone away.
+            let _asker = sender.send(listeners);
+            // Only now, because that takes its time.
+            drop(rules);
         });
-        opened.await?
+        thread.map_err(system("a thread"))?;
+        receiver.await.map_err(|_| SandboxError::Host("a thread in a sandbox's network failed".to_owned()))?
     }
 }
 
@@ -76,25 +79,22 @@ pub(crate) fn probe() -> io::Result<()> {
     tried.join().map_err(|_| io::Error::other("a thread failed"))?
 }
 
-async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, SandboxError> {
-    let (sender, receiver) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("sandbox-network".to_owned()).spawn(move || {
-        // Whoever asked may have gone away.
-        let _asker = sender.send(work());
-    });
-    thread.map_err(system("a thread"))?;
-    receiver.await.map_err(|_| SandboxError::Host("a thread in a sandbox's network failed".to_owned()))
+fn enter(pidfd: &OwnedFd) -> Result<(), SandboxError> {
+    match rustix::thread::move_into_thread_name_spaces(pidfd.as_fd(), ThreadNameSpaceType::NETWORK) {
+        Err(Errno::SRCH) => Err(SandboxError::Gone),
+        entered => entered.map_err(io::Error::from).map_err(system("entering a sandbox's network")),
+    }
 }
 
-/// In the current namespace.
-fn open() -> io::Result<Listeners> {
+/// In the current namespace. With the socket that the rules were made by.
+fn open() -> io::Result<(Listeners, OwnedFd)> {
     let connections = listen()?;
     let names = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
     names.set_nonblocking(true)?;
     rules::open_way()?;
     let ports = rules::Ports { connections: connections.local_addr()?.port(), names: names.local_addr()?.port() };
-    rules::replace(ports)?;
-    Ok(Listeners { connections, names })
+    let rules = rules::replace(ports)?;
+    Ok((Listeners { connections, names }, rules))
 }
 
 fn listen() -> io::Result<TcpListener> {

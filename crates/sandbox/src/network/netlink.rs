@@ -64,11 +64,12 @@ impl Requests {
     }
 
     /// Sends all requests to the current network namespace and waits for the kernel's word on each. Without a protocol it
-    /// is the first one, for interfaces, addresses and routes.
+    /// is the first one, for interfaces, addresses and routes. Returns the socket, for those to whom it matters when it is
+    /// closed.
     ///
     /// # Errors
     /// The first one that the kernel gives, with what was tried.
-    pub(crate) fn send(mut self, protocol: Option<Protocol>) -> io::Result<()> {
+    pub(crate) fn send(mut self, protocol: Option<Protocol>) -> io::Result<OwnedFd> {
         let socket = open(protocol)?;
         rustix::net::sendto(&socket, &self.bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
         let mut answers = vec![0; 32 * 1024];
@@ -76,7 +77,7 @@ impl Requests {
             let (len, _) = rustix::net::recv(&socket, answers.as_mut_slice(), RecvFlags::empty())?;
             self.take_answers(answers.get(..len).unwrap_or_default())?;
         }
-        Ok(())
+        Ok(socket)
     }
 
     fn take_answers(&mut self, mut answers: &[u8]) -> io::Result<()> {

@@ -13,6 +13,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 
 use rustix::net::netlink;
 
@@ -36,7 +37,7 @@ pub(crate) fn open_loopback() -> io::Result<()> {
     // `ifinfomsg`: family, padding, type, index, flags, which flags change.
     let head = [[AF_UNSPEC, 0, 0, 0], LOOPBACK_INDEX.to_ne_bytes(), IFF_UP.to_ne_bytes(), IFF_UP.to_ne_bytes()];
     requests.add(RTM_NEWLINK, 0, &head.concat(), Some("bringing the loopback up"), |_| {});
-    requests.send(None)
+    requests.send(None).map(drop)
 }
 
 /// Gives the namespace an address, and a way for every packet.
@@ -61,7 +62,7 @@ pub(super) fn open_way() -> io::Result<()> {
         const RTA_PREFSRC: u16 = 7;
         to.bytes(RTA_OIF, &LOOPBACK_INDEX.to_ne_bytes()).bytes(RTA_PREFSRC, &SOURCE.octets());
     });
-    requests.send(None)
+    requests.send(None).map(drop)
 }
 
 /// Ports of the daemon's sockets on 127.0.0.1.
@@ -71,11 +72,12 @@ pub(super) struct Ports {
     pub(super) names: u16,
 }
 
-/// Replaces the rules by those for these ports, in one step.
+/// Replaces the rules by those for these ports, in one step. Closing the socket that is returned takes some 10 ms, as the
+/// kernel then waits until nobody uses the old rules any more.
 ///
 /// # Errors
 /// The kernel's.
-pub(super) fn replace(ports: Ports) -> io::Result<()> {
+pub(super) fn replace(ports: Ports) -> io::Result<OwnedFd> {
     const BATCH_BEGIN: u16 = 0x10;
     const BATCH_END: u16 = 0x11;
     const NEW_TABLE: u16 = 0;

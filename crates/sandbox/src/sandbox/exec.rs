@@ -55,11 +55,14 @@ impl Sandbox {
         };
         let known = self.session(&session)?;
         let is_cwd_given = cwd.is_some();
+        let (given, given_count) = self.given(&known.env);
         let order = Start {
             id: 0,
             program: Program::Session {
                 argv,
                 state: self.session_state(&session),
+                given,
+                given_count,
                 only: env.into_iter().collect(),
                 is_cwd_given,
             },
@@ -106,6 +109,22 @@ impl Sandbox {
         for output in outputs.into_iter().filter(|output| !output.is_over) {
             self.inner.leftovers.add(output.pipe);
         }
+    }
+
+    /// The daemon's variables for a session that was made with `known`, and which of the daemon's environments they are.
+    fn given(&self, known: &BTreeMap<String, String>) -> (Vec<(String, String)>, u32) {
+        let record = self.record();
+        let is_theirs = |name: &String| known.contains_key(name) || record.spec.env.contains_key(name);
+        // What the shell could not export is no variable either.
+        let is_name = |name: &String| {
+            name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+                && !name.starts_with(|c: char| c.is_ascii_digit())
+        };
+        let given = record
+            .environment
+            .iter()
+            .filter(|(name, value)| !name.is_empty() && is_name(name) && !is_theirs(name) && !value.contains('\0'));
+        (given.map(|(name, value)| (name.clone(), value.clone())).collect(), record.environment_count)
     }
 
     /// A whole environment: defaults, the root file system's, the daemon's, the sandbox's, then `more`, the last of which

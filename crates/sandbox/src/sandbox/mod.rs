@@ -112,12 +112,16 @@ impl Sandbox {
     /// processes that start from now on have them. Kept in the sandbox's record.
     ///
     /// They win over defaults and over what an image says. Over them win [`crate::SandboxSpec::env`] and what is given with
-    /// a command, session or process; and a session that has exported such a variable goes on with its own value.
+    /// a command, session or process. A session takes them over with its next command (and keeps those that are gone); what
+    /// it exports afterwards is its own.
     ///
     /// # Errors
     /// [`SandboxError::System`] if the record cannot be written.
     pub fn set_environment(&self, environment: BTreeMap<String, String>) -> Result<(), SandboxError> {
-        self.change_record(|record| record.environment = environment)
+        self.change_record(|record| {
+            record.environment = environment;
+            record.environment_count += 1;
+        })
     }
 
     /// A descriptor of its init.

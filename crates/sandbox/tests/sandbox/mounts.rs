@@ -127,9 +127,9 @@ async fn links_are_followed_inside_only() {
             assert!(sandbox.open_directory(Path::new(path)).await.is_err(), "{target}");
         }
     }
-    check(&sandbox, "ln -sfn /dev kernel; ls /dev | grep -c '^new$'", "0").await;
+    check(&sandbox, "ln -sfn /dev kernel; ls /dev | grep '^new$' || echo none", "none").await;
     assert!(sandbox.attach(tmpfs(), Path::new("/workspace/kernel/new/er")).await.is_err());
-    check(&sandbox, "ls /dev | grep -c '^new$'; grep -c ' /dev/new' /proc/mounts", "0\n0").await;
+    check(&sandbox, "ls /dev | grep -c '^new$'; grep -c ' /dev/new' /proc/mounts || true", "0\n0").await;
     sandbox.destroy().await.unwrap();
 }
 

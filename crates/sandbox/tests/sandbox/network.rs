@@ -182,7 +182,7 @@ for family, kind, protocol in [(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROT
         assert!(["1", "113"].contains(&errno), "{done:?}");
     }
     for errno in lines[1].split(' ') {
-        assert!(["101", "99", "113"].contains(&errno), "{done:?}");
+        assert!(["101", "99", "113", "22"].contains(&errno), "{done:?}");
     }
     assert_eq!(lines[2..], ["closed"; 5], "{done:?}");
     drop(listeners);
@@ -300,17 +300,16 @@ async fn a_restarted_daemon_takes_over() {
 
 async fn opening_is_quick() {
     let world = World::new();
-    let sandbox = world.sandbox().await;
     let mut times = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..10 {
+        let sandbox = world.sandbox().await;
         let start = Instant::now();
         let _listeners = sandbox.open_network().await.unwrap();
         times.push(start.elapsed().as_micros());
+        sandbox.destroy().await.unwrap();
     }
-    println!("  open_network: first {} us", times[0]);
     times.sort_unstable();
-    println!("  open_network: p50 {} us, p95 {} us", times[10], times[19]);
-    sandbox.destroy().await.unwrap();
+    println!("  open_network: p50 {} us, p95 {} us", times[5], times[9]);
 }
 
 async fn files_of_the_daemon() {
@@ -389,12 +388,19 @@ async fn the_environment_changes_later() {
     assert_eq!(exec(&sandbox, bare.clone()).await.unwrap().stdout, "daemon daemon create none\n");
     let with = ExecSpec { env: variables(&[("A", "caller"), ("ONLY", "caller")]), ..bare.clone() };
     assert_eq!(exec(&sandbox, with).await.unwrap().stdout, "caller daemon create caller\n");
-    // What the session exported before stays its own; what is new is seen.
-    assert_eq!(exec(&sandbox, in_session).await.unwrap().stdout, "daemon C.UTF-8 create none\n");
+    // A session takes them over once; then they are its own.
+    assert_eq!(exec(&sandbox, in_session.clone()).await.unwrap().stdout, "daemon daemon create none\n");
+    let own = ExecSpec { argv: words(&["export", "A=session"]), ..in_session.clone() };
+    assert_eq!(exec(&sandbox, own).await.unwrap().code, 0);
+    let own = ExecSpec { argv: words(&["unset", "LANG"]), ..in_session.clone() };
+    assert_eq!(exec(&sandbox, own).await.unwrap().code, 0);
+    assert_eq!(exec(&sandbox, in_session.clone()).await.unwrap().stdout, "session create none\n");
     // A restarted daemon knows it.
     drop(sandbox);
     let sandbox = runtime(world.directory.path()).recover().await.unwrap().living.remove(0);
     assert_eq!(exec(&sandbox, bare.clone()).await.unwrap().stdout, "daemon daemon create none\n");
+    sandbox.set_environment(variables(&[("A", "later")])).unwrap();
+    assert_eq!(exec(&sandbox, in_session).await.unwrap().stdout, "later create none\n");
     sandbox.set_environment(BTreeMap::new()).unwrap();
     assert_eq!(exec(&sandbox, bare).await.unwrap().stdout, "none C.UTF-8 create none\n");
     sandbox.destroy().await.unwrap();

@@ -156,13 +156,16 @@ impl Received {
     }
 
     fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
-        match &mut self.wire {
-            Some(wire) if polled.is_pending() => {
+        let incoming = Pin::new(&mut self.incoming);
+        let Some(wire) = &mut self.wire else { return incoming.poll_frame(cx) };
+        // Pieces come out of the connection when it is driven, and at no other time: who waits need not be woken.
+        let mut quiet = Context::from_waker(Waker::noop());
+        match incoming.poll_frame(&mut quiet) {
+            Poll::Pending => {
                 wire.drive(cx);
-                Pin::new(&mut self.incoming).poll_frame(cx)
+                Pin::new(&mut self.incoming).poll_frame(&mut quiet)
             }
-            _ => polled,
+            ready => ready,
         }
     }
 }
