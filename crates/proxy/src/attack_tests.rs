@@ -361,9 +361,11 @@ fn answers_show_nothing_outside() {
     let world = world();
     let answer = "<ListBucketResult><Name>train</Name><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>\
         <NextContinuationToken>tok/en=</NextContinuationToken><Owner><ID>123456789012</ID></Owner>\
-        <Contents><Key>data/a%20b</Key><Size>1</Size><ETag>&quot;e&quot;</ETag><LastModified>2024-01-01T00:00:00.000Z</LastModified>\
+        <Contents><Key>data/a%20b</Key><Size>1</Size><ETag>&quot;e&quot;</ETag>\
+        <LastModified>2024-01-01T00:00:00.000Z</LastModified>\
         <Owner><ID>123456789012</ID></Owner></Contents><Contents><Key>private/x</Key><Size>1</Size></Contents>\
-        <CommonPrefixes><Prefix>data/c/</Prefix></CommonPrefixes><CommonPrefixes><Prefix>private/</Prefix></CommonPrefixes>\
+        <CommonPrefixes><Prefix>data/c/</Prefix></CommonPrefixes>\
+        <CommonPrefixes><Prefix>private/</Prefix></CommonPrefixes>\
         </ListBucketResult>";
     let line = "GET s3.internal/train?list-type=2&delimiter=/";
     let text = |forward: &crate::Forward| {
@@ -418,7 +420,8 @@ fn other_answers() {
     let shown = text(
         "POST r2.internal/LOGS/a?uploadId=u",
         &[],
-        "<CompleteMultipartUploadResult><Location>https://acct.r2.example/logs-real/2024/a</Location><Bucket>logs-real</Bucket>\
+        "<CompleteMultipartUploadResult>\
+         <Location>https://acct.r2.example/logs-real/2024/a</Location><Bucket>logs-real</Bucket>\
          <Key>2024/a</Key><ETag>e</ETag></CompleteMultipartUploadResult>",
     );
     assert!(
@@ -440,9 +443,13 @@ fn other_answers() {
     let shown = text(
         "GET s3.internal/train/data/a?uploadId=u",
         &[],
-        "<ListPartsResult><Owner><ID>1</ID></Owner><Key>x</Key><Part><PartNumber>1</PartNumber><ETag>e</ETag></Part></ListPartsResult>",
+        "<ListPartsResult><Owner><ID>1</ID></Owner><Key>data/a</Key>\
+         <Part><PartNumber>1</PartNumber><ETag>e</ETag></Part></ListPartsResult>",
     );
     assert!(shown.contains("<Key>data/a</Key><UploadId>u</UploadId>") && !shown.contains("Owner"), "{shown}");
+    let parts = world.forward("GET s3.internal/train/data/a?uploadId=u", &[]);
+    let foreign = b"<ListPartsResult><Key>private/x</Key><UploadId>u</UploadId></ListPartsResult>";
+    assert!(parts.rewrite_answer(foreign).is_err(), "another key's upload");
     let copy = world.forward("PUT s3.internal/train/data/a", &[("x-amz-copy-source", "train/data/b")]);
     let error = copy.rewrite_answer(b"<Error><Code>SlowDown</Code></Error>").unwrap().unwrap_err();
     assert_eq!(ErrorAnswer::from_document(&error).status.as_u16(), 503);

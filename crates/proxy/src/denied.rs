@@ -24,8 +24,8 @@ pub enum Denied {
     /// A key, prefix or copy source outside the mount.
     #[error("{0} is outside the mount's prefix")]
     Outside(&'static str),
-    /// A look (HEAD) at a directory above the mount's prefix: clients do so when they begin, and must learn that there is
-    /// no such object, whatever the bucket holds.
+    /// A look (HEAD) at a directory above the mount's prefix: clients do so when they begin, and must learn that there
+    /// is no such object, whatever the bucket holds.
     #[error("the key is not in the mount")]
     Above,
     /// The mount is read-only.

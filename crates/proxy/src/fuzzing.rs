@@ -1,4 +1,5 @@
-//! What reads a guest's bytes, one function for each, for a fuzzer to call. They must not panic, and say what must hold.
+//! What reads a guest's bytes, one function for each, for a fuzzer to call. They must not panic, and say what must
+//! hold.
 
 use std::sync::Arc;
 use std::time::SystemTime;

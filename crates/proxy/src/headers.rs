@@ -74,7 +74,8 @@ pub(crate) fn select(action: Action, headers: &HeaderMap) -> Result<HeaderMap, D
         }
     }
     content_encoding(&mut selected)?;
-    // Stores do not say that they know `If-Range`; without a range, the answer is right whether the object changed or not.
+    // Stores do not say that they know `If-Range`; without a range, the answer is right whether the object changed or
+    // not.
     if headers.contains_key(http::header::IF_RANGE) {
         selected.remove(http::header::RANGE);
     }
