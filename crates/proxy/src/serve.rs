@@ -32,7 +32,7 @@ const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const LINGER_LEN_MAX: usize = 16 << 20;
 /// Most bytes that are read from, or wait to be written to, a connection.
-const BUFFER_LEN_MAX: usize = 256 << 10;
+const BUFFER_LEN_MAX: usize = 128 << 10;
 
 /// Serves one connection of a sandbox until it ends, as S3. `io` should not delay small writes (`TCP_NODELAY`).
 ///
@@ -48,9 +48,9 @@ where
     };
     let slot = Arc::new(Slot::default());
     let service = {
-        let slot = Arc::clone(&slot);
+        let (slot, arrival) = (Arc::clone(&slot), Arc::new(arrival));
         service_fn(move |request| {
-            let (arrival, guest, slot) = (arrival.clone(), Arc::clone(&guest), Arc::clone(&slot));
+            let (arrival, guest, slot) = (Arc::clone(&arrival), Arc::clone(&guest), Arc::clone(&slot));
             // In a box, so that the connection can give back its socket at the end.
             Box::pin(async move { Ok::<_, Infallible>(handle(request, &arrival, &guest, slot).await) })
         })
