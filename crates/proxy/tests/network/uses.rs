@@ -23,7 +23,7 @@ pub(crate) async fn internal_names_are_served() {
     // With the certificates and resolver that programs use by themselves.
     let script = "
 import urllib.request, urllib.error, socket
-for url in ['http://r2.internal', 'https://r2.internal', 'https://m.s3-credential-proxy.internal', 'http://b.s3.internal:8080']:
+for url in ['http://r2.internal', 'https://r2.internal', 'https://s3-credential-proxy.internal', 'http://s3.internal:8080']:
     print(urllib.request.urlopen(url + '/__sandbox_credential_proxy_self_test__', timeout=10).read().decode().strip())
 try:
     urllib.request.urlopen('https://s3-credential-proxy.internal/m/b/k', timeout=10)
