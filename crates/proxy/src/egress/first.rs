@@ -74,10 +74,12 @@ fn line(bytes: &[u8]) -> Option<First> {
     Some(if is_http { First::Http } else { First::Other })
 }
 
-/// Reads until it can be told what a connection begins with. `patience` is for the first byte.
+/// Reads until it can be told what a connection begins with. `patience` is for the first byte, and for the rest of what may
+/// still be text of another protocol, which need not have lines: programs write the methods of HTTP in capitals, and at
+/// once.
 ///
 /// # Errors
-/// Those of the stream; `InvalidData`; `TimedOut` if a client stops in the middle.
+/// Those of the stream; `InvalidData`; `TimedOut` if a client stops in the middle of TLS or HTTP.
 pub(super) async fn read(
     stream: &mut (impl AsyncRead + Unpin),
     bytes: &mut Vec<u8>,
@@ -85,6 +87,11 @@ pub(super) async fn read(
 ) -> io::Result<First> {
     /// From the first byte on.
     const WHOLE_TIMEOUT: Duration = Duration::from_secs(30);
+    let is_for_sure = |bytes: &[u8]| {
+        let is_of_a_method = |byte: &u8| byte.is_ascii_uppercase() || *byte == b'-';
+        let line = bytes.trim_ascii_start();
+        bytes.first() == Some(&TLS_HANDSHAKE) || line.iter().take_while(|byte| **byte != b' ').all(is_of_a_method)
+    };
     let mut deadline = Instant::now() + patience;
     loop {
         if let Some(first) = classify(bytes)? {
@@ -101,10 +108,11 @@ pub(super) async fn read(
                 }
             }
             Err(_) if was_empty => return Ok(First::Nothing),
-            Err(late) => return Err(late.into()),
+            Err(late) if is_for_sure(bytes) => return Err(late.into()),
+            Err(_) => return Ok(First::Other),
         }
         if was_empty {
-            deadline = Instant::now() + WHOLE_TIMEOUT;
+            deadline = Instant::now() + if is_for_sure(bytes) { WHOLE_TIMEOUT } else { patience };
         }
     }
 }
@@ -223,6 +231,9 @@ mod tests {
             read(&mut ours, &mut bytes, Duration::from_secs(1)).await.unwrap_err().kind(),
             io::ErrorKind::TimedOut
         );
+        let (mut other, mut text) = tokio::io::duplex(100);
+        tokio::io::AsyncWriteExt::write_all(&mut text, b"x").await.unwrap();
+        assert_eq!(read(&mut other, &mut Vec::new(), Duration::from_secs(1)).await.unwrap(), First::Other);
         drop((theirs, slow));
         let mut rewound = Rewound::new(bytes, ours);
         let mut text = String::new();
