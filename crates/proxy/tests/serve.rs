@@ -51,7 +51,7 @@ async fn a_store_behind_the_proxy_is_a_store() {
     let server = service(Arc::new(DirStore::create(directory.path()).unwrap())).await;
     let proxy = Proxy::start(remote(&server.endpoint()), "/", Access::ReadWrite).await;
     let store = proxy.store(|builder| builder.capabilities(Capabilities::default()));
-    store.check_bucket().await.unwrap();
+    store.check_bucket("").await.unwrap();
     conformance::run_except(&store, "conformance/", &CANNOT).await;
 }
 
