@@ -77,6 +77,23 @@ fn hosts_and_paths() {
 }
 
 #[test]
+fn the_name_connected_to_is_the_name_asked_for() {
+    let world = world();
+    let request = call("GET s3.internal/train/data/a", &[]).signed(world.now);
+    for (host, is_good) in
+        [("", true), ("s3.internal", true), ("S3.internal.", true), ("r2.internal", false), ("evil.org", false)]
+    {
+        let arrival = crate::Arrival { host: host.into(), is_tls: false, port: 80 };
+        let decision = crate::decide(&request, &arrival, &world.guest, world.now);
+        assert_eq!(
+            decision.map(drop).map_err(|denied| denied.rule()),
+            if is_good { Ok(()) } else { Err("malformed") },
+            "{host}"
+        );
+    }
+}
+
+#[test]
 fn a_gone_mount_does_not_exist() {
     let mut world = world();
     let request = call("GET s3-credential-proxy.internal/m1/train/data/a", &[]).signed(world.now);
@@ -136,6 +153,25 @@ fn keys_outside() {
     check(&format!("GET s3.internal/train/data/{}", "a".repeat(1020)), &[], "refused too-large");
     // Together with the mount's prefix it is too long.
     check(&format!("GET r2.internal/LOGS/{}", "a".repeat(1020)), &[], "refused too-large");
+}
+
+#[test]
+fn a_look_at_the_directories_above_finds_nothing() {
+    let world = world();
+    for (line, status) in [
+        ("HEAD s3.internal/train/data", 404),
+        ("HEAD m6.s3-credential-proxy.internal/train/data", 404),
+        ("HEAD m6.s3-credential-proxy.internal/train/data/", 404),
+        ("HEAD m6.s3-credential-proxy.internal/train/data/deep", 404),
+        ("HEAD m6.s3-credential-proxy.internal/train/data/dee", 403),
+        ("HEAD m6.s3-credential-proxy.internal/train/dat", 403),
+        ("HEAD s3.internal/train/other", 403),
+        ("GET s3.internal/train/data", 403),
+    ] {
+        let denied = world.decide_call(&call(line, &[])).unwrap_err();
+        assert_eq!(denied.rule(), "outside-prefix");
+        assert_eq!(ErrorAnswer::from(&denied).status.as_u16(), status, "{line}");
+    }
 }
 
 #[test]
@@ -325,9 +361,11 @@ fn answers_show_nothing_outside() {
     let world = world();
     let answer = "<ListBucketResult><Name>train</Name><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>\
         <NextContinuationToken>tok/en=</NextContinuationToken><Owner><ID>123456789012</ID></Owner>\
-        <Contents><Key>data/a%20b</Key><Size>1</Size><ETag>&quot;e&quot;</ETag><LastModified>2024-01-01T00:00:00.000Z</LastModified>\
+        <Contents><Key>data/a%20b</Key><Size>1</Size><ETag>&quot;e&quot;</ETag>\
+        <LastModified>2024-01-01T00:00:00.000Z</LastModified>\
         <Owner><ID>123456789012</ID></Owner></Contents><Contents><Key>private/x</Key><Size>1</Size></Contents>\
-        <CommonPrefixes><Prefix>data/c/</Prefix></CommonPrefixes><CommonPrefixes><Prefix>private/</Prefix></CommonPrefixes>\
+        <CommonPrefixes><Prefix>data/c/</Prefix></CommonPrefixes>\
+        <CommonPrefixes><Prefix>private/</Prefix></CommonPrefixes>\
         </ListBucketResult>";
     let line = "GET s3.internal/train?list-type=2&delimiter=/";
     let text = |forward: &crate::Forward| {
@@ -382,7 +420,8 @@ fn other_answers() {
     let shown = text(
         "POST r2.internal/LOGS/a?uploadId=u",
         &[],
-        "<CompleteMultipartUploadResult><Location>https://acct.r2.example/logs-real/2024/a</Location><Bucket>logs-real</Bucket>\
+        "<CompleteMultipartUploadResult>\
+         <Location>https://acct.r2.example/logs-real/2024/a</Location><Bucket>logs-real</Bucket>\
          <Key>2024/a</Key><ETag>e</ETag></CompleteMultipartUploadResult>",
     );
     assert!(
@@ -404,9 +443,13 @@ fn other_answers() {
     let shown = text(
         "GET s3.internal/train/data/a?uploadId=u",
         &[],
-        "<ListPartsResult><Owner><ID>1</ID></Owner><Key>x</Key><Part><PartNumber>1</PartNumber><ETag>e</ETag></Part></ListPartsResult>",
+        "<ListPartsResult><Owner><ID>1</ID></Owner><Key>data/a</Key>\
+         <Part><PartNumber>1</PartNumber><ETag>e</ETag></Part></ListPartsResult>",
     );
     assert!(shown.contains("<Key>data/a</Key><UploadId>u</UploadId>") && !shown.contains("Owner"), "{shown}");
+    let parts = world.forward("GET s3.internal/train/data/a?uploadId=u", &[]);
+    let foreign = b"<ListPartsResult><Key>private/x</Key><UploadId>u</UploadId></ListPartsResult>";
+    assert!(parts.rewrite_answer(foreign).is_err(), "another key's upload");
     let copy = world.forward("PUT s3.internal/train/data/a", &[("x-amz-copy-source", "train/data/b")]);
     let error = copy.rewrite_answer(b"<Error><Code>SlowDown</Code></Error>").unwrap().unwrap_err();
     assert_eq!(ErrorAnswer::from_document(&error).status.as_u16(), 503);

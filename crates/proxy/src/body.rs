@@ -55,8 +55,8 @@ pub struct Checked {
     pub checksum: Option<(ChecksumKind, String)>,
 }
 
-/// Decodes and checks one body; [`crate::Forward::body_check`] makes it. Feed it with [`BodyCheck::push`] until the wire
-/// ends, then [`BodyCheck::finish`].
+/// Decodes and checks one body; [`crate::Forward::body_check`] makes it. Feed it with [`BodyCheck::push`] until the
+/// wire ends, then [`BodyCheck::finish`].
 #[derive(Debug)]
 pub struct BodyCheck {
     decoder: Option<Decoder>,

@@ -470,7 +470,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_in_any_pieces(wire in proptest::collection::vec(any::<u8>(), 0..300), step in 1..40_usize, len in 0..50_u64) {
+        fn any_bytes_in_any_pieces(
+            wire in proptest::collection::vec(any::<u8>(), 0..300),
+            step in 1..40_usize,
+            len in 0..50_u64,
+        ) {
             for style in STYLES {
                 let whole = decode(&wire, len, style, usize::MAX).is_ok();
                 prop_assert_eq!(decode(&wire, len, style, step).is_ok(), whole);
@@ -478,7 +482,11 @@ mod tests {
         }
 
         #[test]
-        fn any_body_comes_through(data in proptest::collection::vec(any::<u8>(), 0..2000), size in 1..500_usize, step in 1..700_usize) {
+        fn any_body_comes_through(
+            data in proptest::collection::vec(any::<u8>(), 0..2000),
+            size in 1..500_usize,
+            step in 1..700_usize,
+        ) {
             let chunks: Vec<&[u8]> = data.chunks(size).collect();
             for style in STYLES {
                 let wire = encode(&chunks, style);

@@ -24,6 +24,10 @@ pub enum Denied {
     /// A key, prefix or copy source outside the mount.
     #[error("{0} is outside the mount's prefix")]
     Outside(&'static str),
+    /// A look (HEAD) at a directory above the mount's prefix: clients do so when they begin, and must learn that there
+    /// is no such object, whatever the bucket holds.
+    #[error("the key is not in the mount")]
+    Above,
     /// The mount is read-only.
     #[error("the mount is read-only")]
     ReadOnly,
@@ -60,7 +64,7 @@ impl Denied {
             Self::Operation(_) => "operation",
             Self::Method(_) => "method",
             Self::Unknown(_) => "unknown",
-            Self::Outside(_) => "outside-prefix",
+            Self::Outside(_) | Self::Above => "outside-prefix",
             Self::ReadOnly => "read-only",
             Self::Invalid(_) => "invalid",
             Self::Xml(_) => "malformed-xml",

@@ -173,6 +173,7 @@ impl From<&Denied> for ErrorAnswer {
             }
             Denied::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed"),
             Denied::Unknown(_) => (StatusCode::NOT_IMPLEMENTED, "NotImplemented"),
+            Denied::Above => (StatusCode::NOT_FOUND, "NoSuchKey"),
             Denied::Upload => (StatusCode::NOT_FOUND, "NoSuchUpload"),
             Denied::Busy => (StatusCode::SERVICE_UNAVAILABLE, "SlowDown"),
         };

@@ -228,8 +228,10 @@ mod tests {
             "<CompleteMultipartUpload/>",
             "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber></Part></CompleteMultipartUpload>",
             "<CompleteMultipartUpload><Part><ETag>e</ETag><PartNumber>0</PartNumber></Part></CompleteMultipartUpload>",
-            "<CompleteMultipartUpload><Part><ETag>e</ETag><PartNumber>10001</PartNumber></Part></CompleteMultipartUpload>",
-            "<CompleteMultipartUpload><Part><ETag>e</ETag><PartNumber>1</PartNumber><Key>k</Key></Part></CompleteMultipartUpload>",
+            "<CompleteMultipartUpload>\
+             <Part><ETag>e</ETag><PartNumber>10001</PartNumber></Part></CompleteMultipartUpload>",
+            "<CompleteMultipartUpload>\
+             <Part><ETag>e</ETag><PartNumber>1</PartNumber><Key>k</Key></Part></CompleteMultipartUpload>",
             "<CompleteMultipartUpload><Key>k</Key></CompleteMultipartUpload>",
             "<Delete><Object><Key>a</Key></Object></Delete>",
         ] {

@@ -121,7 +121,7 @@ async fn request(
     meter: &mut Meter,
     fault: &Fault,
 ) -> Result<UpstreamRequest, Failure> {
-    let mut headers = forward.headers.clone();
+    let mut headers = std::mem::take(&mut forward.headers);
     let mut payload_hash = forward.payload.hash().map(str::to_owned);
     let received = meter.received();
     let upload = |len, incoming| Upload::new(forward, len, incoming, received, fault.clone());

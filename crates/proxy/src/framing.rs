@@ -431,7 +431,8 @@ mod tests {
     #[test]
     fn good_requests_pass() {
         let get = "GET /b/k?x=y%20z HTTP/1.1\r\nHost: s3.internal\r\nUser-Agent: a\tb \u{e9}\r\nEmpty:\r\n\r\n";
-        let put = "PUT /b/k HTTP/1.1\r\nhost:h:80\r\ncontent-length:  3 \r\nConnection: keep-alive\r\nexpect: 100-continue\r\n\r\na\nb";
+        let put = "PUT /b/k HTTP/1.1\r\nhost:h:80\r\ncontent-length:  3 \r\n\
+            Connection: keep-alive\r\nexpect: 100-continue\r\n\r\na\nb";
         let chunked = "POST http://h/b HTTP/1.1\r\nHost: H\r\nTransfer-Encoding: Chunked\r\n\r\n\
             5\r\nhello\r\n00a\r\n0123456789\r\n0\r\nx-sum: 1\r\n\r\n";
         let empty = "DELETE /b/k HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\nTE: trailers\r\n\r\n";
@@ -563,7 +564,8 @@ mod tests {
 
         #[test]
         fn changed_requests_in_any_pieces(index in 0..200_usize, byte in any::<u8>(), step in 1..40_usize) {
-            let mut input = b"PUT /b/k HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n".to_vec();
+            let mut input = b"PUT /b/k HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n\
+                5\r\nhello\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n".to_vec();
             let index = index % input.len();
             input[index] = byte;
             let whole = drive(&input, usize::MAX);

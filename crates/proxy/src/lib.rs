@@ -15,6 +15,8 @@ mod attack_tests;
 mod audit;
 mod body;
 mod chunked;
+#[cfg(test)]
+mod client_tests;
 mod decide;
 mod denied;
 mod deny;
@@ -23,6 +25,8 @@ mod egress;
 mod embedded;
 mod forward;
 mod framing;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gate;
 mod guest;
 mod headers;
@@ -34,6 +38,7 @@ mod meter;
 mod operation;
 mod permit;
 mod query;
+mod quiet;
 mod remote;
 mod rewrite;
 mod route;

@@ -100,6 +100,10 @@ pub(crate) fn rewrite(forward: &Forward, root: &Element) -> Result<String, BadAn
         }
         Action::ListParts => {
             expect("ListPartsResult")?;
+            // Not every store compares the key with the upload's.
+            if root.some_text_of("Key").is_some_and(|key| Some(key) != forward.permit.key()) {
+                return Err(bad("it is about the upload of another key"));
+            }
             Ok(parts(forward, root))
         }
         Action::DeleteObjects => {

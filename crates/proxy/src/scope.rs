@@ -53,9 +53,11 @@ pub(crate) fn check(
         Some(key) => covers(candidate, &candidate.full_key(key)),
         None => true,
     };
-    let inside: Vec<Candidate> = candidates.into_iter().filter(covers).collect();
+    let (inside, outside): (Vec<Candidate>, Vec<Candidate>) = candidates.into_iter().partition(covers);
     if inside.is_empty() {
-        return Err(Denied::Outside("the key"));
+        let is_above = |key: &str| outside.iter().any(|candidate| is_above(candidate, &candidate.full_key(key)));
+        let is_look = action == Action::HeadObject && key.is_some_and(is_above);
+        return Err(if is_look { Denied::Above } else { Denied::Outside("the key") });
     }
     let able: Vec<Candidate> = inside.into_iter().filter(|candidate| is_able(candidate, action)).collect();
     if able.is_empty() {
@@ -72,6 +74,13 @@ pub(crate) fn check(
 
 pub(crate) fn covers(candidate: &Candidate, full_key: &str) -> bool {
     full_key.starts_with(candidate.route.spec().prefix.as_str())
+}
+
+/// Whether the key is a directory, or its marker, above the mount's own.
+fn is_above(candidate: &Candidate, full_key: &str) -> bool {
+    let prefix = candidate.route.spec().prefix.as_str();
+    let directory = full_key.strip_suffix('/').unwrap_or(full_key);
+    prefix.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
 }
 
 fn is_able(candidate: &Candidate, action: Action) -> bool {

@@ -19,6 +19,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use crate::answer::{self, AnswerBody};
 use crate::forward::forward;
 use crate::meter::{Meter, Slot};
+use crate::quiet::Quiet;
 use crate::{Arrival, Decision, Denied, Gate, Guest, decide, upload};
 
 /// For the head of a request, waiting for it included.
@@ -31,7 +32,7 @@ const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const LINGER_LEN_MAX: usize = 16 << 20;
 /// Most bytes that are read from, or wait to be written to, a connection.
-const BUFFER_LEN_MAX: usize = 256 << 10;
+const BUFFER_LEN_MAX: usize = 128 << 10;
 
 /// Serves one connection of a sandbox until it ends, as S3. `io` should not delay small writes (`TCP_NODELAY`).
 ///
@@ -47,9 +48,9 @@ where
     };
     let slot = Arc::new(Slot::default());
     let service = {
-        let slot = Arc::clone(&slot);
+        let (slot, arrival) = (Arc::clone(&slot), Arc::new(arrival));
         service_fn(move |request| {
-            let (arrival, guest, slot) = (arrival.clone(), Arc::clone(&guest), Arc::clone(&slot));
+            let (arrival, guest, slot) = (Arc::clone(&arrival), Arc::clone(&guest), Arc::clone(&slot));
             // In a box, so that the connection can give back its socket at the end.
             Box::pin(async move { Ok::<_, Infallible>(handle(request, &arrival, &guest, slot).await) })
         })
@@ -60,12 +61,12 @@ where
         .max_buf_size(BUFFER_LEN_MAX)
         .max_headers(128)
         .serve_connection(TokioIo::new(Gate::new(Patient::new(io))), service);
-    let ended = poll_fn(|cx| match connection.poll_without_shutdown(cx) {
+    let serving = poll_fn(|cx| match connection.poll_without_shutdown(cx) {
         Poll::Ready(result) => Poll::Ready(Some(result)),
         // Whatever it is busy with is dropped with it.
         Poll::Pending => slot.poll_revoked(cx).map(|()| None),
-    })
-    .await;
+    });
+    let ended = Quiet::new(serving).await;
     match ended {
         None => tracing::debug!("a connection was cut: its mount is gone"),
         Some(Ok(())) => linger(connection.into_parts().io.into_inner()).await,

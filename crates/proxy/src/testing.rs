@@ -74,6 +74,26 @@ pub(crate) fn world() -> World {
     World { guest, routes, now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000) }
 }
 
+/// The sandbox against which the captures of `captures/` were made.
+pub(crate) fn world_of_captures() -> (Arc<Guest>, Vec<OpenRoute>) {
+    let key = DummyKey { id: KEY_ID.into(), secret: SecretKey::new(SECRET) };
+    let guest = Arc::new(Guest::new("sandbox-1", key, Arc::new(Nowhere)));
+    let open = |endpoint: &str| {
+        let spec = RouteSpec {
+            id: "m1".into(),
+            binding: None,
+            bucket: "train".into(),
+            prefix: KeyPrefix::parse("/data").unwrap(),
+            access: Access::ReadWrite,
+            endpoint: Some(endpoint.parse().unwrap()),
+            allow_unsigned: false,
+        };
+        guest.open(spec, Arc::new(Nowhere))
+    };
+    let routes = vec![open("http://127.0.0.1:18080"), open("https://127.0.0.1:18443")];
+    (guest, routes)
+}
+
 /// A request before it is signed.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {

@@ -1,7 +1,7 @@
 //! Continuation tokens are the store's, sealed for one list of one mount.
 //!
-//! A token minted elsewhere is refused before it is sent. (It could not lead outside anyway: each page is asked for with
-//! the mount's prefix, and what is outside is not written into the answer.)
+//! A token minted elsewhere is refused before it is sent. (It could not lead outside anyway: each page is asked for
+//! with the mount's prefix, and what is outside is not written into the answer.)
 
 use std::fmt;
 

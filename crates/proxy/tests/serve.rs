@@ -39,7 +39,7 @@ fn pieces(data: &[u8], len: usize, trailer: Option<(&'static str, &str)>) -> Rel
 }
 
 fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i * 31 % 251) as u8).collect()
+    (0..=250_u8).cycle().take(len).collect()
 }
 
 /// Keys with `.` and `..` as whole parts are refused: no client here needs them, and some providers normalise them.
@@ -51,7 +51,7 @@ async fn a_store_behind_the_proxy_is_a_store() {
     let server = service(Arc::new(DirStore::create(directory.path()).unwrap())).await;
     let proxy = Proxy::start(remote(&server.endpoint()), "/", Access::ReadWrite).await;
     let store = proxy.store(|builder| builder.capabilities(Capabilities::default()));
-    store.check_bucket().await.unwrap();
+    store.check_bucket("").await.unwrap();
     conformance::run_except(&store, "conformance/", &CANNOT).await;
 }
 
@@ -339,14 +339,15 @@ async fn raw(proxy: &Proxy, text: &str) -> String {
 #[tokio::test]
 async fn what_is_not_http_gets_a_document_and_the_end() {
     let proxy = Proxy::start(Arc::new(Late), "/", Access::ReadWrite).await;
-    for text in [
-        "GET / HTTP/1.1\r\nHost: s3.internal\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "CONNECT s3.internal:443 HTTP/1.1\r\nHost: s3.internal:443\r\n\r\n",
-        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        "GET / HTTP/1.1\nHost: s3.internal\n\n",
+    let both = "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    for (text, status) in [
+        (format!("GET / HTTP/1.1\r\nHost: s3.internal\r\n{both}"), 400),
+        ("CONNECT s3.internal:443 HTTP/1.1\r\nHost: s3.internal:443\r\n\r\n".into(), 405),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 400),
+        ("GET / HTTP/1.1\nHost: s3.internal\n\n".into(), 400),
     ] {
-        let got = raw(&proxy, text).await;
-        assert!(got.starts_with("HTTP/1.1 400 ") && got.contains("<Code>InvalidRequest</Code>"), "{text:?}: {got}");
+        let got = raw(&proxy, &text).await;
+        assert!(got.starts_with(&format!("HTTP/1.1 {status} ")) && got.contains("<Error><Code>"), "{text:?}: {got}");
     }
     let got = raw(&proxy, "GET /__sandbox_credential_proxy_self_test__ HTTP/1.1\r\nHost: s3.internal\r\n\r\n").await;
     assert!(got.starts_with("HTTP/1.1 400 "), "the connection was made to another name: {got}");

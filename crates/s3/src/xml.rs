@@ -35,6 +35,11 @@ pub enum XmlError {
 /// Deepest nesting that is read; S3's documents have four levels.
 const DEPTH_MAX: usize = 32;
 
+/// Most elements of a document: a completion of 10,000 parts has seven for each.
+const ELEMENTS_MAX: usize = 100_000;
+/// Most attributes of an element. (To look for duplicates takes the square of it.)
+const ATTRIBUTES_MAX: usize = 16;
+
 /// An element: its text, or its children.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Element {
@@ -62,8 +67,15 @@ impl Element {
         let mut reader = Reader::from_str(text);
         let mut open: Vec<Self> = Vec::new();
         let mut root: Option<Self> = None;
+        let mut count = 0;
         loop {
             let event = reader.read_event().map_err(|error| syntax(&error))?;
+            if matches!(event, Event::Start(_) | Event::Empty(_)) {
+                count += 1;
+                if count > ELEMENTS_MAX {
+                    return Err(syntax(&"too many elements"));
+                }
+            }
             let closed = match event {
                 Event::Start(start) => {
                     if root.is_some() || open.len() >= DEPTH_MAX {
@@ -128,6 +140,9 @@ impl Element {
         }
         for attribute in tag.attributes() {
             let attribute = attribute.map_err(|error| XmlError::Syntax(error.to_string()))?;
+            if element.attributes.len() == ATTRIBUTES_MAX {
+                return Err(XmlError::Syntax("too many attributes".into()));
+            }
             element.attributes.push((attribute.key.as_ref().to_owned(), attribute.value.clone().into_owned()));
         }
         Ok(element)
@@ -373,6 +388,11 @@ mod tests {
             assert!(Element::parse(bad.as_bytes()).is_err(), "{bad}");
         }
         assert!(Element::parse("<a>".repeat(1000).as_bytes()).is_err());
+        let many = |count| format!("<a>{}</a>", "<b/>".repeat(count));
+        assert!(Element::parse(many(ELEMENTS_MAX - 1).as_bytes()).is_ok());
+        assert!(Element::parse(many(ELEMENTS_MAX).as_bytes()).is_err());
+        let attributes: String = (0..100_000).map(|n| format!(" a{n}=\"\"")).collect();
+        assert!(Element::parse(format!("<a{attributes}/>").as_bytes()).is_err());
     }
 
     #[test]

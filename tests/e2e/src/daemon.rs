@@ -32,12 +32,47 @@ pub struct Daemon {
     directory: tempfile::TempDir,
 }
 
+/// What a daemon finds around it besides the usual.
+#[derive(Clone, Debug, Default)]
+pub struct Around {
+    /// Addresses and the names that the daemon's host knows them by.
+    pub hosts: Vec<(String, String)>,
+    /// Sandboxes see the S3 clients that `scripts/setup` installed for them.
+    pub expose_clients: bool,
+}
+
+impl Around {
+    /// Words before the daemon's program, that show it a file of hosts of its own.
+    fn prefix(&self, directory: &Path) -> Result<Vec<std::ffi::OsString>> {
+        if self.hosts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let file = directory.join("hosts");
+        let mut text = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+        for (address, name) in &self.hosts {
+            text.push_str(&format!("\n{address} {name}\n"));
+        }
+        std::fs::write(&file, text)?;
+        let words = ["unshare", "--mount", "--propagation", "private", "sh", "-c"];
+        let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+        Ok(words.into_iter().map(Into::into).chain([script.into(), file.into()]).collect())
+    }
+}
+
 impl Daemon {
     /// Starts a daemon and waits until it answers.
     ///
     /// # Errors
     /// With its log when it ends or does not answer in time.
     pub fn start(world: &World) -> Result<Self> {
+        Self::start_in(world, &Around::default())
+    }
+
+    /// The same, with more around it.
+    ///
+    /// # Errors
+    /// With its log when it ends or does not answer in time.
+    pub fn start_in(world: &World, around: &Around) -> Result<Self> {
         let prefix = format!("sandpail-e2e-{}-daemon-", std::process::id());
         let directory = tempfile::Builder::new().prefix(&prefix).tempdir()?;
         let (root, port, endpoint) = (directory.path(), free_port()?, world.server.endpoint());
@@ -49,9 +84,11 @@ impl Daemon {
             root.join(".dev.vars"),
             format!("AWS_ACCESS_KEY_ID=\"{ACCESS_KEY}\"\nAWS_SECRET_ACCESS_KEY={SECRET_KEY}\n"),
         )?;
+        let expose = if around.expose_clients { format!("{:?}", clients()?) } else { String::new() };
         let config = format!(
             r#"listen = "127.0.0.1:{port}"
 state_dir = "{root}/state"
+expose = [{expose}]
 api_key = "file:{root}/api-key"
 upload_limit = {UPLOAD_LIMIT}
 [[r2_buckets]]
@@ -77,6 +114,7 @@ credentials = {{ access_key_id = "file:{root}/access", secret_access_key = "file
             .arg(scripts().join("supervisor.py"))
             .arg(root.join("state"))
             .arg(root.join("daemon.log"))
+            .args(around.prefix(root)?)
             .arg(sandpail()?)
             .args(["serve", "--config"])
             .arg(root.join("sandpail.toml"))
@@ -249,6 +287,12 @@ impl Drop for Daemon {
         drop(self.stdin.take());
         let _ = self.supervisor.wait();
     }
+}
+
+/// The S3 clients that sandboxes may see.
+fn clients() -> Result<PathBuf> {
+    let clients = repository().join(".tools/inside").canonicalize();
+    clients.context("the S3 clients for sandboxes are not there; is `scripts/setup test` done?")
 }
 
 fn scripts() -> PathBuf {

@@ -10,6 +10,7 @@ mod interop;
 mod limits;
 mod names;
 mod posix;
+mod proxy;
 mod requests;
 mod sandboxes;
 mod set_up;
@@ -31,6 +32,7 @@ fn main() -> std::process::ExitCode {
         demo::TESTS,
         limits::TESTS,
         sandboxes::TESTS,
+        proxy::TESTS,
     ];
     sandpail_e2e::runner::main(&tests.concat())
 }

@@ -1,5 +1,5 @@
 //! A proxy on a local address, with one mount, and clients of it.
-#![allow(dead_code, reason = "every test program uses another part")]
+#![allow(dead_code, unreachable_pub, reason = "every test program uses another part")]
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

@@ -6,7 +6,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -25,7 +25,7 @@ use super::goog;
 use super::origin::{Origin, Outgoing, Target};
 use super::send::chain;
 use super::wire::{Pool, Received, Wire};
-use crate::{StoreError, StoreResult};
+use crate::StoreError;
 
 /// Bodies up to this length are taken in before they are sent, so that they can be sent again to another region, or over
 /// another connection.
@@ -259,7 +259,8 @@ impl Relay {
             let mut sending = pin!(wire.sender.try_send_request(request));
             let mut answering = poll_fn(|cx| {
                 wire.drive(cx);
-                sending.as_mut().poll(cx)
+                // It gets its answer while the connection is driven, and at no other time: it need not be woken.
+                sending.as_mut().poll(&mut Context::from_waker(Waker::noop()))
             });
             let result = loop {
                 let seen = progress.seen();
@@ -285,18 +286,6 @@ impl Relay {
     fn received(&self, answer: Response<hyper::body::Incoming>, wire: Wire) -> Response<RelayBody> {
         let stall = self.origin.timeouts.stall;
         answer.map(|incoming| Received::new(incoming, wire, Arc::clone(&self.pool), stall).boxed_unsync())
-    }
-
-    /// Opens a connection and lets it wait, so that the first request finds one.
-    ///
-    /// # Errors
-    /// [`StoreError::Unreachable`].
-    pub async fn check_reachable(&self) -> StoreResult<()> {
-        let target = self.origin.target();
-        let url = target.address.url("/", "");
-        let uri = url.parse().map_err(|_| StoreError::Invalid { message: format!("{url} is no URL") })?;
-        let opened = self.pool.connect(&target, uri).await;
-        opened.map(drop).map_err(|error| self.origin.unreachable(chain(&error)))
     }
 }
 

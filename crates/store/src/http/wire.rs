@@ -23,8 +23,9 @@ use super::connect::{Connector, Socket};
 use super::origin::Target;
 use super::relay::{BodyError, SentBody};
 
-/// How much is read from a connection at once. Larger pieces fall out of the processor's cache before they are sent.
-const READ_LEN: usize = 128 << 10;
+/// Most that is read from a connection at once; hyper begins with 8 KiB and grows while there is more. Larger pieces
+/// fall out of the processor's cache before they are sent.
+const READ_LEN_MAX: usize = 128 << 10;
 
 /// One connection.
 pub(super) struct Wire {
@@ -88,7 +89,7 @@ impl Pool {
     pub(super) async fn connect(&self, target: &Arc<Target>, uri: Uri) -> io::Result<Wire> {
         let socket = self.connector.clone().connect(uri).await?;
         let (sender, driver) = http1::Builder::new()
-            .read_buf_exact_size(Some(READ_LEN))
+            .max_buf_size(READ_LEN_MAX)
             .handshake(socket)
             .await
             .map_err(io::Error::other)?;
@@ -156,13 +157,16 @@ impl Received {
     }
 
     fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
-        match &mut self.wire {
-            Some(wire) if polled.is_pending() => {
+        let incoming = Pin::new(&mut self.incoming);
+        let Some(wire) = &mut self.wire else { return incoming.poll_frame(cx) };
+        // Pieces come out of the connection when it is driven, and at no other time: who waits need not be woken.
+        let mut quiet = Context::from_waker(Waker::noop());
+        match incoming.poll_frame(&mut quiet) {
+            Poll::Pending => {
                 wire.drive(cx);
-                Pin::new(&mut self.incoming).poll_frame(cx)
+                Pin::new(&mut self.incoming).poll_frame(&mut quiet)
             }
-            _ => polled,
+            ready => ready,
         }
     }
 }
