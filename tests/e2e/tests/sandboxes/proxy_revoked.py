@@ -25,11 +25,11 @@ def revoked(_):
     box = api.create()
     api.mount(box, "/data", binding="MY_BUCKET")
     api.mount(box, "/other", binding="SECOND")
-    api.sh(box, "head -c 40000000 /dev/urandom >/data/large; echo x >/other/x")
+    api.sh(box, "head -c 150000000 /dev/urandom >/data/large; echo x >/other/x")
     url = "$AWS_ENDPOINT_URL_S3/my-r2-bucket/large"
     equal("before", status(box, url), "200")
     # A download that takes a minute, and a connection that stays open between requests.
-    api.must("POST", f"/v1/sandbox/{box}/processes", {"processId": "slow", "argv": ["bash", "-c", SIGN + f"--limit-rate 500K -o /workspace/got {url}; echo curl=$?"]})
+    api.must("POST", f"/v1/sandbox/{box}/processes", {"processId": "slow", "argv": ["bash", "-c", SIGN + f"--limit-rate 3M -o /workspace/got {url}; echo curl=$?"]})
     until("the download has begun", lambda: api.exec(box, "test", "-s", "/workspace/got").code == 0)
     api.unmount(box, "/data")
     ended = until("the download ends", lambda: (one := api.must("GET", f"/v1/sandbox/{box}/processes/slow").json())["status"] != "running" and one, 10)
@@ -68,7 +68,6 @@ def again(_):
     equal("in a session", api.exec(box, "bash", "-c", SIGN + "$AWS_ENDPOINT_URL_S3/my-r2-bucket/kept/x", session="s").out, b"one\n")
     policy = api.must("GET", f"/v1/sandbox/{box}/egress").json()
     equal("the policy", (policy["allowedHosts"], policy["outboundByHost"]["api.example.com"]["headers"]), (["api.example.com"], {"x-token": "***"}))
-    equal("names", [api.exec(box, "getent", "hosts", name).code for name in ["api.example.com", "example.com"]], [0, 2])
     state = pathlib.Path(os.environ["STATE"], "network")
     equal("what is kept is root's", [oct(path.stat().st_mode & 0o777) for path in state.iterdir()], ["0o600"])
     api.destroy(box)
