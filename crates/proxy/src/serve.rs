@@ -202,3 +202,55 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Patient<IO> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sandpail_spec::SecretKey;
+    use tokio::io::duplex;
+
+    use super::*;
+    use crate::{Audit, AuditRecord, DummyKey};
+
+    #[derive(Debug)]
+    struct Unheard;
+
+    impl Audit for Unheard {
+        fn record(&self, _: AuditRecord) {}
+    }
+
+    fn guest() -> Arc<Guest> {
+        let key = DummyKey { id: "id".into(), secret: SecretKey::new("secret") };
+        Arc::new(Guest::new("sandbox", key, Arc::new(Unheard)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_cut_off() {
+        let (near, _far) = duplex(16);
+        let error = Patient::new(near).write_all(&[0; 100]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_does_not_come_ends_the_connection() {
+        for begun in [&b""[..], b"GET / HT", b"GET / HTTP/1.1\r\nHost: s3.internal\r\n"] {
+            let (near, mut far) = duplex(4096);
+            far.write_all(begun).await.unwrap();
+            let serving = timeout(HEAD_TIMEOUT * 2, serve(near, Arrival::default(), guest()));
+            assert!(serving.await.is_ok(), "{begun:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_are_bounded() {
+        let guest = guest();
+        let mut held = Vec::new();
+        while let Some(permit) = guest.limits().connection() {
+            held.push(permit);
+        }
+        let (near, mut far) = duplex(4096);
+        serve(near, Arrival::default(), Arc::clone(&guest)).await;
+        assert_eq!(far.read(&mut [0; 1]).await.unwrap(), 0, "closed without a word");
+        held.pop();
+        assert!(guest.limits().connection().is_some());
+    }
+}

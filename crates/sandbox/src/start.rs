@@ -46,7 +46,7 @@ impl Starter<'_> {
     pub(crate) async fn start(
         &self,
         id: &SandboxId,
-        spec: SandboxSpec,
+        mut spec: SandboxSpec,
         directory: &Path,
         cgroup: &str,
     ) -> Result<(Record, OwnedFd), SandboxError> {
@@ -61,7 +61,8 @@ impl Starter<'_> {
             Some(len) => Some(make_disk(directory, len).await?),
             None => None,
         };
-        let files = write_files(directory, &spec.files)?;
+        // Not kept in memory: they may be large, and are on disk now.
+        let files = write_files(directory, &std::mem::take(&mut spec.files))?;
         let (layers, env) = self.layers(&spec.rootfs).await?;
         let (ids, lock) = ids::take().map_err(system("a range of ids"))?;
         let groups = self.groups(cgroup, &spec.limits).map_err(system("control groups"))?;

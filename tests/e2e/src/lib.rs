@@ -23,7 +23,7 @@ mod world;
 use std::path::PathBuf;
 
 pub use command::{Finished, Script};
-pub use daemon::Daemon;
+pub use daemon::{Around, Daemon};
 pub use mount::Mount;
 pub use proxy::{Fault, Proxy};
 pub use runner::Test;

@@ -61,7 +61,7 @@ fn egress(world: &World) -> Result<()> {
     let scripts = repository().join("tests/e2e/tests/sandboxes");
     let told = Script::new(
         r#"exec unshare --net --mount --propagation private "$PYTHON" "$SCRIPTS/proxy_egress.py""#,
-        world.local_directory(),
+        world.directory(),
     )
     .env("PYTHON", python())
     .env("SCRIPTS", &scripts)
