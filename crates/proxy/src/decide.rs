@@ -213,6 +213,44 @@ pub fn decide(parts: &Parts, arrival: &Arrival, guest: &Guest, now: SystemTime) 
     Ok(Decision::Forward(Box::new(forward)))
 }
 
+/// What a refused request was about, as far as it can be told, for the audit record alone.
+#[derive(Debug, Default)]
+pub(crate) struct Meant {
+    /// The mount, if it is clear which.
+    pub(crate) route: Option<Arc<Route>>,
+    /// S3's name of the operation; empty if it has none.
+    pub(crate) operation: &'static str,
+    /// The key as the bucket would know it, or the path as it came.
+    pub(crate) key: String,
+}
+
+/// Guesses what a request that was refused was about. Decides nothing.
+pub(crate) fn meant(parts: &Parts, arrival: &Arrival, guest: &Guest) -> Meant {
+    if gate::refusal(parts).is_some() {
+        return Meant::default();
+    }
+    let Ok(Target::Bucket { candidates, key }) = target::find(parts, arrival, &guest.routes()) else {
+        return Meant { key: parts.uri.path().to_owned(), ..Meant::default() };
+    };
+    let mut query = Query::parse(parts.uri.query()).unwrap_or_default();
+    // What a presigned URL says beside the operation.
+    query.drain(|name| {
+        let name = name.to_ascii_lowercase();
+        name.starts_with("x-amz-") || name.starts_with("x-goog-")
+    });
+    let is_copy = ["x-amz-copy-source", "x-goog-copy-source"].iter().any(|name| parts.headers.contains_key(*name));
+    let operation = operation::name(&parts.method, key.is_some(), &mut query, is_copy).map_or("", Action::name);
+    let shown = key.unwrap_or_default();
+    let covering = candidates.iter().find(|candidate| scope::covers(candidate, &candidate.full_key(&shown)));
+    let only = if candidates.len() == 1 { candidates.first() } else { None };
+    match covering.or(only) {
+        Some(candidate) => {
+            Meant { route: Some(Arc::clone(&candidate.route)), operation, key: candidate.full_key(&shown) }
+        }
+        None => Meant { route: None, operation, key: shown },
+    }
+}
+
 const UNSIGNED: Denied = Denied::Signature("the request is not signed");
 
 /// At the root there is only ListBuckets.

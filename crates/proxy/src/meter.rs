@@ -77,6 +77,13 @@ impl Meter {
         self.slot.set(route.map(Route::revoked));
     }
 
+    /// What a request that is refused seems to be about. It is not cut if the mount goes.
+    pub(crate) fn meant(&mut self, route: Option<&Route>, operation: &'static str, key: &str) {
+        self.record.mount = route.map(|route| route.spec().id.clone());
+        self.record.operation = operation;
+        self.record.key = Some(clean(key)).filter(|key| !key.is_empty());
+    }
+
     /// The request was refused.
     pub(crate) fn refused(&mut self, denied: &Denied) {
         self.record.refused = Some(denied.rule());

@@ -104,7 +104,11 @@ async fn handle(request: Request<Incoming>, arrival: &Arrival, guest: &Guest, sl
         Err(_) => return refuse(Denied::Busy, is_head, expects, incoming, meter).await,
     }
     match decide(&parts, arrival, guest, SystemTime::now()) {
-        Err(denied) => refuse(denied, is_head, expects, incoming, meter).await,
+        Err(denied) => {
+            let meant = decide::meant(&parts, arrival, guest);
+            meter.meant(meant.route.as_deref(), meant.operation, &meant.key);
+            refuse(denied, is_head, expects, incoming, meter).await
+        }
         Ok(Decision::Local(local)) => {
             meter.found(local.route.as_deref(), local.operation, None);
             let mut response = local.response;

@@ -1,14 +1,18 @@
 //! What a sandbox has at `/proc`, `/sys`, `/dev` and `/run`, and what the daemon puts into `/etc`.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+};
 
 use super::failure::{During, Failure};
 use crate::wire::{SetUp, ShownFile};
@@ -66,7 +70,7 @@ struct View {
 }
 
 /// Takes views of what the sandbox is to see of the host, read-only.
-pub(super) fn views(set_up: &SetUp, users: BorrowedFd<'_>) -> Result<Views, Failure> {
+pub(super) fn views(set_up: &SetUp) -> Result<Views, Failure> {
     let mut directories = Vec::new();
     let sys = SYS.iter().map(PathBuf::from).filter(|path| path.is_dir());
     for at in set_up.expose.iter().cloned().chain(sys) {
@@ -79,17 +83,42 @@ pub(super) fn views(set_up: &SetUp, users: BorrowedFd<'_>) -> Result<Views, Fail
         let is_file = fs::metadata(&at).during(&what)?.is_file();
         directories.push(View { at, tree, is_file, is_optional: false });
     }
-    let file = |file: &ShownFile| {
+    Ok(Views { directories, files: file_views(set_up)? })
+}
+
+/// Views of the daemon's files, on a file system of their own: those of the originals would tell everybody inside, by
+/// `/proc/self/mountinfo`, where they are on the host.
+fn file_views(set_up: &SetUp) -> Result<Vec<View>, Failure> {
+    const WHAT: &str = "the daemon's files";
+    if set_up.files.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut contents = BTreeMap::new();
+    for ShownFile { name, .. } in &set_up.files {
+        if let Entry::Vacant(entry) = contents.entry(name) {
+            entry.insert(fs::read(set_up.directory.join(name)).during(WHAT)?);
+        }
+    }
+    // Over the originals, in this namespace alone, and only until the views are taken.
+    let place = set_up.directory.join("files");
+    rustix::mount::mount("tmpfs", &place, "tmpfs", NO_ALL, Some(c"mode=755,size=16m,nr_inodes=1k")).during(WHAT)?;
+    let (uid, gid) = (rustix::fs::Uid::from_raw(set_up.ids.base), rustix::fs::Gid::from_raw(set_up.ids.base));
+    for (name, content) in contents {
+        let at = set_up.directory.join(name);
+        fs::write(&at, content).during(WHAT)?;
+        rustix::fs::chmod(&at, Mode::from_raw_mode(0o444)).during(WHAT)?;
+        rustix::fs::chown(&at, Some(uid), Some(gid)).during(WHAT)?;
+    }
+    let view = |file: &ShownFile| {
         let what = format!("a view of the daemon's {}", file.at.display());
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = rustix::mount::open_tree(CWD, set_up.directory.join(&file.name), flags).during(&what)?;
-        // Without it they seem to belong to nobody, which the start has noted already, and are as good to read.
-        let _is_mapped = sys::map_ids(&tree, users);
         sys::set_mount_flags(&tree, READ_ONLY_DATA).during(&what)?;
         Ok(View { at: file.at.clone(), tree, is_file: true, is_optional: file.is_optional })
     };
-    let files = set_up.files.iter().map(file).collect::<Result<_, Failure>>()?;
-    Ok(Views { directories, files })
+    let views = set_up.files.iter().map(view).collect::<Result<_, Failure>>()?;
+    rustix::mount::unmount(&place, UnmountFlags::DETACH).during(WHAT)?;
+    Ok(views)
 }
 
 /// Nothing to write, run or open as a device.

@@ -42,7 +42,7 @@ pub(super) fn run() -> Result<(), Failure> {
 
 fn enter(set_up: &SetUp, users: &OwnedFd) -> Result<(), Failure> {
     // Views of host directories, taken while these can still be seen.
-    let views = devices::views(set_up, users.as_fd())?;
+    let views = devices::views(set_up)?;
     std::env::set_current_dir(rootfs::NEW_ROOT).during("the new root")?;
     rustix::process::pivot_root(".", ".").during("changing the root")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).during("leaving the old root")?;
