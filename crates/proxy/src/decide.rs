@@ -125,6 +125,18 @@ pub struct View {
 }
 
 impl Forward {
+    /// KiB of documents that are in memory at once for this, roughly; 0 if there is none of a size to speak of.
+    pub(crate) fn documents_kib(&self) -> u32 {
+        let body = match self.body {
+            // As it came, and as it is sent.
+            BodyRule::Document { len, .. } => u32::try_from(len >> 9).unwrap_or(u32::MAX).saturating_add(1),
+            BodyRule::Empty | BodyRule::Stream { .. } => 0,
+        };
+        // Pages have at most 1,000 names, most of which are much shorter than the 1,024 bytes that they may have.
+        let answer = self.list.as_ref().map_or(0, |list| 16 + 2 * list.page_len);
+        body.saturating_add(answer)
+    }
+
     /// What the request's body must pass through.
     pub fn body_check(&self) -> BodyCheck {
         let len = match self.body {

@@ -45,6 +45,8 @@ pub(crate) struct Meter {
     received: Arc<AtomicU64>,
     /// Leave to be under way.
     permit: Option<OwnedSemaphorePermit>,
+    /// Leave to hold documents.
+    documents: Option<OwnedSemaphorePermit>,
 }
 
 impl Meter {
@@ -58,6 +60,7 @@ impl Meter {
             slot,
             received: Arc::default(),
             permit: None,
+            documents: None,
         }
     }
 
@@ -67,6 +70,10 @@ impl Meter {
 
     pub(crate) fn hold(&mut self, permit: Option<OwnedSemaphorePermit>) {
         self.permit = permit;
+    }
+
+    pub(crate) fn hold_documents(&mut self, permit: Option<OwnedSemaphorePermit>) {
+        self.documents = permit;
     }
 
     /// The mount and what is asked of it are known. From now on the request is cut if the mount goes.

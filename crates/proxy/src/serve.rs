@@ -124,6 +124,13 @@ async fn handle(request: Request<Incoming>, arrival: &Arrival, guest: &Guest, sl
             if decided.route.revoked().is_cancelled() {
                 return refuse(Denied::NoRoute, is_head, expects, incoming, meter).await;
             }
+            let kib = decided.documents_kib();
+            if kib > 0 {
+                match timeout(QUEUE_TIMEOUT, guest.limits().documents(kib)).await {
+                    Ok(permit) => meter.hold_documents(permit),
+                    Err(_) => return refuse(Denied::Busy, is_head, expects, incoming, meter).await,
+                }
+            }
             forward(decided, incoming, is_head, meter).await
         }
     }

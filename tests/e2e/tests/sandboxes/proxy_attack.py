@@ -308,8 +308,15 @@ def audited(stage):
         rule, line = found.get(row["id"], (None, "no line"))
         true(f"audited: {row['name']}", row["id"] in found and (rule or row.get("upstream")), f"{row.get('rule')}; {line}")
     log = pathlib.Path(LOG).read_text(errors="replace")
-    if any(row.get("key") == "loopback" for row in ROWS):
-        true("a direct connection to the listener is told", "loopback" in log)
+    true("a direct connection to the listener is told", 'refused="loopback"' in log)
+    # A refusal is told with all that is known of it.
+    lines = {row["name"]: found.get(row["id"], (None, ""))[1] for row in wanted}
+    for name, words in {"by id: GET a key outside": ["operation=\"GetObject\"", 'key="database/x"', f'mount="{stage.mounts["data"]}"', 'refused="outside-prefix"'], "read-only by id: PUT ?": ['operation="PutObject"', 'key="ro/x"', f'mount="{stage.mounts["ro"]}"', 'refused="read-only"'],
+                        "embedded: GET ..": ['key="/my-r2-bucket/data/../database/x"', 'refused="invalid"'], "by id: signature, none": ['operation="GetObject"', 'key="data/x"', 'refused="signature"']}.items():
+        true(f"told of {name}", all(word in lines.get(name, "") for word in words), lines.get(name))
+    equal("no line is forged", [line for line in log.splitlines() if line.startswith("2001-") or "\x1b[31m" in line], [])
+    counted = next(one for one in api.mounts(stage.box) if one["mountPath"] == "/mnt/data")
+    true("refusals are counted for their mount", counted.get("proxy", {}).get("refused", 0) > 100, counted)
     no_panic = [line for line in log.splitlines() if "panicked" in line]
     equal("nothing panicked", no_panic, [])
 
@@ -338,6 +345,29 @@ def crowd(stage):
     for row in told:
         true(f"crowd: {row['name']}", row["ok"], row["why"])
         print("crowd:", row["name"], row["why"])
+
+
+def memory_mib():
+    """Of the daemon, the supervisor's child that serves."""
+    for entry in pathlib.Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and b"\0serve\0" in (entry / "cmdline").read_bytes() and int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == int(os.environ["SUPERVISOR"]):
+                return int(re.search(r"VmRSS:\s+(\d+)", (entry / "status").read_text())[1]) >> 10
+    raise Failed("there is no daemon")
+
+
+def documents(stage):
+    """Documents are in memory whole, so there are not many of one sandbox at once."""
+    told, before, most = [], memory_mib(), 0
+    thread = threading.Thread(target=lambda: told.extend(stage.run(stage.box, "documents")))
+    thread.start()
+    while thread.is_alive():
+        most = max(most, memory_mib())
+        thread.join(0.05)
+    for row in told:
+        true(f"documents: {row['name']}", row["ok"], row["why"])
+    print(f"documents: {before} MiB before, {most} MiB at most")
+    true("memory stays bounded", len(told) >= 3 and most < before + 250, (before, most))
 
 
 def unmounted(stage):
@@ -372,7 +402,7 @@ def main():
         true("slow: there are attacks", len(told) >= 4, told)
         for row in told:
             true(f"slow: {row['name']}", row["ok"], row["why"])
-        for section in (crowd, upstream, audited, untouched, secrecy, unmounted):
+        for section in (crowd, documents, upstream, audited, untouched, secrecy, unmounted):
             checks.section(section, stage)
     finally:
         with contextlib.suppress(Exception):

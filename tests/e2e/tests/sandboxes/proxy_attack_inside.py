@@ -254,6 +254,7 @@ def paths():
     harmless = {
         "full-width dots": "data/%EF%BC%8E%EF%BC%8E/database/x", "a two dot leader": "data/%E2%80%A5/database/x", "three dots": "data/.../database/x", "a path parameter": "data/..;/database/x",
         "NFD": "data/e%CC%81-%CC%81", "a plus": "data/a+b", "empty parts": "data//database/x", "like the mount": "data/data/database/x",
+        "a line for the log": "data/%0A2001-01-01T00:00:00.000000Z%20%20INFO%20sandpail::audit:%20forged%1B[31m",
     }
     for name in P["path_targets"]:
         target = TARGETS[name]
@@ -944,6 +945,36 @@ def crowd():
     while (answer := send(Request(embedded, "GET", at(embedded, "data/x")))).body != b"mine" and time.monotonic() < until:
         time.sleep(0.1)
     tell("afterwards it is as before", answer.body == b"mine", answer.body)
+
+
+def documents():
+    """Large documents that do not end: the daemon reads some, and lets the others wait."""
+    embedded = TARGETS["embedded"]
+    made = send(Request(embedded, "POST", at(embedded, "data/large"), "uploads"))
+    upload = urllib.parse.quote((re.search(r"<UploadId>([^<]+)<", made.body.decode()) or [None, ""])[1], safe="")
+    body = b"<CompleteMultipartUpload>" + b"<Part/>" * ((4 << 20) // 7 - 10)
+    data = Request(embedded, "POST", at(embedded, "data/large"), f"uploadId={upload}", body=body).bytes()
+    waiting, limit, sent = [], time.monotonic() + P["hold"], 0
+    for _ in range(250):
+        connection = connect(embedded)
+        connection.setblocking(False)
+        waiting.append([connection, 0])
+    while time.monotonic() < limit:
+        for one in select.select([], [one[0] for one in waiting if one[1] < len(data) - 1], [], 0.2)[1]:
+            entry = next(entry for entry in waiting if entry[0] is one)
+            try:
+                count = one.send(data[entry[1]:min(len(data) - 1, entry[1] + (1 << 18))])
+                entry[1], sent = entry[1] + count, sent + count
+            except OSError:
+                entry[1] = len(data)
+    tell("large documents were sent", sent > 20 << 20, sent)
+    for connection, _ in waiting:
+        connection.close()
+    until = time.monotonic() + 12
+    while (answer := send(Request(embedded, "GET", embedded["base"], "list-type=2&prefix=data%2F"))).status != 200 and time.monotonic() < until:
+        time.sleep(0.2)
+    tell("lists are served again", answer.status == 200, answer.body)
+    passes("the upload is there, and ends", Request(embedded, "DELETE", at(embedded, "data/large"), f"uploadId={upload}"), 204)
 
 
 def timing():
