@@ -125,6 +125,18 @@ pub struct View {
 }
 
 impl Forward {
+    /// KiB of documents that are in memory at once for this, roughly; 0 if there is none of a size to speak of.
+    pub(crate) fn documents_kib(&self) -> u32 {
+        let body = match self.body {
+            // As it came, and as it is sent.
+            BodyRule::Document { len, .. } => u32::try_from(len >> 9).unwrap_or(u32::MAX).saturating_add(1),
+            BodyRule::Empty | BodyRule::Stream { .. } => 0,
+        };
+        // Pages have at most 1,000 names, most of which are much shorter than the 1,024 bytes that they may have.
+        let answer = self.list.as_ref().map_or(0, |list| 16 + 2 * list.page_len);
+        body.saturating_add(answer)
+    }
+
     /// What the request's body must pass through.
     pub fn body_check(&self) -> BodyCheck {
         let len = match self.body {
@@ -211,6 +223,44 @@ pub fn decide(parts: &Parts, arrival: &Arrival, guest: &Guest, now: SystemTime) 
         scope::copy_source_header(&forward.route.spec().bucket, source, &mut forward.headers)?;
     }
     Ok(Decision::Forward(Box::new(forward)))
+}
+
+/// What a refused request was about, as far as it can be told, for the audit record alone.
+#[derive(Debug, Default)]
+pub(crate) struct Meant {
+    /// The mount, if it is clear which.
+    pub(crate) route: Option<Arc<Route>>,
+    /// S3's name of the operation; empty if it has none.
+    pub(crate) operation: &'static str,
+    /// The key as the bucket would know it, or the path as it came.
+    pub(crate) key: String,
+}
+
+/// Guesses what a request that was refused was about. Decides nothing.
+pub(crate) fn meant(parts: &Parts, arrival: &Arrival, guest: &Guest) -> Meant {
+    if gate::refusal(parts).is_some() {
+        return Meant::default();
+    }
+    let Ok(Target::Bucket { candidates, key }) = target::find(parts, arrival, &guest.routes()) else {
+        return Meant { key: parts.uri.path().to_owned(), ..Meant::default() };
+    };
+    let mut query = Query::parse(parts.uri.query()).unwrap_or_default();
+    // What a presigned URL says beside the operation.
+    query.drain(|name| {
+        let name = name.to_ascii_lowercase();
+        name.starts_with("x-amz-") || name.starts_with("x-goog-")
+    });
+    let is_copy = ["x-amz-copy-source", "x-goog-copy-source"].iter().any(|name| parts.headers.contains_key(*name));
+    let operation = operation::name(&parts.method, key.is_some(), &mut query, is_copy).map_or("", Action::name);
+    let shown = key.unwrap_or_default();
+    let covering = candidates.iter().find(|candidate| scope::covers(candidate, &candidate.full_key(&shown)));
+    let only = if candidates.len() == 1 { candidates.first() } else { None };
+    match covering.or(only) {
+        Some(candidate) => {
+            Meant { route: Some(Arc::clone(&candidate.route)), operation, key: candidate.full_key(&shown) }
+        }
+        None => Meant { route: None, operation, key: shown },
+    }
 }
 
 const UNSIGNED: Denied = Denied::Signature("the request is not signed");

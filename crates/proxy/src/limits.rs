@@ -9,11 +9,16 @@ const CONNECTION_COUNT_MAX: usize = 2048;
 /// Requests under way of one sandbox; what is above waits. Each costs some hundred KiB at most.
 const REQUEST_COUNT_MAX: usize = 256;
 
+/// KiB of documents (bodies and lists that are written anew, which are in memory whole) of one sandbox under way; what is
+/// above waits.
+const DOCUMENTS_KIB_MAX: u32 = 64 << 10;
+
 /// One sandbox's share of the proxy.
 #[derive(Debug)]
 pub(crate) struct Limits {
     connections: Arc<Semaphore>,
     requests: Arc<Semaphore>,
+    documents: Arc<Semaphore>,
 }
 
 impl Default for Limits {
@@ -21,6 +26,7 @@ impl Default for Limits {
         Self {
             connections: Arc::new(Semaphore::new(CONNECTION_COUNT_MAX)),
             requests: Arc::new(Semaphore::new(REQUEST_COUNT_MAX)),
+            documents: Arc::new(Semaphore::new(DOCUMENTS_KIB_MAX as usize)),
         }
     }
 }
@@ -35,5 +41,10 @@ impl Limits {
     pub(crate) async fn request(&self) -> Option<OwnedSemaphorePermit> {
         // The semaphore is never closed, so this is always a permit.
         Arc::clone(&self.requests).acquire_owned().await.ok()
+    }
+
+    /// Leave for documents of so many KiB, in turn.
+    pub(crate) async fn documents(&self, kib: u32) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.documents).acquire_many_owned(kib.min(DOCUMENTS_KIB_MAX)).await.ok()
     }
 }

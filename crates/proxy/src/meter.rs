@@ -45,6 +45,8 @@ pub(crate) struct Meter {
     received: Arc<AtomicU64>,
     /// Leave to be under way.
     permit: Option<OwnedSemaphorePermit>,
+    /// Leave to hold documents.
+    documents: Option<OwnedSemaphorePermit>,
 }
 
 impl Meter {
@@ -58,6 +60,7 @@ impl Meter {
             slot,
             received: Arc::default(),
             permit: None,
+            documents: None,
         }
     }
 
@@ -69,12 +72,23 @@ impl Meter {
         self.permit = permit;
     }
 
+    pub(crate) fn hold_documents(&mut self, permit: Option<OwnedSemaphorePermit>) {
+        self.documents = permit;
+    }
+
     /// The mount and what is asked of it are known. From now on the request is cut if the mount goes.
     pub(crate) fn found(&mut self, route: Option<&Route>, operation: &'static str, key: Option<&str>) {
         self.record.mount = route.map(|route| route.spec().id.clone());
         self.record.operation = operation;
         self.record.key = key.map(clean);
         self.slot.set(route.map(Route::revoked));
+    }
+
+    /// What a request that is refused seems to be about. It is not cut if the mount goes.
+    pub(crate) fn meant(&mut self, route: Option<&Route>, operation: &'static str, key: &str) {
+        self.record.mount = route.map(|route| route.spec().id.clone());
+        self.record.operation = operation;
+        self.record.key = Some(clean(key)).filter(|key| !key.is_empty());
     }
 
     /// The request was refused.

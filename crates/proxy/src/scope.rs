@@ -149,11 +149,7 @@ fn of_key(
                 send(name, number.ok_or(Denied::Invalid("partNumber must be 1 to 10000"))?.to_string());
             }
             "uploadId" => {
-                let is_id =
-                    (1..=UPLOAD_ID_LEN_MAX).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_graphic());
-                if !is_id {
-                    return Err(Denied::Upload);
-                }
+                check_upload_id(value)?;
                 send(name, value.clone());
             }
             "max-parts" => send(name, page_len(value)?.to_string()),
@@ -237,9 +233,7 @@ fn of_list(
         }
         // It says something only behind a key.
         (_, Some(token)) if marker.is_some() && !token.is_empty() => {
-            if token.len() > UPLOAD_ID_LEN_MAX || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-                return Err(Denied::Upload);
-            }
+            check_upload_id(token)?;
             send(token_name, token);
         }
         _ => {}
@@ -249,6 +243,12 @@ fn of_list(
     }
     let list = List { prefix, delimiter, marker, token, page_len, is_encoded, seal };
     Ok(Scoped { permit, candidate, alternatives: Vec::new(), list: Some(list) })
+}
+
+/// Ids are the store's own words, but some stores keep uploads in directories of these names: none may lead elsewhere.
+fn check_upload_id(id: &str) -> Result<(), Denied> {
+    let is_id = (1..=UPLOAD_ID_LEN_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_id && check_dots(id).is_ok() { Ok(()) } else { Err(Denied::Upload) }
 }
 
 fn check_text(text: &str) -> Result<(), Denied> {

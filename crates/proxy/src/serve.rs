@@ -104,7 +104,11 @@ async fn handle(request: Request<Incoming>, arrival: &Arrival, guest: &Guest, sl
         Err(_) => return refuse(Denied::Busy, is_head, expects, incoming, meter).await,
     }
     match decide(&parts, arrival, guest, SystemTime::now()) {
-        Err(denied) => refuse(denied, is_head, expects, incoming, meter).await,
+        Err(denied) => {
+            let meant = decide::meant(&parts, arrival, guest);
+            meter.meant(meant.route.as_deref(), meant.operation, &meant.key);
+            refuse(denied, is_head, expects, incoming, meter).await
+        }
         Ok(Decision::Local(local)) => {
             meter.found(local.route.as_deref(), local.operation, None);
             let mut response = local.response;
@@ -119,6 +123,13 @@ async fn handle(request: Request<Incoming>, arrival: &Arrival, guest: &Guest, sl
             // It may have been revoked since the decision looked.
             if decided.route.revoked().is_cancelled() {
                 return refuse(Denied::NoRoute, is_head, expects, incoming, meter).await;
+            }
+            let kib = decided.documents_kib();
+            if kib > 0 {
+                match timeout(QUEUE_TIMEOUT, guest.limits().documents(kib)).await {
+                    Ok(permit) => meter.hold_documents(permit),
+                    Err(_) => return refuse(Denied::Busy, is_head, expects, incoming, meter).await,
+                }
             }
             forward(decided, incoming, is_head, meter).await
         }
