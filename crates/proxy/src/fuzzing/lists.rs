@@ -27,12 +27,12 @@ const ASKED: [&str; 14] = [
 ];
 
 thread_local! {
-    static FORWARDS: (World, Vec<Box<Forward>>) = {
+    static FORWARDS: (World, Vec<Forward>) = {
         let world = World::new();
         let forward = |asked: &str| {
             let parts = Text::parse(asked.as_bytes()).and_then(|text| text.sign(world.now)).expect("the table is right");
             match decide(&parts, &Arrival::default(), &world.guest, world.now) {
-                Ok(Decision::Forward(forward)) => forward,
+                Ok(Decision::Forward(forward)) => *forward,
                 other => panic!("{asked}: {other:?}"),
             }
         };
