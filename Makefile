@@ -43,7 +43,7 @@ test-long: ## The long forms: fsx by the hundred thousand, more seeds, larger fi
 	cd sdk/typescript && npm run --silent examples
 	SANDPAIL_E2E_BIN=$(SANDPAIL_BIN) SANDPAIL_LONG=1 $(CARGO) test --workspace $(TEST_FLAGS)
 
-fuzz: ## Fuzz what reads foreign bytes: 20 minutes for each target, side by side (FUZZ="decide --minutes 60": other)
+fuzz: ## Fuzz what reads foreign bytes, 20 minutes a target (FUZZ="decide --minutes 60")
 	fuzz/run $(FUZZ)
 
 bench: ## Compare mounts with s3fs and rclone, sandboxes with crun and runc

@@ -18,21 +18,25 @@ thread_local! {
 ///
 /// Without edits the signature is good. With some, a request that is taken for signed says what was signed.
 pub fn fuzz_authorization(data: &[u8]) {
-    let Some((&count, rest)) = data.split_first() else { return };
-    let Some((edits, text)) = rest.split_at_checked(3 * usize::from(count % 8)) else { return };
-    let Some(text) = Text::parse(text) else { return };
+    run(data);
+}
+
+/// Whether it is taken for signed; none if it cannot be read.
+pub(super) fn run(data: &[u8]) -> Option<bool> {
+    let (&count, rest) = data.split_first()?;
+    let (edits, text) = rest.split_at_checked(3 * usize::from(count % 8))?;
+    let text = Text::parse(text)?;
     WORLD.with(|world| {
         if !text.flags.is_signed() {
             // The bytes as they are: nobody can make a signature without the key.
-            if let Ok(Ok(signed)) = check(&text.parts, world) {
-                assert!(!signed, "a signature was made without the key");
-            }
-            return;
+            let is_signed = matches!(check(&text.parts, world), Ok(Ok(true)));
+            assert!(!is_signed, "a signature was made without the key");
+            return Some(false);
         }
         // Who says things about a signature in the query may say something else than is signed.
         let query = text.parts.uri.query().unwrap_or_default().to_ascii_lowercase();
         let is_plain = !["x-amz-", "x-goog-", "%"].iter().any(|word| query.contains(word));
-        let Some(original) = text.sign(world.now) else { return };
+        let original = text.sign(world.now)?;
         if edits.is_empty() && is_plain {
             let outcome = check(&original, world);
             let is_good = !matches!(outcome, Ok(Err(Denied::Signature("the signature is not by this sandbox's key"))));
@@ -43,11 +47,13 @@ pub fn fuzz_authorization(data: &[u8]) {
             let at = usize::from(u16::from_be_bytes([edit[0], edit[1]])) % bytes.len().max(1);
             bytes[at] = edit[2];
         }
-        let Some(edited) = std::str::from_utf8(&bytes).ok().and_then(head) else { return };
-        if let Ok(Ok(true)) = check(&edited, world) {
+        let edited = std::str::from_utf8(&bytes).ok().and_then(head)?;
+        let is_signed = matches!(check(&edited, world), Ok(Ok(true)));
+        if is_signed {
             assert_eq!(meaning(&edited, &original), meaning(&original, &original), "{edited:?}");
         }
-    });
+        Some(is_signed)
+    })
 }
 
 /// Whether it is taken for signed; the outer error is one of the query, which is read before.

@@ -28,7 +28,12 @@ fn signer() -> ChunkSigner {
 /// A body comes through whole only if its framing says so, the last byte waits for that, pieces change nothing, and
 /// what a good client wrote is taken.
 pub fn fuzz_chunked(data: &[u8]) {
-    let [style, step, len, rest @ ..] = data else { return };
+    run(data);
+}
+
+/// Whether the body is taken.
+pub(super) fn run(data: &[u8]) -> bool {
+    let [style, step, len, rest @ ..] = data else { return false };
     let case = if style & 4 == 4 {
         Case::written(*style, usize::from(*len), rest)
     } else {
@@ -49,7 +54,7 @@ pub fn fuzz_chunked(data: &[u8]) {
     assert!(passed.len().max(passed_whole.len()) < case.decoded_len.max(1), "the last byte waits");
     let Ok(checked) = outcome else {
         assert!(!case.is_good, "what a good client wrote is refused: {outcome:?} {}", case.wire.escape_ascii());
-        return;
+        return false;
     };
     assert_eq!(passed, passed_whole);
     let body = [&passed[..], &checked.last].concat();
@@ -60,6 +65,7 @@ pub fn fuzz_chunked(data: &[u8]) {
     if case.is_good {
         assert_eq!(Some(body), case.decoded);
     }
+    true
 }
 
 impl Case {

@@ -82,11 +82,15 @@ const HEADERS: [&str; 33] = [
 /// A head, unsigned or signed by the sandbox's key. Whatever it says, what is permitted is inside the mount, as S3
 /// itself would understand the request that is sent.
 pub fn fuzz_decide(data: &[u8]) {
-    let Some(text) = Text::parse(data) else { return };
+    run(data);
+}
+
+/// The operation, if it is done.
+pub(super) fn run(data: &[u8]) -> Option<&'static str> {
+    let text = Text::parse(data)?;
     let flags = text.flags;
     WORLD.with(|world| {
-        let parts = if flags.is_signed() { text.sign(world.now) } else { Some(text.parts) };
-        let Some(parts) = parts else { return };
+        let parts = if flags.is_signed() { text.sign(world.now)? } else { text.parts };
         let host = parts.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default();
         let host = host.split(':').next().unwrap_or_default().to_ascii_lowercase();
         let is_tls = flags.is_tls();
@@ -98,6 +102,7 @@ pub fn fuzz_decide(data: &[u8]) {
                 assert!(world.guest.routes().iter().any(|route| Arc::ptr_eq(route, &forward.route)));
                 assert_eq!(parts.method, forward.method);
                 check(&forward, flags);
+                Some(forward.permit.action().name())
             }
             Ok(Decision::Local(answer)) => {
                 let body = String::from_utf8_lossy(answer.response.body());
@@ -105,10 +110,11 @@ pub fn fuzz_decide(data: &[u8]) {
                 let is_open = answer.route.as_ref().is_none_or(|route| route.spec().allow_unsigned);
                 assert!(flags.is_signed() || is_open);
                 assert!(matches!(parts.method, Method::GET | Method::HEAD));
+                Some(answer.operation)
             }
-            Err(_) => {}
+            Err(_) => None,
         }
-    });
+    })
 }
 
 fn check(forward: &Forward, flags: Flags) {

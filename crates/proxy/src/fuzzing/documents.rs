@@ -12,14 +12,20 @@ thread_local! {
 
 /// What is read is written so that it reads the same, and a DeleteObjects that is sent names keys of its mount only.
 pub fn fuzz_documents(data: &[u8]) {
+    run(data);
+}
+
+/// Whether it is a document.
+pub(super) fn run(data: &[u8]) -> bool {
     if let Ok(document) = documents::rewrite_completion(data) {
         assert_eq!(documents::rewrite_completion(document.as_bytes()).ok().as_ref(), Some(&document));
         let root = Element::parse(document.as_bytes()).expect("what we write is XML");
         for part in &root.children {
             assert!(part.text_of("ETag").is_some() && part.text_of("PartNumber").is_some());
         }
+        return true;
     }
-    let Ok(deletes) = documents::read_deletes(data) else { return };
+    let Ok(deletes) = documents::read_deletes(data) else { return false };
     assert!((1..=1000).contains(&deletes.keys.len()));
     assert!(deletes.keys.iter().all(|key| check_key(key).is_ok()));
     let again = documents::write_deletes(deletes.keys.iter().map(String::as_str), deletes.is_quiet);
@@ -29,6 +35,7 @@ pub fn fuzz_documents(data: &[u8]) {
             deletes_of(data, host, bucket);
         }
     }
+    true
 }
 
 fn deletes_of(data: &[u8], host: &str, bucket: &str) {

@@ -44,7 +44,12 @@ struct Driven {
 /// What passes is a prefix of what came, whatever the pieces; a head that passes is one that httparse reads as long and
 /// with the same length of its body; and hyper, behind the gate, sees exactly the requests that passed.
 pub fn fuzz_framing(data: &[u8]) {
-    let Some((&first, input)) = data.split_first() else { return };
+    run(data);
+}
+
+/// How many requests came whole.
+pub(super) fn run(data: &[u8]) -> usize {
+    let Some((&first, input)) = data.split_first() else { return 0 };
     let (step, ends) = (usize::from(first & 0x7f).max(1), first & 0x80 == 0x80);
     let driven = drive(input, step);
     let whole = drive(input, input.len().max(1));
@@ -56,6 +61,7 @@ pub fn fuzz_framing(data: &[u8]) {
         assert!(is_limit(&driven.refusal) || is_limit(&whole.refusal), "{driven:?} {whole:?}");
     }
     behind_the_gate(input, step, ends, &driven);
+    driven.requests.iter().filter(|request| request.is_whole).count()
 }
 
 fn drive(input: &[u8], piece_len: usize) -> Driven {

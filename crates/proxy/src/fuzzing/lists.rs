@@ -9,7 +9,7 @@ use super::world::{Text, World};
 use crate::{Action, Arrival, Decision, ErrorAnswer, Forward, decide};
 
 /// Requests whose answers are documents.
-const ASKED: [&str; 14] = [
+pub(super) const ASKED: [&str; 14] = [
     "A\nGET\n/b?list-type=2",
     "A\nGET\n/b?list-type=2&prefix=data/x&delimiter=/&encoding-type=url&max-keys=2&start-after=data/a",
     "A\nGET\n/OPEN?list-type=2&delimiter=/\nhost:r2.internal",
@@ -27,12 +27,12 @@ const ASKED: [&str; 14] = [
 ];
 
 thread_local! {
-    static FORWARDS: (World, Vec<Box<Forward>>) = {
+    static FORWARDS: (World, Vec<Forward>) = {
         let world = World::new();
         let forward = |asked: &str| {
             let parts = Text::parse(asked.as_bytes()).and_then(|text| text.sign(world.now)).expect("the table is right");
             match decide(&parts, &Arrival::default(), &world.guest, world.now) {
-                Ok(Decision::Forward(forward)) => forward,
+                Ok(Decision::Forward(forward)) => *forward,
                 other => panic!("{asked}: {other:?}"),
             }
         };
@@ -94,20 +94,30 @@ const PLAIN: [&str; 46] = [
 /// Which of [`ASKED`], and the store's answer. What the client sees is well formed, and every name in it is inside the
 /// mount. The same bytes are given to the readers of the mounts themselves.
 pub fn fuzz_lists(data: &[u8]) {
-    let Some((&which, body)) = data.split_first() else { return };
+    run(data);
+}
+
+/// Which of [`ASKED`] was answered with a document.
+pub(super) fn run(data: &[u8]) -> Option<usize> {
+    let (&which, body) = data.split_first()?;
     read(body);
     FORWARDS.with(|(_, forwards)| {
-        let forward = &forwards[usize::from(which) % forwards.len()];
+        let which = usize::from(which) % forwards.len();
+        let forward = &forwards[which];
         match forward.rewrite_answer(body) {
-            Ok(Ok(document)) => check(forward, body, &document),
+            Ok(Ok(document)) => {
+                check(forward, body, &document);
+                Some(which)
+            }
             Ok(Err(error)) => {
                 let answer = ErrorAnswer::from_document(&error);
                 assert!(answer.status.is_client_error() || answer.status.is_server_error() || answer.status == 304);
                 assert!(answer.code.len() <= 64 && answer.code.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+                None
             }
-            Err(_) => {}
+            Err(_) => None,
         }
-    });
+    })
 }
 
 /// The mounts' own readers must not panic.

@@ -18,9 +18,39 @@ pub use lists::fuzz_lists;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    /// The seeds that the fuzzer begins with.
+    fn seeds(target: &str) -> Vec<Vec<u8>> {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
+        let seeds: Vec<_> =
+            directory.read_dir().unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap()).collect();
+        assert!(seeds.len() > 4, "{target}");
+        seeds
+    }
+
+    /// What is refused at the door proves nothing: the seeds must lead to all that is behind it.
+    #[test]
+    fn seeds_lead_everywhere() {
+        let done: BTreeSet<_> = seeds("decide").iter().filter_map(|seed| decide::run(seed)).collect();
+        let all = "AbortMultipartUpload CompleteMultipartUpload CopyObject CreateMultipartUpload DeleteObject \
+                   DeleteObjects GetBucketLocation GetObject GetObjectAttributes HeadBucket HeadObject ListBuckets \
+                   ListMultipartUploads ListObjects ListObjectsV2 ListParts PutObject SelfTest UploadPart \
+                   UploadPartCopy";
+        assert_eq!(done.into_iter().collect::<Vec<_>>().join(" "), all);
+        let answered: BTreeSet<_> = seeds("lists").iter().filter_map(|seed| lists::run(seed)).collect();
+        assert_eq!(answered.len(), lists::ASKED.len());
+        let signed: Vec<_> = seeds("authorization").iter().map(|seed| authorization::run(seed)).collect();
+        assert!(signed.contains(&Some(true)) && signed.contains(&Some(false)));
+        assert!(seeds("chunked").iter().filter(|seed| chunked::run(seed)).count() > 4);
+        assert!(seeds("documents").iter().filter(|seed| documents::run(seed)).count() > 4);
+        assert!(seeds("framing").iter().map(|seed| framing::run(seed)).sum::<usize>() > 4);
+    }
 
     /// Pieces of requests, so that chance finds its way in.
     fn words() -> impl Strategy<Value = String> {
