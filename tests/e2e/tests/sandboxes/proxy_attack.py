@@ -169,7 +169,7 @@ class Stage:
         self.parameters = {
             "targets": self.targets(), "path_targets": ["embedded", "virtual", "by id", "remote", "remote by host"], "gone": self.gone, "uploads": self.uploads, "remote_bucket": BUCKET, "foreign_bucket": FOREIGN_BUCKET,
             "buckets": [EMBEDDED, "MY_BUCKET", BUCKET], "relative_keys": ["x", "sub/y", "z", "sub/"], "host_name": socket.gethostname(), "host_addresses": Host.addresses(), "host_sockets": [self.host.name],
-            "host_ports": [int(api.host.rpartition(":")[2]), OUTER.port, self.way.port, *self.host.ports], "patience": 75, "crowd": 1500, "hold": 8,
+            "host_ports": [int(api.host.rpartition(":")[2]), OUTER.port, self.way.port, *self.host.ports], "patience": 75, "crowd": 10_000, "hold": 8,
             "other": {"id": self.id(self.other, "/mnt/third"), "bucket": "third", "key": named["AWS_ACCESS_KEY_ID"], "secret": named["AWS_SECRET_ACCESS_KEY"], "token": token[1] if token else "x"},
         }
         self.mine = self.environment(self.box)

@@ -53,7 +53,7 @@ def servers(directory):
             self.end_headers()
             self.wfile.write(text)
 
-        do_GET = do_PUT = do_POST = do_TRACE = do_DELETE = answer
+        do_GET = do_PUT = do_POST = do_TRACE = do_DELETE = do_lowercase = answer
 
         def log_message(self, *_):
             pass
@@ -148,6 +148,48 @@ def fetch(to, port=80, tls=False, path="/", method="GET", headers=None, sni=None
                 answer += piece
     statuses = [int(found) for found in re.findall(rb"HTTP/1\.[01] (\d{3})", answer)]
     return {"status": statuses[0] if statuses else None, "statuses": statuses, "text": answer.decode(errors="replace")}
+
+
+def large_hello(to, sni, port=443, padding=40_000, before=""):
+    """What comes back for a client's hello that is longer than anybody's, or has something before it, for another host."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing, server_hostname=sni).do_handshake()
+    body = outgoing.read()[9:]
+    # Version, random, session, ciphers, compression; then the extensions, to which one is added that nobody knows.
+    at = 2 + 32
+    at += 1 + body[at]
+    at += 2 + struct.unpack(">H", body[at:at + 2])[0]
+    at += 1 + body[at]
+    extensions = body[at + 2:] + struct.pack(">HH", 0xFE77, padding) + bytes(padding)
+    body = body[:at] + struct.pack(">H", len(extensions)) + extensions
+    message = b"\1" + struct.pack(">I", len(body))[1:] + body
+    with socket.create_connection((to, port), 6) as connection:
+        connection.settimeout(3)
+        with contextlib.suppress(OSError):
+            connection.sendall(bytes.fromhex(before))
+            for start in range(0, len(message), 16_000):
+                piece = message[start:start + 16_000]
+                connection.sendall(b"\x16\3\1" + struct.pack(">H", len(piece)) + piece)
+        answer = connection.recv(4096)
+    # Alerts say no.
+    return {"text": "" if answer[:1] == b"\x15" else answer.hex()}
+
+
+def in_pieces(to, pieces, port=80, pause=0.6):
+    """What a web server says to a request that comes slowly."""
+    with socket.create_connection((to, port), 6) as connection:
+        connection.settimeout(3)
+        answer = b""
+        with contextlib.suppress(OSError):
+            for piece in pieces:
+                connection.sendall(piece.encode("latin-1"))
+                time.sleep(pause)
+            while piece := connection.recv(65536):
+                answer += piece
+    return {"text": answer.decode(errors="replace"), "status": int((re.match(rb"HTTP/1\.1 (\d{3})", answer) or [0, 0])[1]) or None}
 
 
 def echo(to, port=7, text="hello"):
@@ -451,9 +493,15 @@ def fronting(box, world):
         "two Hosts": raw("GET / HTTP/1.1", f"Host: {name}", "Host: other.example.test", "", ""), "no Host": raw("GET / HTTP/1.1", "Connection: close", "", ""), "an absolute URL": raw("GET http://other.example.test/ HTTP/1.1", f"Host: {name}", "", ""), "an absolute URL and its Host": raw("GET http://other.example.test/ HTTP/1.1", "Host: other.example.test", "", ""), "CONNECT": raw("CONNECT other.example.test:80 HTTP/1.1", "Host: other.example.test:80", "", ""),
         "CONNECT to itself": raw(f"CONNECT {name}:80 HTTP/1.1", f"Host: {name}:80", "", ""), "HTTP/1.0": raw("GET / HTTP/1.0", "Host: other.example.test", "", ""), "a folded Host": raw("GET / HTTP/1.1", f"Host: {name}", " .other.example.test", "", ""), "an empty line before": raw("", "GET / HTTP/1.1", "Host: other.example.test", "", ""), "HTTP/2": raw("PRI * HTTP/2.0", "", "SM", "", ""), "bare LF": get(name, raw="GET / HTTP/1.1\nHost: other.example.test\n\n"),
         "a tab": raw("GET\t/\tHTTP/1.1", "Host: other.example.test", "", ""), "lower case": raw("get / http/1.1", "host: other.example.test", "", ""), "HTTP where a server would begin": get(name, port=25, headers={"Host": "other.example.test"}), "TRACE": get(name, method="TRACE"),
+        "a space before": raw(" GET / HTTP/1.1", "Host: other.example.test", "", ""), "a vertical tab before": raw("\x0bGET / HTTP/1.1", "Host: other.example.test", "", ""), "form feeds": raw("GET\x0c/\x0cHTTP/1.1", "Host: other.example.test", "", ""), "vertical tabs": raw("GET\x0b/\x0bHTTP/1.1", "Host: other.example.test", "", ""), "a long URL": raw(f"GET /{'a' * 40_000} HTTP/1.1", "Host: other.example.test", "", ""),
+        "a long URL on an odd port": get(name, port=8080, raw=f"GET /{'a' * 40_000} HTTP/1.1\r\nHost: other.example.test\r\n\r\n"), "a large hello": ("large_hello", {"to": name, "sni": "other.example.test"}), "a large hello on an odd port": ("large_hello", {"to": name, "sni": "private.example.test", "port": 8443}),
+        "an empty record before the hello": ("large_hello", {"to": name, "sni": "other.example.test", "padding": 0, "before": "1603010000"}), "an alert before the hello": ("large_hello", {"to": name, "sni": "other.example.test", "padding": 0, "before": "1503010002015a"}),
+        "a slow request": ("in_pieces", {"to": name, "port": 8080, "pieces": ["G", "ET / HTTP/1.1\r\n", "Host: other.example.test\r\n\r\n"]}), "slow letters": ("in_pieces", {"to": name, "port": 8080, "pieces": ["lower", "case / HTTP/1.1\r\nHost: other.example.test\r\n\r\n"]}), "a slow space": ("in_pieces", {"to": name, "port": 8080, "pieces": ["\x0b", "GET / HTTP/1.1\r\nHost: other.example.test\r\n\r\n"]}),
+        "a request behind silence": ("in_pieces", {"to": name, "port": 8080, "pieces": ["", "lower", "case / HTTP/1.1\r\nHost: other.example.test\r\n\r\n"]}),
     }
     for what, result in zip(attempts, box.ask(*attempts.values())):
-        refusal = result.get("status") is None or 400 <= result["status"] < 500
+        # That nobody knows a method is what the host itself says.
+        refusal = not result.get("text") or 400 <= (result.get("status") or 0) < 500
         true(f"fronting: {what}", refusal and '"at"' not in result.get("text", ""), result)
     two = f"GET /first HTTP/1.1\r\nHost: {name}\r\n\r\nGET /second HTTP/1.1\r\nHost: other.example.test\r\nConnection: close\r\n\r\n"
     smuggle = f"POST /smuggle HTTP/1.1\r\nHost: {name}\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: other.example.test\r\nConnection: close\r\n\r\n"
