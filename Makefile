@@ -10,7 +10,7 @@ SANDPAIL_BIN = $(shell $(CARGO) metadata --format-version 1 --no-deps | python3 
 BUILD_ALL = $(CARGO) build --workspace --all-targets
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint bench clean
+.PHONY: help setup demo test test-long lint fuzz bench clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,7 @@ demo: ## Build, and use a bucket in a sandbox, through the daemon and the SDK
 
 lint: ## Check the format, the lints and the SDK's types
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	cd sdk/typescript && npm run --silent typecheck
 
@@ -42,6 +43,9 @@ test-long: ## The long forms: fsx by the hundred thousand, more seeds, larger fi
 	cd sdk/typescript && npm run --silent examples
 	SANDPAIL_E2E_BIN=$(SANDPAIL_BIN) SANDPAIL_LONG=1 $(CARGO) test --workspace $(TEST_FLAGS)
 
+fuzz: ## Fuzz what reads foreign bytes: 20 minutes for each target, side by side (FUZZ="decide --minutes 60": other)
+	fuzz/run $(FUZZ)
+
 bench: ## Compare mounts with s3fs and rclone, sandboxes with crun and runc
 	scripts/setup bench
 	$(CARGO) build --release -p sandpail
@@ -50,4 +54,5 @@ bench: ## Compare mounts with s3fs and rclone, sandboxes with crun and runc
 
 clean: ## Remove what was built
 	$(CARGO) clean
+	rm -rf fuzz/target
 	rm -rf .venv .tools sdk/typescript/node_modules sdk/typescript/dist sdk/typescript/build

@@ -9,7 +9,7 @@ pub use sandpail_spec::{MountOptions, MountRequest, MountSource};
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MountInfo {
-    /// Its id: random letters and digits, as in `http://s3-credential-proxy.internal/<mountId>/`.
+    /// Its id: random letters and digits, as in `s3-credential-proxy.internal/<mountId>/`.
     pub mount_id: String,
     /// Where in the sandbox.
     pub mount_path: String,

@@ -414,6 +414,20 @@ fn answers_show_nothing_outside() {
 }
 
 #[test]
+fn a_name_that_no_document_can_hold_hides_no_others() {
+    let world = world();
+    let answer = "<ListBucketResult><EncodingType>url</EncodingType><IsTruncated>false</IsTruncated>\
+        <Contents><Key>data/a</Key></Contents><Contents><Key>data/b%00</Key></Contents></ListBucketResult>";
+    for (query, shown) in [("", &["data/a"][..]), ("&encoding-type=url", &["data/a", "data/b%00"])] {
+        let forward = world.forward(&format!("GET s3.internal/train?list-type=2{query}"), &[]);
+        let text = forward.rewrite_answer(answer.as_bytes()).unwrap().unwrap();
+        let root = sandpail_s3::xml::Element::parse(&text).unwrap();
+        let keys: Vec<_> = root.children("Contents").filter_map(|contents| contents.text_of("Key")).collect();
+        assert_eq!(keys, shown);
+    }
+}
+
+#[test]
 fn other_answers() {
     let world = world();
     let text = |line: &str, headers: &[(&str, &str)], answer: &str| {

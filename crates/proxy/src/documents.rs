@@ -146,7 +146,11 @@ pub(crate) fn rewrite_completion(body: &[u8]) -> Result<String, Denied> {
                         && value.parse().is_ok_and(|number: u32| (1..=10_000).contains(&number))
                 }
                 "ETag" => (1..=1024).contains(&value.len()) && !value.chars().any(char::is_control),
-                _ => SUMS.contains(&name) && (1..=128).contains(&value.len()),
+                _ => {
+                    SUMS.contains(&name)
+                        && (1..=128).contains(&value.len())
+                        && value.bytes().all(|byte| byte.is_ascii_graphic())
+                }
             };
             if !is_good || seen.contains(&name) {
                 return Err(Denied::Xml("a part of the document has a field that is not known, or not valid"));
@@ -232,6 +236,10 @@ mod tests {
              <Part><ETag>e</ETag><PartNumber>10001</PartNumber></Part></CompleteMultipartUpload>",
             "<CompleteMultipartUpload>\
              <Part><ETag>e</ETag><PartNumber>1</PartNumber><Key>k</Key></Part></CompleteMultipartUpload>",
+            "<CompleteMultipartUpload><Part><ETag>e</ETag><PartNumber>1</PartNumber>\
+             <ChecksumCRC32>\u{1}AAAAAA==</ChecksumCRC32></Part></CompleteMultipartUpload>",
+            "<CompleteMultipartUpload><Part><ETag>e</ETag><PartNumber>1</PartNumber>\
+             <ChecksumCRC32>AA\0AA==</ChecksumCRC32></Part></CompleteMultipartUpload>",
             "<CompleteMultipartUpload><Key>k</Key></CompleteMultipartUpload>",
             "<Delete><Object><Key>a</Key></Object></Delete>",
         ] {

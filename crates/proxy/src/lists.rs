@@ -184,7 +184,9 @@ impl<'a> Names<'a> {
 
     /// The name as the client gets it; none if it is outside.
     fn show(&self, full: &str) -> Option<String> {
-        let inside = full.starts_with(&self.list.prefix).then_some(full)?;
+        // A document with a NUL is none: it would hide all other names, too.
+        let can_be_told = self.list.is_encoded || !full.contains('\0');
+        let inside = (can_be_told && full.starts_with(&self.list.prefix)).then_some(full)?;
         self.forward.view.show(inside).map(|shown| self.spell(shown))
     }
 

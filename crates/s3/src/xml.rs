@@ -64,6 +64,10 @@ impl Element {
         let syntax = |what: &dyn std::fmt::Display| XmlError::Syntax(what.to_string());
         let text = std::str::from_utf8(bytes).map_err(|error| syntax(&error))?;
         let text = text.trim_start_matches('\u{feff}').trim();
+        // No form of XML has it, not even as a reference; so it could not be written again.
+        if text.contains('\0') {
+            return Err(syntax(&"a NUL"));
+        }
         let mut reader = Reader::from_str(text);
         let mut open: Vec<Self> = Vec::new();
         let mut root: Option<Self> = None;
@@ -384,7 +388,17 @@ mod tests {
         )
         .unwrap();
         assert_eq!((root.name.as_str(), root.text_of("K"), root.text_of("E")), ("R", Some(" a&b\rä "), Some("")));
-        for bad in ["", "text", "<a>", "<a></b>", "<a/><b/>", "<!DOCTYPE html><html></html>", "<a>&x;</a>"] {
+        for bad in [
+            "",
+            "text",
+            "<a>",
+            "<a></b>",
+            "<a/><b/>",
+            "<!DOCTYPE html><html></html>",
+            "<a>&x;</a>",
+            "<a>\0</a>",
+            "<a>&#0;</a>",
+        ] {
             assert!(Element::parse(bad.as_bytes()).is_err(), "{bad}");
         }
         assert!(Element::parse("<a>".repeat(1000).as_bytes()).is_err());

@@ -217,7 +217,7 @@ fn resolves_to_root(path: &str) -> bool {
 #[derive(Clone, Debug, serde::Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MountEntry {
-    /// Its id: random letters and digits, as in `http://s3-credential-proxy.internal/<mountId>/`.
+    /// Its id: random letters and digits, as in `s3-credential-proxy.internal/<mountId>/`.
     pub mount_id: String,
     /// Where in the sandbox.
     pub mount_path: String,

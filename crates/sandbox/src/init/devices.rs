@@ -1,7 +1,6 @@
 //! What a sandbox has at `/proc`, `/sys`, `/dev` and `/run`, and what the daemon puts into `/etc`.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,9 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::failure::{During, Failure};
 use crate::wire::{SetUp, ShownFile};
@@ -59,14 +56,19 @@ const SYS: [&str; 2] = ["/sys/devices/system/cpu", "/sys/devices/system/node"];
 pub(super) struct Views {
     directories: Vec<View>,
     /// Files of the daemon's.
-    files: Vec<View>,
+    files: Vec<Given>,
 }
 
 struct View {
     at: PathBuf,
     tree: OwnedFd,
     is_file: bool,
-    is_optional: bool,
+}
+
+/// A file of the daemon's, still to be read.
+struct Given {
+    shown: ShownFile,
+    file: fs::File,
 }
 
 /// Takes views of what the sandbox is to see of the host, read-only.
@@ -81,44 +83,15 @@ pub(super) fn views(set_up: &SetUp) -> Result<Views, Failure> {
             MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         sys::set_mount_flags(&tree, flags).during(&what)?;
         let is_file = fs::metadata(&at).during(&what)?.is_file();
-        directories.push(View { at, tree, is_file, is_optional: false });
+        directories.push(View { at, tree, is_file });
     }
-    Ok(Views { directories, files: file_views(set_up)? })
-}
-
-/// Views of the daemon's files, on a file system of their own: those of the originals would tell everybody inside, by
-/// `/proc/self/mountinfo`, where they are on the host.
-fn file_views(set_up: &SetUp) -> Result<Vec<View>, Failure> {
-    const WHAT: &str = "the daemon's files";
-    if set_up.files.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut contents = BTreeMap::new();
-    for ShownFile { name, .. } in &set_up.files {
-        if let Entry::Vacant(entry) = contents.entry(name) {
-            entry.insert(fs::read(set_up.directory.join(name)).during(WHAT)?);
-        }
-    }
-    // Over the originals, in this namespace alone, and only until the views are taken.
-    let place = set_up.directory.join("files");
-    rustix::mount::mount("tmpfs", &place, "tmpfs", NO_ALL, Some(c"mode=755,size=16m,nr_inodes=1k")).during(WHAT)?;
-    let (uid, gid) = (rustix::fs::Uid::from_raw(set_up.ids.base), rustix::fs::Gid::from_raw(set_up.ids.base));
-    for (name, content) in contents {
-        let at = set_up.directory.join(name);
-        fs::write(&at, content).during(WHAT)?;
-        rustix::fs::chmod(&at, Mode::from_raw_mode(0o444)).during(WHAT)?;
-        rustix::fs::chown(&at, Some(uid), Some(gid)).during(WHAT)?;
-    }
-    let view = |file: &ShownFile| {
-        let what = format!("a view of the daemon's {}", file.at.display());
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let tree = rustix::mount::open_tree(CWD, set_up.directory.join(&file.name), flags).during(&what)?;
-        sys::set_mount_flags(&tree, READ_ONLY_DATA).during(&what)?;
-        Ok(View { at: file.at.clone(), tree, is_file: true, is_optional: file.is_optional })
+    let given = |shown: &ShownFile| {
+        let file = fs::File::open(set_up.directory.join(&shown.name));
+        let file = file.during(format!("opening the daemon's {}", shown.at.display()))?;
+        Ok(Given { shown: shown.clone(), file })
     };
-    let views = set_up.files.iter().map(view).collect::<Result<_, Failure>>()?;
-    rustix::mount::unmount(&place, UnmountFlags::DETACH).during(WHAT)?;
-    Ok(views)
+    let files = set_up.files.iter().map(given).collect::<Result<_, Failure>>()?;
+    Ok(Views { directories, files })
 }
 
 /// Nothing to write, run or open as a device.
@@ -152,12 +125,7 @@ pub(super) fn mount_all(set_up: &SetUp, views: Views) -> Result<(), Failure> {
     for path in READ_ONLY.map(Path::new) {
         set_read_only(path)?;
     }
-    own_files(set_up)?;
-    for view in views.files {
-        if !view.is_optional || fs::metadata(&view.at).is_ok() {
-            place_file(&view.tree, &view.at)?;
-        }
-    }
+    own_files(set_up, views.files)?;
     for (directory, mode) in [("/workspace", 0o755), ("/tmp", 0o1777), ("/root", 0o700)] {
         if !Path::new(directory).is_dir() {
             fs::create_dir_all(directory).during(directory)?;
@@ -273,31 +241,54 @@ fn empty_tmpfs(options: &str) -> io::Result<OwnedFd> {
     Ok(rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
-/// The files of `/etc` that are the daemon's: on a tmpfs of their own, mounted read-only over the root's.
-fn own_files(set_up: &SetUp) -> Result<(), Failure> {
-    const WHAT: &str = "the daemon's files in /etc";
+/// The files that are the daemon's: on a tmpfs of their own, mounted read-only over the root's. They are copied there, as
+/// the table of mounts would name the host's directory of a file that is shown itself.
+fn own_files(set_up: &SetUp, given: Vec<Given>) -> Result<(), Failure> {
+    const WHAT: &str = "the daemon's files";
     let name = &set_up.name;
     let files = [
         ("hosts", format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}\n")),
         ("hostname", format!("{name}\n")),
         ("resolv.conf", format!("# The daemon's, once it opens this sandbox's network.\nnameserver {NAME_SERVER}\n")),
     ];
-    let own = empty_tmpfs("size=1m,mode=755").during(WHAT)?;
+    let mut len = 1 << 20;
+    for one in &given {
+        len += one.file.metadata().during(WHAT)?.len().next_multiple_of(1 << 16);
+    }
+    let own = empty_tmpfs(&format!("size={len},mode=755")).during(WHAT)?;
+    let (uid, gid) = (rustix::fs::Uid::from_raw(set_up.ids.base), rustix::fs::Gid::from_raw(set_up.ids.base));
+    let create = |name: &str| -> Result<fs::File, Failure> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let created = rustix::fs::openat(&own, name, flags, Mode::from_raw_mode(0o644)).during(WHAT)?;
+        rustix::fs::fchown(&created, Some(uid), Some(gid)).during(WHAT)?;
+        Ok(created.into())
+    };
+    let show = |name: &str, at: &Path| -> Result<(), Failure> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let view = rustix::mount::open_tree(own.as_fd(), name, flags).during(WHAT)?;
+        sys::set_mount_flags(&view, READ_ONLY_DATA).during(WHAT)?;
+        place_file(&view, at)
+    };
     fs::create_dir_all("/etc").during(WHAT)?;
     for (file, text) in files {
         let at = Path::new("/etc").join(file);
         if set_up.files.iter().any(|given| given.at == at) {
             continue;
         }
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        let created = rustix::fs::openat(&own, file, flags, Mode::from_raw_mode(0o644)).during(WHAT)?;
-        let (uid, gid) = (rustix::fs::Uid::from_raw(set_up.ids.base), rustix::fs::Gid::from_raw(set_up.ids.base));
-        rustix::fs::fchown(&created, Some(uid), Some(gid)).during(WHAT)?;
-        io::Write::write_all(&mut fs::File::from(created), text.as_bytes()).during(WHAT)?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let view = rustix::mount::open_tree(own.as_fd(), file, flags).during(WHAT)?;
-        sys::set_mount_flags(&view, MountAttrFlags::MOUNT_ATTR_RDONLY).during(WHAT)?;
-        place_file(&view, &at)?;
+        io::Write::write_all(&mut create(file)?, text.as_bytes()).during(WHAT)?;
+        show(file, &at)?;
+    }
+    // Files of equal content have one name, and one copy here.
+    let mut copied = HashSet::new();
+    for Given { shown, mut file } in given {
+        if shown.is_optional && fs::metadata(&shown.at).is_err() {
+            continue;
+        }
+        let name = shown.name.replace('/', "-");
+        if copied.insert(name.clone()) {
+            io::copy(&mut file, &mut create(&name)?).during(WHAT)?;
+        }
+        show(&name, &shown.at)?;
     }
     Ok(())
 }

@@ -9,7 +9,9 @@ import json
 import os
 import pathlib
 import re
+import subprocess
 import sys
+import tempfile
 import urllib.parse
 
 import boto3
@@ -99,8 +101,49 @@ def endpoints(_):
     api.destroy(box)
 
 
+S3FS = r"""
+mount --bind "$1" /etc/resolv.conf
+mount --bind "$2" /etc/ssl/certs/ca-certificates.crt
+umask 077; mkdir mnt; printf '%s:%s' "$ID" "$SECRET" >passwd
+for url in http://s3.internal https://s3.internal; do
+    s3fs "$3:/of-s3fs" mnt -f -o "passwd_file=passwd,url=$url,use_path_request_style,multipart_size=10,compat_dir,complement_stat" >log 2>&1 & s3fs=$!
+    for n in $(seq 100); do mountpoint -q mnt && break; sleep 0.1; done
+    mountpoint -q mnt || { cat log; exit 1; }
+    head -c 25000000 /dev/urandom >large; cp large mnt/large; cmp large mnt/large
+    mkdir mnt/dir; echo one >mnt/dir/a; mv mnt/dir/a mnt/dir/b; chmod 640 mnt/dir/b; ln -s dir/b mnt/link
+    test "$(cat mnt/link)" = one; test "$(stat -c %a mnt/dir/b)" = 640; echo two >>mnt/dir/b
+    test "$(ls mnt | tr '\n' ' ')" = "dir large link "; rm -r mnt/dir mnt/large mnt/link; test -z "$(ls -A mnt)"
+    umount mnt; wait $s3fs
+done
+"""
+
+
+def s3fs(_):
+    """A stock s3fs, which no sandbox may mount: it runs in the sandbox's network, with what its environment says."""
+    box = api.create()
+    api.mount(box, "/remote", binding="REMOTE")
+    api.sh(box, "mkdir /remote/of-s3fs")
+    api.put(box, "/workspace/name", box.encode())
+    env = with_env(box)
+    init = None
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if re.search(r"NSpid:\t\d+\t1$", pathlib.Path(f"/proc/{pid}/status").read_text(), re.M) and pathlib.Path(f"/proc/{pid}/root/workspace/name").read_text() == box:
+                init = pid
+        except OSError:
+            continue
+    true("the sandbox's init is found", init is not None)
+    with tempfile.TemporaryDirectory() as work:
+        for name in ["etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt"]:
+            pathlib.Path(work, os.path.basename(name)).write_bytes(pathlib.Path(f"/proc/{init}/root", name).read_bytes())
+        command = ["nsenter", f"--net=/proc/{init}/ns/net", "unshare", "--mount", "--propagation", "private", "bash", "-euxc", S3FS, "s3fs", f"{work}/resolv.conf", f"{work}/ca-certificates.crt", BUCKET]
+        done = subprocess.run(command, cwd=work, env={"PATH": os.environ["PATH"], "ID": env["AWS_ACCESS_KEY_ID"], "SECRET": env["AWS_SECRET_ACCESS_KEY"]}, capture_output=True, text=True, timeout=120)
+        true("s3fs", done.returncode == 0, (done.stdout[-2000:], done.stderr[-3000:]))
+    api.destroy(box)
+
+
 def main():
-    for part in [bindings, endpoints]:
+    for part in [bindings, endpoints, s3fs]:
         checks.section(part, None)
     checks.end()
 
