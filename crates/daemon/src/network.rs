@@ -209,11 +209,12 @@ impl SandboxNetwork {
         {
             let running = self.running.lock().await;
             let before = std::mem::replace(&mut self.kept().egress, egress);
-            let changed = match &*running {
+            // First what is kept: a policy that holds is one that can be seen, and that outlives this daemon.
+            let changed = self.write().and_then(|()| match &*running {
                 Some(network) => network.set_policy(resolved).map_err(|error| DaemonError::Egress(error.to_string())),
                 None => Ok(()),
-            };
-            if let Err(error) = changed.and_then(|()| self.write()) {
+            });
+            if let Err(error) = changed {
                 self.kept().egress = before;
                 return Err(error);
             }

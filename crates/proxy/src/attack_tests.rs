@@ -231,6 +231,9 @@ fn operations_that_are_not_offered() {
         ("PUT s3.internal/train/data/a?partNumber=%2B1&uploadId=u", "refused invalid"),
         ("PUT s3.internal/train/data/a?partNumber=1&uploadId=u%0a", "refused upload"),
         ("PUT s3.internal/train/data/a?partNumber=1&uploadId=", "refused upload"),
+        ("PUT s3.internal/train/data/a?partNumber=1&uploadId=u%2F..%2F..%2Fother", "refused upload"),
+        ("GET s3.internal/train/data/a?uploadId=..", "refused upload"),
+        ("DELETE s3.internal/train/data/a?uploadId=u%5C..%5Cother", "refused upload"),
         ("GET s3.internal/train/data/a?response-content-type=a%0d%0ab", "refused invalid"),
     ]);
 }

@@ -133,14 +133,15 @@ async fn refusals_are_documents_and_tell_nothing() {
     let absent = ask(&client, request(Method::GET, "in/none", &[], "")).await;
     assert_eq!(absent.status, 404);
     harmless(&absent);
-    for (method, key, status, rule) in
-        [(Method::GET, "out", 403, "outside-prefix"), (Method::PUT, "in/a", 403, "read-only")]
+    for (method, key, operation, status, rule) in
+        [(Method::GET, "out", "GetObject", 403, "outside-prefix"), (Method::PUT, "in/a", "PutObject", 403, "read-only")]
     {
         let got = ask(&client, request(method, key, &[], "")).await;
         assert_eq!(got.status, status);
         harmless(&got);
         let record = proxy.log.wait(|record| record.refused == Some(rule)).await;
         assert_eq!((record.status, record.request_id.as_str()), (403, got.header("x-amz-request-id")));
+        assert_eq!((record.operation, record.key.as_deref(), record.mount.is_some()), (operation, Some(key), true));
     }
     // The store refuses the mount's own key.
     let wrong = sandpail_store::http::HttpStore::builder(server.endpoint().parse().unwrap(), "bucket")

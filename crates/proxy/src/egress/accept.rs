@@ -243,13 +243,12 @@ impl Connection {
                     let stream = self.end_tls(Rewound::new(bytes, stream)).await?;
                     return Ok(http::serve(self.forwarding(true), stream).await?);
                 }
-                self.pipe(stream, bytes).await
+                self.pipe(stream, bytes, policy).await
             }
             First::Http => Ok(http::serve(self.forwarding(false), Rewound::new(bytes, stream)).await?),
             // Headers can be added to nothing else.
             First::Other | First::Nothing if adds_headers => Err(Forbidden::OtherHost.into()),
-            First::Other => self.pipe(stream, bytes).await,
-            First::Nothing => self.host_begins(stream, policy).await,
+            First::Other | First::Nothing => self.pipe(stream, bytes, policy).await,
         }
     }
 
@@ -280,37 +279,40 @@ impl Connection {
         }
     }
 
-    async fn pipe(&self, mut stream: Counted<TcpStream>, bytes: Vec<u8>) -> Result<(), End> {
+    /// Passes bytes both ways; those of the client that were read already come first. What it begins with is looked at until
+    /// it can be told, however slowly it comes, and whichever side speaks first: what tells of another host is not passed on.
+    async fn pipe(&self, mut stream: Counted<TcpStream>, mut bytes: Vec<u8>, policy: &EgressPolicy) -> Result<(), End> {
         let mut host = self.dial().await?;
-        host.write_all(&bytes).await?;
-        drop(bytes);
-        tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut host, BUFFER_LEN, BUFFER_LEN).await?;
-        Ok(())
-    }
-
-    /// The client waits: so the host may speak first. What the client begins with is looked at all the same, whenever it
-    /// comes.
-    async fn host_begins(&self, mut stream: Counted<TcpStream>, policy: &EgressPolicy) -> Result<(), End> {
-        let mut host = self.dial().await?;
-        let mut bytes = Vec::new();
         let mut from_host = vec![0; 4096];
-        let first = loop {
+        let mut sent = 0;
+        loop {
+            let first = match first::classify(&bytes)? {
+                None if bytes.len() >= first::LEN_MAX => Some(first::classify_long(&bytes)?),
+                first => first,
+            };
+            match &first {
+                Some(First::Tls(name)) => self.check_sni(policy, name.as_deref())?,
+                // Its requests could be for other hosts; a client that speaks HTTP begins at once.
+                Some(First::Http) => return Err(Forbidden::OtherHost.into()),
+                Some(First::Other | First::Nothing) | None => {}
+            }
+            host.write_all(&bytes[sent..]).await?;
+            sent = bytes.len();
+            if first.is_some() {
+                break;
+            }
             tokio::select! {
-                first = first::read(&mut stream, &mut bytes, IDLE_TIMEOUT) => break first?,
+                read = stream.read_buf(&mut bytes) => if read? == 0 {
+                    break;
+                },
                 read = host.read(&mut from_host) => match read? {
                     // It has nothing more to say.
                     0 => return Ok(stream.shutdown().await?),
                     len => stream.write_all(&from_host[..len]).await?,
                 },
             }
-        };
-        match first {
-            First::Tls(name) => self.check_sni(policy, name.as_deref())?,
-            // Its requests could be for other hosts; a client that speaks HTTP begins at once.
-            First::Http => return Err(Forbidden::OtherHost.into()),
-            First::Other | First::Nothing => {}
         }
-        host.write_all(&bytes).await?;
+        drop((bytes, from_host));
         tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut host, BUFFER_LEN, BUFFER_LEN).await?;
         Ok(())
     }

@@ -23,7 +23,7 @@ pub(super) enum First {
 }
 
 /// Longest hello, or first line of a request, that is looked at.
-const LEN_MAX: usize = 32 * 1024;
+pub(super) const LEN_MAX: usize = 32 * 1024;
 
 /// The first byte of TLS.
 const TLS_HANDSHAKE: u8 = 22;
@@ -36,8 +36,37 @@ pub(super) fn classify(bytes: &[u8]) -> io::Result<Option<First>> {
     match bytes.first() {
         None => Ok(None),
         Some(&TLS_HANDSHAKE) => hello(bytes).map(|hello| hello.map(First::Tls)),
+        // Some servers overlook an alert, or another record of TLS, before the hello.
+        Some(20..=24) => match bytes.get(1) {
+            None => Ok(None),
+            Some(3) => Err(io::Error::new(io::ErrorKind::InvalidData, "TLS that does not begin with a hello")),
+            Some(_) => Ok(Some(First::Other)),
+        },
         Some(_) => Ok(line(bytes)),
     }
+}
+
+/// What is taken for a request, or a hello, that is longer than [`LEN_MAX`].
+///
+/// # Errors
+/// `InvalidData` for TLS.
+pub(super) fn classify_long(bytes: &[u8]) -> io::Result<First> {
+    if bytes.first() == Some(&TLS_HANDSHAKE) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a hello that is too long"));
+    }
+    // A word, a space, and no line end for so long: if anything, it is a request whose URL is very long.
+    let behind = bytes.iter().skip_while(|byte| is_space(byte)).find(|byte| !is_of_a_method(byte));
+    let has_word = bytes.iter().find(|byte| !is_space(byte)).is_some_and(is_of_a_method);
+    Ok(if has_word && behind.is_some_and(is_space) { First::Http } else { First::Other })
+}
+
+/// What some servers take for a space in a request's first line.
+fn is_space(byte: &u8) -> bool {
+    byte.is_ascii_whitespace() || *byte == 0x0b
+}
+
+fn is_of_a_method(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
 fn hello(bytes: &[u8]) -> io::Result<Option<Option<String>>> {
@@ -56,22 +85,19 @@ fn hello(bytes: &[u8]) -> io::Result<Option<Option<String>>> {
     }
 }
 
-/// `METHOD TARGET HTTP/1.1`, after empty lines, which servers skip. Other text protocols have other first lines.
+/// `METHOD TARGET HTTP/1.1`, after empty lines and spaces, which servers skip. Other text protocols have other first lines.
 fn line(bytes: &[u8]) -> Option<First> {
-    let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
+    let start = bytes.iter().position(|byte| !is_space(byte))?;
     let bytes = &bytes[start..];
-    let is_of_a_method = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     let method_len = bytes.iter().take_while(|byte| is_of_a_method(byte)).count();
     match bytes.get(method_len) {
-        Some(b' ' | b'\t') if method_len > 0 => {}
+        Some(byte) if is_space(byte) && method_len > 0 => {}
         Some(_) => return Some(First::Other),
         None => return None,
     }
-    let end = bytes.iter().position(|byte| matches!(byte, b'\n'))?;
-    let line = bytes[..end].trim_ascii_end();
-    let last = line.rsplit(|byte| byte.is_ascii_whitespace()).next().unwrap_or_default();
-    let is_http = last.get(..5).is_some_and(|word| word.eq_ignore_ascii_case(b"HTTP/"));
-    Some(if is_http { First::Http } else { First::Other })
+    let end = bytes.iter().position(|byte| *byte == b'\n')?;
+    let is_version = |word: &[u8]| word.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"HTTP/"));
+    Some(if bytes[..end].split(is_space).any(is_version) { First::Http } else { First::Other })
 }
 
 /// Reads until it can be told what a connection begins with. `patience` is for the first byte, and for the rest of what may
@@ -88,9 +114,8 @@ pub(super) async fn read(
     /// From the first byte on.
     const WHOLE_TIMEOUT: Duration = Duration::from_secs(30);
     let is_for_sure = |bytes: &[u8]| {
-        let is_of_a_method = |byte: &u8| byte.is_ascii_uppercase() || *byte == b'-';
-        let line = bytes.trim_ascii_start();
-        bytes.first() == Some(&TLS_HANDSHAKE) || line.iter().take_while(|byte| **byte != b' ').all(is_of_a_method)
+        let mut word = bytes.iter().skip_while(|byte| is_space(byte)).take_while(|byte| !is_space(byte));
+        bytes.first() == Some(&TLS_HANDSHAKE) || word.all(|byte| byte.is_ascii_uppercase() || *byte == b'-')
     };
     let mut deadline = Instant::now() + patience;
     loop {
@@ -98,7 +123,7 @@ pub(super) async fn read(
             return Ok(first);
         }
         if bytes.len() >= LEN_MAX {
-            return Ok(First::Other);
+            return classify_long(bytes);
         }
         let was_empty = bytes.is_empty();
         match timeout_at(deadline, stream.read_buf(bytes)).await {
@@ -192,6 +217,19 @@ mod tests {
         check(b"GET\t/x\tHTTP/1.1 \r\n", Some(First::Http));
         check(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(First::Http));
         check(b"CONNECT a:1 HTTP/1.1\n", Some(First::Http));
+        for request in
+            [" GET / HTTP/1.1\r\n", "\x0bGET / HTTP/1.1\r\n", "GET\x0c/\x0cHTTP/1.1\n", "x / HTTP/1.1\rHost: y\n"]
+        {
+            check(request.as_bytes(), Some(First::Http));
+        }
+        check(b"QUIT\r\n", Some(First::Other));
+        check(&[21], None);
+        check(&[21, 9], Some(First::Other));
+        assert!(classify(&[21, 3, 1, 0, 2, 1, 90]).is_err());
+        assert!(classify_long(&[22; LEN_MAX]).is_err());
+        assert_eq!(classify_long(&[b'a'; LEN_MAX]).unwrap(), First::Other);
+        assert_eq!(classify_long(&[b"\n get /".as_slice(), &[b'a'; LEN_MAX]].concat()).unwrap(), First::Http);
+        assert_eq!(classify_long(&[b"{ /".as_slice(), &[b'a'; LEN_MAX]].concat()).unwrap(), First::Other);
         check(b"EHLO host\r\n", Some(First::Other));
         check(b"SSH-2.0-OpenSSH_9\r\n", Some(First::Other));
         check(b"*1\r\n$4\r\nPING\r\n", Some(First::Other));

@@ -2,8 +2,8 @@
 
     proxy_attack.py STORE LENGTH
 
-STORE is a name by which the daemon's host knows the store at ENDPOINT. The attacks themselves are in proxy_attack_inside.py; here is
-what is attacked, and what is looked at afterwards: objects, the store's log of requests, the audit log, and all that was seen inside.
+STORE is a name by which the daemon's host knows the store at ENDPOINT. The attacks themselves are in proxy_attack_inside.py and
+proxy_attack_s3.py; here is what is attacked, and what is looked at afterwards: objects, the store's log of requests, the audit log, and all that was seen inside.
 """
 
 import contextlib
@@ -169,7 +169,7 @@ class Stage:
         self.parameters = {
             "targets": self.targets(), "path_targets": ["embedded", "virtual", "by id", "remote", "remote by host"], "gone": self.gone, "uploads": self.uploads, "remote_bucket": BUCKET, "foreign_bucket": FOREIGN_BUCKET,
             "buckets": [EMBEDDED, "MY_BUCKET", BUCKET], "relative_keys": ["x", "sub/y", "z", "sub/"], "host_name": socket.gethostname(), "host_addresses": Host.addresses(), "host_sockets": [self.host.name],
-            "host_ports": [int(api.host.rpartition(":")[2]), OUTER.port, self.way.port, *self.host.ports], "patience": 75, "crowd": 1500, "hold": 8,
+            "host_ports": [int(api.host.rpartition(":")[2]), OUTER.port, self.way.port, *self.host.ports], "patience": 75, "crowd": 10_000, "hold": 8,
             "other": {"id": self.id(self.other, "/mnt/third"), "bucket": "third", "key": named["AWS_ACCESS_KEY_ID"], "secret": named["AWS_SECRET_ACCESS_KEY"], "token": token[1] if token else "x"},
         }
         self.mine = self.environment(self.box)
@@ -198,7 +198,8 @@ class Stage:
 
     @staticmethod
     def send_in(box, parameters):
-        api.put(box, "/tmp/attack.py", (HERE / "proxy_attack_inside.py").read_bytes())
+        for name in ("inside", "s3", "tools"):
+            api.put(box, f"/tmp/proxy_attack_{name}.py", (HERE / f"proxy_attack_{name}.py").read_bytes())
         api.put(box, "/tmp/attack.json", json.dumps(parameters).encode())
 
     def probe(self, box, method="GET", host="s3.internal", **more):
@@ -216,7 +217,7 @@ class Stage:
     @staticmethod
     def run(box, part, parameters="/tmp/attack.json"):
         """Runs a part inside; what each line of it says."""
-        result = api.exec(box, "python3", "/tmp/attack.py", part, parameters, "/tmp/seen", timeout_ms=150_000)
+        result = api.exec(box, "python3", "/tmp/proxy_attack_inside.py", part, parameters, "/tmp/seen", timeout_ms=150_000)
         rows = [json.loads(line) for line in result.out.decode(errors="replace").splitlines()]
         if result.code:
             checks.failed.append(f"{part} ended with {result.code} after {rows[-1:]}\n{result.err.decode(errors='replace')[-2500:]}")

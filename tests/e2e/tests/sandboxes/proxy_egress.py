@@ -3,223 +3,30 @@
     unshare --net --mount --propagation private python proxy_egress.py      (SANDPAIL names the program)
 
 Two network namespaces and a cable between them: here the daemon, there the servers. Addresses are public ones, as private ones are
-what some of the checks are about; nothing leaves. The same file is run there (`servers`) and in the sandbox (`guest`).
+what some of the checks are about; nothing leaves. What runs there, and in the sandbox, is in proxy_egress_there.py.
 """
 
 import contextlib
 import http.client
-import http.server
 import json
 import os
 import pathlib
 import re
 import secrets
 import socket
-import socketserver
-import ssl
-import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 
-API, OTHER, OWN, PRIVATE, METADATA, DOCS = "198.51.101.10", "198.51.101.11", "198.51.101.1", "10.9.8.7", "169.254.169.254", "203.0.113.20"
-SIX, SIX_OWN = "2a10:1::10", "2a10:1::1"
-THERE = [API, OTHER, PRIVATE, METADATA, DOCS]
-HOSTS = [(API, "api.example.test"), (OTHER, "other.example.test"), (OTHER, "a.sub.example.test"), (OTHER, "example.test"), (PRIVATE, "private.example.test"), (METADATA, "metadata.example.test"), ("127.0.0.1", "rebound.example.test"), (OWN, "own.example.test"),
-         (DOCS, "docs.example.test"), ("::1", "loop6.example.test"), ("::ffff:127.0.0.1", "mapped.example.test"), (SIX, "six.example.test"), (SIX_OWN, "own6.example.test"), ("127.0.0.1", "both.example.test"), (API, "both.example.test"), (API, "badcert.example.test"), (OTHER, "xn--bcher-kva.example.test"), ("0.0.0.0", "zero.example.test")]
-
-
-# --- There: the servers ---------------------------------------------------------------------------------------------------
-
-def servers(directory):
-    """Serves HTTP, HTTPS, and echoes; ends with its input."""
-    log, lock = open(f"{directory}/requests", "a"), threading.Lock()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def answer(self):
-            length = int(self.headers.get("content-length") or 0)
-            body = self.rfile.read(length)
-            with lock:
-                log.write(json.dumps({"method": self.command, "path": self.path, "headers": self.headers.items(), "body": body.decode(errors="replace"), "tls": isinstance(self.connection, ssl.SSLSocket)}) + "\n")
-                log.flush()
-            # What came in headers is not told.
-            text = json.dumps({"at": self.connection.getsockname()[0].removeprefix("::ffff:"), "host": self.headers.get("host"), "path": self.path}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        do_GET = do_PUT = do_POST = do_TRACE = do_DELETE = answer
-
-        def log_message(self, *_):
-            pass
-
-    class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-        address_family, daemon_threads, request_queue_size = socket.AF_INET6, True, 64
-
-        def handle_error(self, request, client_address):
-            pass
-
-    def echo(sock):
-        while True:
-            connection, _ = sock.accept()
-
-            def serve(connection=connection):
-                with contextlib.suppress(OSError), connection:
-                    while data := connection.recv(4096):
-                        connection.sendall(data)
-            threading.Thread(target=serve, daemon=True).start()
-
-    def greet(sock):
-        while True:
-            connection, _ = sock.accept()
-            with contextlib.suppress(OSError), connection:
-                connection.sendall(b"220 hello\r\n")
-                connection.settimeout(5)
-                connection.sendall(connection.recv(100))
-
-    def packets(sock):
-        while True:
-            data, address = sock.recvfrom(4096)
-            with lock:
-                log.write(json.dumps({"packet": data.decode(errors="replace")}) + "\n")
-                log.flush()
-            sock.sendto(data, address)
-
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    print("here", flush=True)
-    sys.stdin.readline()
-    for address in THERE:
-        subprocess.run(["ip", "addr", "add", f"{address}/32", "dev", "lo"], check=True)
-    subprocess.run(["ip", "addr", "add", "198.51.101.2/24", "dev", "there"], check=True)
-    subprocess.run(["ip", "-6", "addr", "add", f"{SIX}/64", "dev", "there", "nodad"], check=True)
-    subprocess.run(["ip", "link", "set", "there", "up"], check=True)
-    listening = []
-    for port, tls in ((80, False), (8080, False), (443, True), (8443, True)):
-        server = Server(("::", port), Handler)
-        if tls:
-            good, bad = (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for _ in range(2))
-            good.load_cert_chain(f"{directory}/server.pem")
-            bad.load_cert_chain(f"{directory}/bad.pem")
-            good.sni_callback = lambda sock, name, _: setattr(sock, "context", bad) if name == "badcert.example.test" else None
-            server.socket = good.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-        listening.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    for port, serve in ((7, echo), (25, greet)):
-        threading.Thread(target=serve, args=(socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64),), daemon=True).start()
-    for port in (7, 53, 443):
-        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-        sock.bind(("::", port))
-        threading.Thread(target=packets, args=(sock,), daemon=True).start()
-    print("ready", flush=True)
-    sys.stdin.read()
-
-
-# --- Inside: the guest ----------------------------------------------------------------------------------------------------
-
-def question(name, kind):
-    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
-    return struct.pack(">HHHHHH", 7, 0x100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">HH", kind, 1)
-
-
-def fetch(to, port=80, tls=False, path="/", method="GET", headers=None, sni=None, raw=None, alpn=None, body="", verify=True):
-    """What a web server says: the status, and the body."""
-    with socket.create_connection((to, port), 6) as connection:
-        if tls:
-            context = ssl.create_default_context(cafile="/etc/ssl/certs/ca-certificates.crt")
-            context.load_verify_locations("/tmp/ca.pem")
-            if alpn:
-                context.set_alpn_protocols(alpn)
-            if not verify or sni is not None:
-                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            connection = context.wrap_socket(connection, server_hostname=(to if sni is None else sni) or None)
-        connection.settimeout(6)
-        if raw is None:
-            lines = {"Host": to, "Connection": "close", **({"Content-Length": str(len(body))} if body else {}), **(headers or {})}
-            raw = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items()) + "\r\n" + body
-        connection.sendall(raw.encode())
-        answer = b""
-        with contextlib.suppress(TimeoutError):
-            while piece := connection.recv(65536):
-                answer += piece
-    statuses = [int(found) for found in re.findall(rb"HTTP/1\.[01] (\d{3})", answer)]
-    return {"status": statuses[0] if statuses else None, "statuses": statuses, "text": answer.decode(errors="replace")}
-
-
-def echo(to, port=7, text="hello"):
-    with socket.create_connection((to, port), 6) as connection:
-        connection.settimeout(4)
-        connection.sendall(text.encode())
-        return {"text": connection.recv(4096).decode()}
-
-
-def greeted(to, port=25):
-    with socket.create_connection((to, port), 6) as connection:
-        connection.settimeout(4)
-        first = connection.recv(100).decode()
-        connection.sendall(b"EHLO x\r\n")
-        return {"text": first + connection.recv(100).decode()}
-
-
-def packet(to, port=7):
-    with socket.socket(socket.AF_INET6 if ":" in to else socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(2)
-        sock.connect((to, port))
-        sock.send(b"a packet")
-        return {"text": sock.recv(100).decode()}
-
-
-def names(name, kind=1, server="198.18.0.2"):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(3)
-        sock.sendto(question(name, kind), (server, 53))
-        answer = sock.recv(4096)
-    count = struct.unpack(">H", answer[6:8])[0]
-    return {"code": answer[3] & 15, "count": count, "address": socket.inet_ntoa(answer[-4:]) if count and kind == 1 else None}
-
-
-def hold(to, port=7):
-    """Keeps a connection busy until it ends, or for long."""
-    begun = time.monotonic()
-    with socket.create_connection((to, port), 6) as connection:
-        connection.settimeout(3)
-        while time.monotonic() - begun < 25:
-            connection.sendall(b"x")
-            if not connection.recv(10):
-                break
-            print(json.dumps("alive"), flush=True)
-            time.sleep(0.1)
-        else:
-            return {"text": "open"}
-    return {"text": "ended"}
-
-
-def guest(asked):
-    for name, arguments in json.loads(asked):
-        begun = time.monotonic()
-        try:
-            result = globals()[name](**arguments)
-        except OSError as error:
-            result = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps({**result, "seconds": round(time.monotonic() - begun, 2)}), flush=True)
-
-
-if len(sys.argv) == 3:
-    {"servers": servers, "guest": guest}[sys.argv[1]](sys.argv[2])
-    sys.exit()
-
-
-# --- Here -----------------------------------------------------------------------------------------------------------------
-
 from client import Api, Checks, Failed, until
+from proxy_egress_there import API, DOCS, HOSTS, METADATA, OTHER, OWN, PRIVATE, SIX, SIX_OWN
 
 checks = Checks()
 equal, true = checks.equal, checks.true
 HERE = pathlib.Path(__file__).parent
+THERE = HERE / "proxy_egress_there.py"
 TOKEN, LITERAL, SECOND = ("egress-" + secrets.token_hex(12) for _ in range(3))
 
 
@@ -235,7 +42,7 @@ class World:
         self.directory, self.reached = directory, []
         self.certificates()
         run("ip", "link", "set", "lo", "up")
-        self.servers = subprocess.Popen(["unshare", "--net", sys.executable, __file__, "servers", directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.servers = subprocess.Popen(["unshare", "--net", sys.executable, str(THERE), "servers", directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.expect("here")
         run("ip", "link", "add", "here", "type", "veth", "peer", "name", "there")
         run("ip", "link", "set", "there", "netns", str(self.servers.pid))
@@ -356,7 +163,7 @@ class Box:
     def __init__(self, daemon):
         self.api, self.daemon = daemon.api, daemon
         self.id = self.api.create()
-        self.api.put(self.id, "/tmp/guest.py", pathlib.Path(__file__).read_bytes())
+        self.api.put(self.id, "/tmp/guest.py", THERE.read_bytes())
         self.api.put(self.id, "/tmp/ca.pem", (daemon.root / "ca.crt").read_bytes())
 
     def policy(self, **policy):
@@ -451,9 +258,15 @@ def fronting(box, world):
         "two Hosts": raw("GET / HTTP/1.1", f"Host: {name}", "Host: other.example.test", "", ""), "no Host": raw("GET / HTTP/1.1", "Connection: close", "", ""), "an absolute URL": raw("GET http://other.example.test/ HTTP/1.1", f"Host: {name}", "", ""), "an absolute URL and its Host": raw("GET http://other.example.test/ HTTP/1.1", "Host: other.example.test", "", ""), "CONNECT": raw("CONNECT other.example.test:80 HTTP/1.1", "Host: other.example.test:80", "", ""),
         "CONNECT to itself": raw(f"CONNECT {name}:80 HTTP/1.1", f"Host: {name}:80", "", ""), "HTTP/1.0": raw("GET / HTTP/1.0", "Host: other.example.test", "", ""), "a folded Host": raw("GET / HTTP/1.1", f"Host: {name}", " .other.example.test", "", ""), "an empty line before": raw("", "GET / HTTP/1.1", "Host: other.example.test", "", ""), "HTTP/2": raw("PRI * HTTP/2.0", "", "SM", "", ""), "bare LF": get(name, raw="GET / HTTP/1.1\nHost: other.example.test\n\n"),
         "a tab": raw("GET\t/\tHTTP/1.1", "Host: other.example.test", "", ""), "lower case": raw("get / http/1.1", "host: other.example.test", "", ""), "HTTP where a server would begin": get(name, port=25, headers={"Host": "other.example.test"}), "TRACE": get(name, method="TRACE"),
+        "a space before": raw(" GET / HTTP/1.1", "Host: other.example.test", "", ""), "a vertical tab before": raw("\x0bGET / HTTP/1.1", "Host: other.example.test", "", ""), "form feeds": raw("GET\x0c/\x0cHTTP/1.1", "Host: other.example.test", "", ""), "vertical tabs": raw("GET\x0b/\x0bHTTP/1.1", "Host: other.example.test", "", ""), "a long URL": raw(f"GET /{'a' * 40_000} HTTP/1.1", "Host: other.example.test", "", ""),
+        "a long URL on an odd port": get(name, port=8080, raw=f"GET /{'a' * 40_000} HTTP/1.1\r\nHost: other.example.test\r\n\r\n"), "a large hello": ("large_hello", {"to": name, "sni": "other.example.test"}), "a large hello on an odd port": ("large_hello", {"to": name, "sni": "private.example.test", "port": 8443}),
+        "an empty record before the hello": ("large_hello", {"to": name, "sni": "other.example.test", "padding": 0, "before": "1603010000"}), "an alert before the hello": ("large_hello", {"to": name, "sni": "other.example.test", "padding": 0, "before": "1503010002015a"}),
+        "a slow request": ("in_pieces", {"to": name, "port": 8080, "pieces": ["G", "ET / HTTP/1.1\r\n", "Host: other.example.test\r\n\r\n"]}), "slow letters": ("in_pieces", {"to": name, "port": 8080, "pieces": ["lower", "case / HTTP/1.1\r\nHost: other.example.test\r\n\r\n"]}), "a slow space": ("in_pieces", {"to": name, "port": 8080, "pieces": ["\x0b", "GET / HTTP/1.1\r\nHost: other.example.test\r\n\r\n"]}),
+        "a request behind silence": ("in_pieces", {"to": name, "port": 8080, "pieces": ["", "lower", "case / HTTP/1.1\r\nHost: other.example.test\r\n\r\n"]}),
     }
     for what, result in zip(attempts, box.ask(*attempts.values())):
-        refusal = result.get("status") is None or 400 <= result["status"] < 500
+        # That nobody knows a method is what the host itself says.
+        refusal = not result.get("text") or 400 <= (result.get("status") or 0) < 500
         true(f"fronting: {what}", refusal and '"at"' not in result.get("text", ""), result)
     two = f"GET /first HTTP/1.1\r\nHost: {name}\r\n\r\nGET /second HTTP/1.1\r\nHost: other.example.test\r\nConnection: close\r\n\r\n"
     smuggle = f"POST /smuggle HTTP/1.1\r\nHost: {name}\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: other.example.test\r\nConnection: close\r\n\r\n"
