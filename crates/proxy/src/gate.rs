@@ -14,6 +14,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use http::request::Parts;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
 
 use crate::Denied;
 use crate::framing::{Framing, Step, rule};
@@ -125,14 +126,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Gate<IO> {
                 Step::More => {}
             }
             this.input.reserve(READ_LEN);
-            let before = this.input.len();
-            this.input.resize(before + READ_LEN, 0);
-            let mut part = ReadBuf::new(&mut this.input[before..]);
-            let polled = Pin::new(&mut this.io).poll_read(cx, &mut part);
-            let read = part.filled().len();
-            this.input.truncate(before + read);
-            ready!(polled)?;
-            if read == 0 {
+            if ready!(poll_read_buf(Pin::new(&mut this.io), cx, &mut this.input))? == 0 {
                 // The client went away; half a head is nobody's request.
                 return Poll::Ready(Ok(()));
             }

@@ -65,8 +65,8 @@ impl Meter {
         &self.record.request_id
     }
 
-    pub(crate) fn hold(&mut self, permit: Option<OwnedSemaphorePermit>) {
-        self.permit = permit;
+    pub(crate) fn hold(&mut self, permit: OwnedSemaphorePermit) {
+        self.permit = Some(permit);
     }
 
     /// The mount and what is asked of it are known. From now on the request is cut if the mount goes.
@@ -114,7 +114,11 @@ pub(crate) fn clean(key: &str) -> String {
     while !key.is_char_boundary(end) {
         end -= 1;
     }
-    key[..end].chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    let key = &key[..end];
+    if !key.chars().any(char::is_control) {
+        return key.to_owned();
+    }
+    key.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// 16 hexadecimal digits that are not given twice, and tell nothing of how many requests there were.
@@ -123,7 +127,8 @@ pub(crate) fn request_id() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let mut hasher = STATE.build_hasher();
     hasher.write_u64(NEXT.fetch_add(1, Ordering::Relaxed));
-    format!("{:016X}", hasher.finish())
+    let digits = hasher.finish().to_be_bytes();
+    hex::encode_upper(digits)
 }
 
 #[cfg(test)]

@@ -99,9 +99,9 @@ async fn handle(request: Request<Incoming>, arrival: &Arrival, guest: &Guest, sl
     let (parts, incoming) = request.into_parts();
     let is_head = parts.method == Method::HEAD;
     let expects = parts.headers.contains_key(header::EXPECT);
-    match timeout(QUEUE_TIMEOUT, guest.limits().request()).await {
-        Ok(permit) => meter.hold(permit),
-        Err(_) => return refuse(Denied::Busy, is_head, expects, incoming, meter).await,
+    match guest.limits().request(QUEUE_TIMEOUT).await {
+        Some(permit) => meter.hold(permit),
+        None => return refuse(Denied::Busy, is_head, expects, incoming, meter).await,
     }
     match decide(&parts, arrival, guest, SystemTime::now()) {
         Err(denied) => refuse(denied, is_head, expects, incoming, meter).await,

@@ -117,7 +117,17 @@ pub fn of(kind: ChecksumKind, bytes: &[u8]) -> Option<String> {
 
 /// The SHA-256 of `bytes` in hexadecimal, as signatures have it.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex::encode(Sha256::digest(bytes))
+    let digits = hex_digits(&Sha256::digest(bytes).into());
+    String::from_utf8(digits.to_vec()).expect("hexadecimal digits are ASCII")
+}
+
+/// A SHA-256 in lower-case hexadecimal. For each request, so it does without memory of its own.
+pub(crate) fn hex_digits(hash: &[u8; 32]) -> [u8; 64] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    std::array::from_fn(|at| {
+        let byte = hash[at / 2];
+        DIGITS[usize::from(if at % 2 == 0 { byte >> 4 } else { byte & 15 })]
+    })
 }
 
 #[cfg(test)]

@@ -88,11 +88,8 @@ impl Pool {
 
     pub(super) async fn connect(&self, target: &Arc<Target>, uri: Uri) -> io::Result<Wire> {
         let socket = self.connector.clone().connect(uri).await?;
-        let (sender, driver) = http1::Builder::new()
-            .max_buf_size(READ_LEN_MAX)
-            .handshake(socket)
-            .await
-            .map_err(io::Error::other)?;
+        let (sender, driver) =
+            http1::Builder::new().max_buf_size(READ_LEN_MAX).handshake(socket).await.map_err(io::Error::other)?;
         Ok(Wire { sender, driver: Some(Box::pin(driver)), target: Arc::clone(target) })
     }
 
