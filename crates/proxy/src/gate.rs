@@ -5,7 +5,8 @@
 //! answers it with the rule that was broken; then the connection ends. A broken body ends in an error of kind
 //! `InvalidData`, whose source is the [`Denied`].
 //!
-//! hyper must take as much as passes here: `max_headers` of more than 100, `max_buf_size` of more than 64 KiB.
+//! hyper must take as much as passes here: 100 headers, which is its default (and what it has room for on the stack), and
+//! `max_buf_size` of more than 64 KiB.
 
 use std::io;
 use std::pin::Pin;

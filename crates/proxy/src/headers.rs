@@ -73,8 +73,7 @@ fn is_standard(name: &str) -> bool {
 
 /// The headers to send (without copy source), of normalised ones.
 pub(crate) fn select(action: Action, headers: &HeaderMap) -> Result<HeaderMap, Denied> {
-    // Room for what is added here and by the relay.
-    let mut selected = HeaderMap::with_capacity(12);
+    let mut selected = HeaderMap::with_capacity(6);
     for (name, value) in headers {
         let rule = match name.as_str().strip_prefix("x-amz-") {
             Some(rest) => amazon(action, rest, value),

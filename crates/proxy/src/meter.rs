@@ -127,8 +127,7 @@ pub(crate) fn request_id() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let mut hasher = STATE.build_hasher();
     hasher.write_u64(NEXT.fetch_add(1, Ordering::Relaxed));
-    let digits = hasher.finish().to_be_bytes();
-    hex::encode_upper(digits)
+    format!("{:016X}", hasher.finish())
 }
 
 #[cfg(test)]

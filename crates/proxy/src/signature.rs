@@ -280,24 +280,24 @@ type SignedHeader<'a> = (&'a str, GetAll<'a, HeaderValue>);
 
 /// The signed headers; `host` and all that S3 calls its own must be among them.
 fn signed_headers<'a>(parts: &'a Parts, claim: &Claim<'a>) -> Result<Vec<SignedHeader<'a>>, Denied> {
+    const NAMES: Denied = Denied::Signature("the names of the signed headers are not sorted, lower-case and single");
     let is_name = |name: &str| !name.is_empty() && !name.bytes().any(|byte| byte.is_ascii_uppercase() || byte <= b' ');
-    let names = || claim.signed_headers.split(';');
-    if !names().all(is_name) || !names().is_sorted_by(|one, two| one < two) {
-        return Err(Denied::Signature("the names of the signed headers are not sorted, lower-case and single"));
-    }
-    if !names().any(|name| name == "host") {
-        return Err(Denied::Signature("the Host header is not signed"));
-    }
-    let mut signed = Vec::with_capacity(parts.headers.keys_len());
-    for name in names() {
+    let mut signed: Vec<SignedHeader<'_>> = Vec::with_capacity(parts.headers.keys_len());
+    for name in claim.signed_headers.split(';') {
+        if !is_name(name) || signed.last().is_some_and(|(last, _)| *last >= name) {
+            return Err(NAMES);
+        }
         let values = parts.headers.get_all(name);
         if values.iter().next().is_none() {
             return Err(Denied::Signature("a signed header is missing"));
         }
         signed.push((name, values));
     }
-    let is_own = |name: &str| name.starts_with("x-amz-") || name.starts_with("x-goog-");
     let is_signed = |name: &str| signed.binary_search_by(|(known, _)| (*known).cmp(name)).is_ok();
+    if !is_signed("host") {
+        return Err(Denied::Signature("the Host header is not signed"));
+    }
+    let is_own = |name: &str| name.starts_with("x-amz-") || name.starts_with("x-goog-");
     if parts.headers.keys().any(|name| is_own(name.as_str()) && !is_signed(name.as_str())) {
         return Err(Denied::Signature("an x-amz- or x-goog- header is not signed"));
     }

@@ -117,17 +117,23 @@ pub fn of(kind: ChecksumKind, bytes: &[u8]) -> Option<String> {
 
 /// The SHA-256 of `bytes` in hexadecimal, as signatures have it.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    let digits = hex_digits(&Sha256::digest(bytes).into());
-    String::from_utf8(digits.to_vec()).expect("hexadecimal digits are ASCII")
+    hex_text(&Sha256::digest(bytes).into())
 }
 
-/// A SHA-256 in lower-case hexadecimal. For each request, so it does without memory of its own.
+/// 32 bytes in lower-case hexadecimal.
+pub(crate) fn hex_text(hash: &[u8; 32]) -> String {
+    String::from_utf8(hex_digits(hash).to_vec()).expect("hexadecimal digits are ASCII")
+}
+
+/// As [`hex_text`], without memory of its own.
 pub(crate) fn hex_digits(hash: &[u8; 32]) -> [u8; 64] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    std::array::from_fn(|at| {
-        let byte = hash[at / 2];
-        DIGITS[usize::from(if at % 2 == 0 { byte >> 4 } else { byte & 15 })]
-    })
+    let mut digits = [0; 64];
+    for (pair, byte) in digits.chunks_exact_mut(2).zip(hash) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 15)];
+    }
+    digits
 }
 
 #[cfg(test)]

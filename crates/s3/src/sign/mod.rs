@@ -12,7 +12,7 @@ use sandpail_spec::{Credentials, SecretKey};
 use sha2::{Digest, Sha256};
 
 use crate::address::canonical_query;
-use crate::checksum::hex_digits;
+use crate::checksum::{hex_digits, hex_text};
 use crate::time;
 
 /// Stands for the body's hash if the body is not signed.
@@ -270,7 +270,7 @@ impl Signer {
 
     fn signature(&self, canonical: &[u8], stamp: &str, scope: &str, credentials: &Credentials) -> String {
         let key = self.day_key.get(self.dialect, &credentials.secret_access_key, &stamp[..8], &self.region);
-        hex::encode(signature(self.dialect, &key, stamp, scope, canonical))
+        hex_text(&signature(self.dialect, &key, stamp, scope, canonical))
     }
 }
 

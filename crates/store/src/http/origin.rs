@@ -141,8 +141,8 @@ impl Origin {
         let mut request = Request::new(body);
         *request.method_mut() = outgoing.method.clone();
         *request.uri_mut() = target.url(&path, &query).ok_or_else(invalid)?;
-        // Room for the signature, and for what comes below and from the caller.
-        let mut headers = HeaderMap::with_capacity(outgoing.headers.len() + 8);
+        // Room for the signature and for what comes below.
+        let mut headers = HeaderMap::with_capacity(outgoing.headers.len() + 5);
         for (name, value) in outgoing.headers {
             headers.append(name.clone(), value.clone());
         }
