@@ -180,6 +180,7 @@ async fn ask(endpoint: String, method: Method, len: u64, number: u64, until: Ins
     tokio::spawn(connection);
     let signer = Signer::new(&SIGV4, "us-east-1");
     let body = if method == Method::PUT { Bytes::from(vec![b'x'; usize::try_from(len)?]) } else { Bytes::new() };
+    let expected = if method == Method::GET { len } else { 0 };
     let mut times = Vec::new();
     while Instant::now() < until {
         let path = format!("/bucket/key{number}");
@@ -209,8 +210,12 @@ async fn ask(endpoint: String, method: Method, len: u64, number: u64, until: Ins
             bail!("{status}: {}", String::from_utf8_lossy(&answer.into_body().collect().await?.to_bytes()));
         }
         let mut body = answer.into_body();
+        let mut received = 0;
         while let Some(frame) = body.frame().await {
-            frame?;
+            received += frame?.data_ref().map_or(0, Bytes::len) as u64;
+        }
+        if received != expected {
+            bail!("{received} bytes came, not {expected}");
         }
         times.push(begun.elapsed());
     }

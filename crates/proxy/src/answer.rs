@@ -42,6 +42,8 @@ const PASSED: [&str; 24] = [
     "x-amz-tagging-count",
 ];
 
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
+
 /// The body of an answer, and the meter of its request, which tells of it when the body is dropped.
 pub(crate) struct AnswerBody {
     source: Source,
@@ -120,7 +122,7 @@ fn finish(response: Response<Source>, mut meter: Meter) -> Response<AnswerBody> 
     let (mut parts, source) = response.into_parts();
     meter.answered(parts.status.as_u16());
     if let Ok(id) = HeaderValue::from_str(meter.request_id()) {
-        parts.headers.insert("x-amz-request-id", id);
+        parts.headers.insert(REQUEST_ID, id);
     }
     Response::from_parts(parts, AnswerBody { source, meter })
 }

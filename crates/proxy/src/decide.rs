@@ -80,7 +80,7 @@ pub struct Forward {
     pub(crate) alternatives: Vec<Candidate>,
     /// How a list was asked for.
     pub(crate) list: Option<List>,
-    /// The client's own URL.
+    /// The client's own URL, where the answer tells it.
     pub(crate) location: String,
     /// Checksums that the headers say of a document.
     pub(crate) sums: Vec<(ChecksumKind, String)>,
@@ -170,7 +170,7 @@ pub fn decide(parts: &Parts, arrival: &Arrival, guest: &Guest, now: SystemTime) 
     if matches!(target, Target::SelfTest) {
         return Ok(Decision::Local(local::self_test()));
     }
-    let signed = signature::verify(parts, query, guest.key(), now)?;
+    let signed = signature::verify(parts, query, guest.verifier(), now)?;
     let headers = headers::normalise(&signed.headers)?;
     let mut query = signed.query;
     let may = |candidate: &Candidate| signed.is_signed || candidate.route.spec().allow_unsigned;
@@ -201,6 +201,7 @@ pub fn decide(parts: &Parts, arrival: &Arrival, guest: &Guest, now: SystemTime) 
     }
     let seal = |candidate: &Candidate| Seal::new(guest.key(), &candidate.route.spec().id);
     let scoped = scope::check(action, key.as_deref(), &query, copy_source, candidates, seal)?;
+    let is_told = action == Action::CompleteMultipartUpload;
     let mut forward = Forward {
         route: scoped.candidate.route,
         permit: scoped.permit,
@@ -213,7 +214,7 @@ pub fn decide(parts: &Parts, arrival: &Arrival, guest: &Guest, now: SystemTime) 
         is_slow: matches!(action, Action::CopyObject | Action::UploadPartCopy | Action::CompleteMultipartUpload),
         alternatives: scoped.alternatives,
         list: scoped.list,
-        location: location(parts, arrival),
+        location: if is_told { location(parts, arrival) } else { String::new() },
         sums: Vec::new(),
     };
     if matches!(body, BodyRule::Document { .. }) {

@@ -25,6 +25,19 @@ const LEN_MAX: u64 = 6 << 40;
 /// Methods that pass; what they may do is decided later.
 const METHODS: [&[u8]; 7] = [b"GET", b"HEAD", b"PUT", b"POST", b"DELETE", b"OPTIONS", b"PATCH"];
 
+/// Headers that are of the connection, which the framing looks at.
+const MEANT: [&str; 9] = [
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+    "connection",
+    "proxy-connection",
+    "te",
+    "expect",
+];
+
 /// Trailers that would change the request, were they merged into its headers.
 const FORBIDDEN_TRAILERS: [&str; 15] = [
     "authorization",
@@ -239,8 +252,9 @@ impl Framing {
         if line.is_empty() {
             self.state = State::Head;
         } else {
-            let (name, _) = header(line)?;
-            if FORBIDDEN_TRAILERS.contains(&&*name) || name.starts_with("x-amz-") || name.starts_with("x-goog-") {
+            let name = header(line)?.0.to_ascii_lowercase();
+            let is_forbidden = FORBIDDEN_TRAILERS.iter().any(|forbidden| forbidden.as_bytes() == name);
+            if is_forbidden || name.starts_with(b"x-amz-") || name.starts_with(b"x-goog-") {
                 return Err(rule::TRAILER);
             }
         }
@@ -256,12 +270,24 @@ fn line(input: &[u8], start: usize) -> Result<Option<(&[u8], usize)>, Denied> {
     Ok(Some((line, start + len + 1)))
 }
 
+/// What a token may hold: every byte of a head is looked up.
+static TOKEN: [bool; 256] = {
+    let mut is_token = [false; 256];
+    let all = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let mut at = 0;
+    while at < all.len() {
+        is_token[all[at] as usize] = true;
+        at += 1;
+    }
+    is_token
+};
+
 fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    TOKEN[usize::from(byte)]
 }
 
-/// Name, in lower case, and value of a header.
-fn header(line: &[u8]) -> Result<(String, &[u8]), Denied> {
+/// Name, as it was written, and value of a header.
+fn header(line: &[u8]) -> Result<(&[u8], &[u8]), Denied> {
     if line.starts_with(b" ") || line.starts_with(b"\t") {
         return Err(rule::FOLDED);
     }
@@ -270,10 +296,11 @@ fn header(line: &[u8]) -> Result<(String, &[u8]), Denied> {
     if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) {
         return Err(rule::HEADER_NAME);
     }
-    if value.iter().any(|byte| (*byte < b' ' && *byte != b'\t') || *byte == 0x7f) {
+    // All bytes, without a way out: so the compiler takes many at a time.
+    let is_control = |byte: u8| ((byte < b' ') & (byte != b'\t')) | (byte == 0x7f);
+    if value.iter().fold(false, |found, byte| found | is_control(*byte)) {
         return Err(rule::CONTROL);
     }
-    let name = name.iter().map(|byte| char::from(byte.to_ascii_lowercase())).collect();
     Ok((name, value.trim_ascii()))
 }
 
@@ -289,7 +316,9 @@ impl Head {
         }
         let (name, value) = header(line)?;
         let is = |text: &str| value.eq_ignore_ascii_case(text.as_bytes());
-        match &*name {
+        let named = |known: &&str| name.eq_ignore_ascii_case(known.as_bytes());
+        let Some(known) = MEANT.iter().find(|known| named(known)) else { return Ok(()) };
+        match *known {
             "host" => {
                 let text = std::str::from_utf8(value).ok().filter(|text| !text.is_empty());
                 let host = text.ok_or(rule::HOST)?;

@@ -5,7 +5,8 @@
 //! answers it with the rule that was broken; then the connection ends. A broken body ends in an error of kind
 //! `InvalidData`, whose source is the [`Denied`].
 //!
-//! hyper must take as much as passes here: `max_headers` of more than 100, `max_buf_size` of more than 64 KiB.
+//! hyper must take as much as passes here: 100 headers, which is its default (and what it has room for on the stack), and
+//! `max_buf_size` of more than 64 KiB.
 
 use std::io;
 use std::pin::Pin;
@@ -14,6 +15,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use http::request::Parts;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
 
 use crate::Denied;
 use crate::framing::{Framing, Step, rule};
@@ -125,14 +127,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Gate<IO> {
                 Step::More => {}
             }
             this.input.reserve(READ_LEN);
-            let before = this.input.len();
-            this.input.resize(before + READ_LEN, 0);
-            let mut part = ReadBuf::new(&mut this.input[before..]);
-            let polled = Pin::new(&mut this.io).poll_read(cx, &mut part);
-            let read = part.filled().len();
-            this.input.truncate(before + read);
-            ready!(polled)?;
-            if read == 0 {
+            if ready!(poll_read_buf(Pin::new(&mut this.io), cx, &mut this.input))? == 0 {
                 // The client went away; half a head is nobody's request.
                 return Poll::Ready(Ok(()));
             }

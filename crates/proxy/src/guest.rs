@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use sandpail_s3::sign::KeyOfDay;
 use sandpail_spec::SecretKey;
 
 use crate::limits::Limits;
 use crate::route::{OpenRoute, Route, RouteSpec};
+use crate::signature::Verifier;
 use crate::{Audit, Upstream};
 
 /// A key that is worth something in this sandbox only.
@@ -22,7 +24,8 @@ pub struct DummyKey {
 pub struct Guest {
     id: String,
     key: DummyKey,
-    routes: RwLock<Vec<Arc<Route>>>,
+    derived: KeyOfDay,
+    routes: RwLock<Arc<Vec<Arc<Route>>>>,
     audit: Arc<dyn Audit>,
     limits: Limits,
 }
@@ -30,7 +33,14 @@ pub struct Guest {
 impl Guest {
     /// A sandbox that reaches nothing yet.
     pub fn new(id: impl Into<String>, key: DummyKey, audit: Arc<dyn Audit>) -> Self {
-        Self { id: id.into(), key, routes: RwLock::default(), audit, limits: Limits::default() }
+        Self {
+            id: id.into(),
+            key,
+            derived: KeyOfDay::default(),
+            routes: RwLock::default(),
+            audit,
+            limits: Limits::default(),
+        }
     }
 
     /// The sandbox's id, for the audit log.
@@ -41,6 +51,11 @@ impl Guest {
     /// The key that its requests must be signed with.
     pub fn key(&self) -> &DummyKey {
         &self.key
+    }
+
+    /// What checks its signatures.
+    pub(crate) fn verifier(&self) -> Verifier<'_> {
+        Verifier { key: &self.key, derived: &self.derived }
     }
 
     /// Where requests are told.
@@ -55,16 +70,17 @@ impl Guest {
     /// Opens a bucket to the sandbox, until the guard is dropped: then running requests end, too.
     pub fn open(self: &Arc<Self>, spec: RouteSpec, upstream: Arc<dyn Upstream>) -> OpenRoute {
         let route = Arc::new(Route::new(spec, upstream));
-        self.routes.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&route));
+        Arc::make_mut(&mut self.routes.write().unwrap_or_else(PoisonError::into_inner)).push(Arc::clone(&route));
         OpenRoute::new(Arc::clone(self), route)
     }
 
     /// What is open now.
-    pub fn routes(&self) -> Vec<Arc<Route>> {
-        self.routes.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn routes(&self) -> Arc<Vec<Arc<Route>>> {
+        Arc::clone(&self.routes.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn close(&self, route: &Arc<Route>) {
-        self.routes.write().unwrap_or_else(PoisonError::into_inner).retain(|open| !Arc::ptr_eq(open, route));
+        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut routes).retain(|open| !Arc::ptr_eq(open, route));
     }
 }

@@ -1,6 +1,8 @@
 //! Which headers are sent on: a closed list. Headers that could change what a request means are refused, the others of
 //! no meaning to S3 are left out.
 
+use std::borrow::Cow;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sandpail_s3::ChecksumKind;
 
@@ -27,7 +29,14 @@ const GOOGLE: [(&str, &str); 9] = [
 ];
 
 /// Gives Google's headers Amazon's names, so that one table decides; no name twice.
-pub(crate) fn normalise(headers: &HeaderMap) -> Result<HeaderMap, Denied> {
+pub(crate) fn normalise(headers: &HeaderMap) -> Result<Cow<'_, HeaderMap>, Denied> {
+    if !headers.keys().any(|name| name.as_str().starts_with("x-goog-")) {
+        let is_twice = |name: &HeaderName| headers.get_all(name).iter().nth(1).is_some();
+        if headers.len() > headers.keys_len() && headers.keys().any(|name| is_ours(name.as_str()) && is_twice(name)) {
+            return Err(TWICE);
+        }
+        return Ok(Cow::Borrowed(headers));
+    }
     let mut normal = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
         let name = match name.as_str().strip_prefix("x-goog-") {
@@ -43,14 +52,19 @@ pub(crate) fn normalise(headers: &HeaderMap) -> Result<HeaderMap, Denied> {
             }
             None => name.clone(),
         };
-        // `accept`, `cookie` and so on may be repeated; they are left out anyway.
-        let is_ours = name.as_str().starts_with("x-amz-") || is_standard(name.as_str());
-        if normal.contains_key(&name) && is_ours {
-            return Err(Denied::Invalid("a header is given twice"));
+        if normal.contains_key(&name) && is_ours(name.as_str()) {
+            return Err(TWICE);
         }
         normal.insert(name, value.clone());
     }
-    Ok(normal)
+    Ok(Cow::Owned(normal))
+}
+
+const TWICE: Denied = Denied::Invalid("a header is given twice");
+
+/// `accept`, `cookie` and so on may be repeated; they are left out anyway.
+fn is_ours(name: &str) -> bool {
+    name.starts_with("x-amz-") || is_standard(name)
 }
 
 fn is_standard(name: &str) -> bool {
@@ -59,7 +73,7 @@ fn is_standard(name: &str) -> bool {
 
 /// The headers to send (without copy source), of normalised ones.
 pub(crate) fn select(action: Action, headers: &HeaderMap) -> Result<HeaderMap, Denied> {
-    let mut selected = HeaderMap::new();
+    let mut selected = HeaderMap::with_capacity(6);
     for (name, value) in headers {
         let rule = match name.as_str().strip_prefix("x-amz-") {
             Some(rest) => amazon(action, rest, value),

@@ -1,8 +1,10 @@
 //! How much one sandbox may ask at once.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 /// Connections of one sandbox. Each costs some KiB while it waits.
 const CONNECTION_COUNT_MAX: usize = 2048;
@@ -37,10 +39,14 @@ impl Limits {
         Arc::clone(&self.connections).try_acquire_owned().ok()
     }
 
-    /// Leave for one request, in turn.
-    pub(crate) async fn request(&self) -> Option<OwnedSemaphorePermit> {
-        // The semaphore is never closed, so this is always a permit.
-        Arc::clone(&self.requests).acquire_owned().await.ok()
+    /// Leave for one request, in turn; none if that takes longer than `patience`.
+    pub(crate) async fn request(&self, patience: Duration) -> Option<OwnedSemaphorePermit> {
+        // The usual case needs no timer. Who waits is not overtaken: the semaphore has permits only if nobody does.
+        if let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() {
+            return Some(permit);
+        }
+        // The semaphore is never closed, so this is a permit if it ends in time.
+        timeout(patience, Arc::clone(&self.requests).acquire_owned()).await.ok()?.ok()
     }
 
     /// Leave for documents of so many KiB, in turn.

@@ -68,8 +68,8 @@ impl Meter {
         &self.record.request_id
     }
 
-    pub(crate) fn hold(&mut self, permit: Option<OwnedSemaphorePermit>) {
-        self.permit = permit;
+    pub(crate) fn hold(&mut self, permit: OwnedSemaphorePermit) {
+        self.permit = Some(permit);
     }
 
     pub(crate) fn hold_documents(&mut self, permit: Option<OwnedSemaphorePermit>) {
@@ -128,7 +128,11 @@ pub(crate) fn clean(key: &str) -> String {
     while !key.is_char_boundary(end) {
         end -= 1;
     }
-    key[..end].chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    let key = &key[..end];
+    if !key.chars().any(char::is_control) {
+        return key.to_owned();
+    }
+    key.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// 16 hexadecimal digits that are not given twice, and tell nothing of how many requests there were.

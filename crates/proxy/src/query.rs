@@ -7,6 +7,9 @@ const PARAMETERS_MAX: usize = 64;
 
 /// Undoes percent-encoding, once. `+` is a plus.
 pub(crate) fn decode(text: &str, what: &'static str) -> Result<String, Denied> {
+    if !text.contains('%') {
+        return Ok(text.to_owned());
+    }
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {

@@ -57,7 +57,7 @@ impl Forward {
             .filter(|candidate| deletes.keys.iter().all(|key| covers(candidate, &candidate.full_key(key))));
         let narrowest = covering.max_by_key(|candidate| candidate.route.spec().prefix.as_str().len());
         let candidate = narrowest.ok_or(Denied::Outside("a key to delete"))?.clone();
-        let keys: Vec<String> = deletes.keys.iter().map(|key| candidate.full_key(key)).collect();
+        let keys: Vec<String> = deletes.keys.iter().map(|key| candidate.full_key(key).into_owned()).collect();
         for key in &keys {
             crate::target::check_key(key)?;
         }

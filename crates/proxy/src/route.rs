@@ -6,6 +6,7 @@ use sandpail_spec::{Endpoint, KeyPrefix};
 use tokio_util::sync::CancellationToken;
 
 use crate::memory::RouteMemory;
+use crate::target::plain_host;
 use crate::{Guest, Upstream};
 
 /// What may be done with a mount's objects.
@@ -43,11 +44,19 @@ pub struct Route {
     upstream: Arc<dyn Upstream>,
     revoked: CancellationToken,
     memory: RouteMemory,
+    /// The endpoint's host, as hosts are compared.
+    endpoint_host: Option<String>,
 }
 
 impl Route {
     pub(crate) fn new(spec: RouteSpec, upstream: Arc<dyn Upstream>) -> Self {
-        Self { spec, upstream, revoked: CancellationToken::new(), memory: RouteMemory::default() }
+        let endpoint_host = spec.endpoint.as_ref().map(|endpoint| plain_host(endpoint.host()));
+        Self { spec, upstream, revoked: CancellationToken::new(), memory: RouteMemory::default(), endpoint_host }
+    }
+
+    /// The host of [`RouteSpec::endpoint`], lower-case.
+    pub(crate) fn endpoint_host(&self) -> Option<&str> {
+        self.endpoint_host.as_deref()
     }
 
     /// What it opens.

@@ -134,8 +134,8 @@ fn of_key(
     let mut permit = permit(action);
     let full_key = candidate.full_key(key);
     check_key(&full_key)?;
-    permit.key = Some(full_key);
-    permit.copy_source = source.map(|(_, source)| candidate.full_key(&source));
+    permit.key = Some(full_key.into_owned());
+    permit.copy_source = source.map(|(_, source)| candidate.full_key(&source).into_owned());
     let mut send = |name: &str, value: String| permit.query.push((name.to_owned(), value));
     match action {
         Action::CreateMultipartUpload => send("uploads", String::new()),
@@ -183,12 +183,12 @@ fn of_list(
     let within: Vec<_> = able.iter().filter(|candidate| covers(candidate, &full(candidate))).cloned().collect();
     let below: Vec<_> = able
         .into_iter()
-        .filter(|candidate| candidate.route.spec().prefix.as_str().starts_with(&full(candidate)))
+        .filter(|candidate| candidate.route.spec().prefix.as_str().starts_with(&*full(candidate)))
         .collect();
     let candidate = narrowest(within).or_else(|| widest(&below)).ok_or(Denied::Outside("the list's prefix"))?;
     let mount_prefix = candidate.route.spec().prefix.as_str();
     let asked = full(&candidate);
-    let prefix = if asked.len() > mount_prefix.len() { asked } else { mount_prefix.to_owned() };
+    let prefix = if asked.len() > mount_prefix.len() { asked.into_owned() } else { mount_prefix.to_owned() };
     check_text(&prefix)?;
     // The last part may be the beginning of a name, such as `.git`.
     check_dots(prefix.rsplit_once('/').map_or("", |(parts, _)| parts))?;

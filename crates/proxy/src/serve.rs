@@ -59,7 +59,6 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(BUFFER_LEN_MAX)
-        .max_headers(128)
         .serve_connection(TokioIo::new(Gate::new(Patient::new(io))), service);
     let serving = poll_fn(|cx| match connection.poll_without_shutdown(cx) {
         Poll::Ready(result) => Poll::Ready(Some(result)),
@@ -99,9 +98,9 @@ async fn handle(request: Request<Incoming>, arrival: &Arrival, guest: &Guest, sl
     let (parts, incoming) = request.into_parts();
     let is_head = parts.method == Method::HEAD;
     let expects = parts.headers.contains_key(header::EXPECT);
-    match timeout(QUEUE_TIMEOUT, guest.limits().request()).await {
-        Ok(permit) => meter.hold(permit),
-        Err(_) => return refuse(Denied::Busy, is_head, expects, incoming, meter).await,
+    match guest.limits().request(QUEUE_TIMEOUT).await {
+        Some(permit) => meter.hold(permit),
+        None => return refuse(Denied::Busy, is_head, expects, incoming, meter).await,
     }
     match decide(&parts, arrival, guest, SystemTime::now()) {
         Err(denied) => {
@@ -249,6 +248,20 @@ mod tests {
             let serving = timeout(HEAD_TIMEOUT * 2, serve(near, Arrival::default(), guest()));
             assert!(serving.await.is_ok(), "{begun:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn as_many_headers_as_the_gate_passes_are_served() {
+        let (near, mut far) = duplex(1 << 16);
+        tokio::spawn(serve(near, Arrival::default(), guest()));
+        let others = "a: b\r\n".repeat(98);
+        let head = format!(
+            "GET /__sandbox_credential_proxy_self_test__ HTTP/1.1\r\nHost: s3.internal\r\n{others}Connection: close\r\n\r\n"
+        );
+        far.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        far.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
 
     #[tokio::test]

@@ -4,16 +4,17 @@
 //! signed must be what came: `host` and every `x-amz-` and `x-goog-` header. Any region will do, since the key is
 //! worth nothing elsewhere.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
+use http::header::GetAll;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sandpail_s3::ChecksumKind;
-use sandpail_s3::address::{canonical_query, encode_key};
-use sandpail_s3::checksum::sha256_hex;
+use sandpail_s3::address::{canonical_query_of, encode_key};
 use sandpail_s3::sign::goog4::GOOG4;
 use sandpail_s3::sign::sigv4::SIGV4;
-use sandpail_s3::sign::{Dialect, UNSIGNED_PAYLOAD, hmac, signing_key};
+use sandpail_s3::sign::{Dialect, KeyOfDay, UNSIGNED_PAYLOAD, push_canonical_value, signature};
 use sandpail_s3::time;
 use subtle::ConstantTimeEq;
 
@@ -28,7 +29,7 @@ const EXPIRES_MAX: u64 = 7 * 24 * 3600;
 
 /// A request whose signature was looked at.
 #[derive(Debug)]
-pub(crate) struct Signed {
+pub(crate) struct Signed<'a> {
     /// It was signed by the dummy key; else it holds no signature at all.
     pub(crate) is_signed: bool,
     /// What is said of the body.
@@ -36,26 +37,38 @@ pub(crate) struct Signed {
     /// What the query says beside the signature.
     pub(crate) query: Query,
     /// The request's headers, and those that a presigned query holds.
-    pub(crate) headers: HeaderMap,
+    pub(crate) headers: Cow<'a, HeaderMap>,
 }
 
 /// What a signature consists of, wherever it was.
-struct Claim {
+struct Claim<'a> {
     dialect: &'static Dialect,
-    credential: String,
-    signed_headers: String,
-    signature: String,
-    stamp: String,
+    credential: &'a str,
+    signed_headers: &'a str,
+    signature: &'a str,
+    stamp: Cow<'a, str>,
     /// Seconds that a presigned URL lives.
     expires: Option<u64>,
-    payload: String,
+    payload: &'a str,
+}
+
+/// The dummy key, and what was derived from it.
+#[derive(Clone, Copy)]
+pub(crate) struct Verifier<'a> {
+    pub(crate) key: &'a DummyKey,
+    pub(crate) derived: &'a KeyOfDay,
 }
 
 /// Verifies the signature.
 ///
 /// # Errors
 /// [`Denied::Signature`] if there is one and it is not good.
-pub(crate) fn verify(parts: &Parts, mut query: Query, key: &DummyKey, now: SystemTime) -> Result<Signed, Denied> {
+pub(crate) fn verify<'a>(
+    parts: &'a Parts,
+    mut query: Query,
+    verifier: Verifier<'_>,
+    now: SystemTime,
+) -> Result<Signed<'a>, Denied> {
     let authorizations = parts.headers.get_all(http::header::AUTHORIZATION).iter().count();
     let is_amz = |name: &str| starts_with_ignoring_case(name, SIGV4.query_prefix);
     let is_goog = |name: &str| starts_with_ignoring_case(name, GOOG4.query_prefix);
@@ -69,9 +82,10 @@ pub(crate) fn verify(parts: &Parts, mut query: Query, key: &DummyKey, now: Syste
         (0, true) => Some(of_query(parts, &query)?),
         _ => return Err(Denied::Signature("the request is signed twice")),
     };
-    let mut headers = parts.headers.clone();
-    let payload = match &claim {
-        Some(claim) => check(parts, &query, claim, key, now)?,
+    let is_signed = claim.is_some();
+    let mut headers = Cow::Borrowed(&parts.headers);
+    let payload = match claim {
+        Some(claim) => check(parts, &query, &claim, verifier, now)?,
         None => {
             let sent = headers.get(SIGV4.content_sha256).map_or(Ok(UNSIGNED_PAYLOAD), |value| value.to_str());
             payload(&headers, sent.map_err(|_| BAD_HASH)?, None)?
@@ -79,10 +93,10 @@ pub(crate) fn verify(parts: &Parts, mut query: Query, key: &DummyKey, now: Syste
     };
     if is_presigned {
         for (name, value) in query.drain(|name| is_amz(name) || is_goog(name)) {
-            hoist(&mut headers, &name, &value)?;
+            hoist(headers.to_mut(), &name, &value)?;
         }
     }
-    Ok(Signed { is_signed: claim.is_some(), payload, query, headers })
+    Ok(Signed { is_signed, payload, query, headers })
 }
 
 const BAD_HASH: Denied = Denied::Invalid("x-amz-content-sha256 is none of the values that S3 knows");
@@ -115,7 +129,7 @@ fn hoist(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), Denied>
 }
 
 /// `AWS4-HMAC-SHA256 Credential=…, SignedHeaders=…, Signature=…`
-fn of_header(parts: &Parts) -> Result<Claim, Denied> {
+fn of_header(parts: &Parts) -> Result<Claim<'_>, Denied> {
     const BAD: Denied = Denied::Signature("the Authorization header cannot be read");
     let text = parts.headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok()).ok_or(BAD)?;
     let (algorithm, fields) = text.split_once(' ').ok_or(BAD)?;
@@ -130,7 +144,7 @@ fn of_header(parts: &Parts) -> Result<Claim, Denied> {
             "Signature" => &mut signature,
             _ => return Err(BAD),
         };
-        if slot.replace(value.to_owned()).is_some() {
+        if slot.replace(value).is_some() {
             return Err(BAD);
         }
     }
@@ -144,8 +158,8 @@ fn of_header(parts: &Parts) -> Result<Claim, Denied> {
         }
     };
     let stamp = match (single(dialect.date)?, single("date")?) {
-        (Some(stamp), _) => stamp.to_owned(),
-        (None, Some(date)) => time::basic(time::parse_http(date).ok_or(BAD)?),
+        (Some(stamp), _) => Cow::Borrowed(stamp),
+        (None, Some(date)) => Cow::Owned(time::basic(time::parse_http(date).ok_or(BAD)?)),
         (None, None) => return Err(Denied::Signature("the request has no date")),
     };
     let payload = single(dialect.content_sha256)?;
@@ -156,12 +170,12 @@ fn of_header(parts: &Parts) -> Result<Claim, Denied> {
         signature: signature.ok_or(BAD)?,
         stamp,
         expires: None,
-        payload: payload.ok_or(Denied::Signature("the x-amz-content-sha256 header is missing"))?.to_owned(),
+        payload: payload.ok_or(Denied::Signature("the x-amz-content-sha256 header is missing"))?,
     })
 }
 
 /// A presigned URL.
-fn of_query(parts: &Parts, query: &Query) -> Result<Claim, Denied> {
+fn of_query<'a>(parts: &'a Parts, query: &'a Query) -> Result<Claim<'a>, Denied> {
     const BAD: Denied = Denied::Signature("the presigned URL lacks a part of its signature");
     let is_amz = query.get("X-Amz-Signature").is_some();
     let dialect = if is_amz { &SIGV4 } else { &GOOG4 };
@@ -175,7 +189,7 @@ fn of_query(parts: &Parts, query: &Query) -> Result<Claim, Denied> {
         }
         seen.push(lower);
     }
-    let get = |name: &str| query.get(&format!("{}{name}", dialect.query_prefix)).map(str::to_owned);
+    let get = |name: &str| query.get(&format!("{}{name}", dialect.query_prefix));
     if get("Algorithm").ok_or(BAD)? != dialect.algorithm {
         return Err(Denied::Signature("only signature version 4 is accepted"));
     }
@@ -184,32 +198,21 @@ fn of_query(parts: &Parts, query: &Query) -> Result<Claim, Denied> {
     let expires = expires.parse::<u64>().ok().filter(|seconds| is_number && (1..=EXPIRES_MAX).contains(seconds));
     let hash =
         parts.headers.get(dialect.content_sha256).map(|value| value.to_str().map_err(|_| BAD_HASH)).transpose()?;
-    let payload = get("Content-Sha256").or_else(|| get("Content-SHA256")).or_else(|| hash.map(str::to_owned));
+    let payload = get("Content-Sha256").or_else(|| get("Content-SHA256")).or(hash);
     Ok(Claim {
         dialect,
         credential: get("Credential").ok_or(BAD)?,
         signed_headers: get("SignedHeaders").ok_or(BAD)?,
         signature: get("Signature").ok_or(BAD)?,
-        stamp: get("Date").ok_or(BAD)?,
+        stamp: Cow::Borrowed(get("Date").ok_or(BAD)?),
         expires: Some(expires.ok_or(Denied::Signature("a presigned URL lives 1 to 604800 seconds"))?),
-        payload: payload.unwrap_or_else(|| UNSIGNED_PAYLOAD.to_owned()),
+        payload: payload.unwrap_or(UNSIGNED_PAYLOAD),
     })
 }
 
-/// Seconds since 1970 of `20130524T000000Z`.
-fn parse_stamp(stamp: &str) -> Option<SystemTime> {
-    let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    let (day, time) = stamp.strip_suffix('Z')?.split_once('T')?;
-    if day.len() != 8 || time.len() != 6 || !is_digits(day) || !is_digits(time) {
-        return None;
-    }
-    let (year, month, day) = (&day[..4], &day[4..6], &day[6..]);
-    let (hour, minute, second) = (&time[..2], &time[2..4], &time[4..]);
-    time::parse_iso(&format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z"))
-}
-
-fn check_date(claim: &Claim, now: SystemTime) -> Result<(), Denied> {
-    let signed_at = parse_stamp(&claim.stamp).ok_or(Denied::Signature("the date of the signature cannot be read"))?;
+fn check_date(claim: &Claim<'_>, now: SystemTime) -> Result<(), Denied> {
+    let signed_at =
+        time::parse_basic(&claim.stamp).ok_or(Denied::Signature("the date of the signature cannot be read"))?;
     if signed_at > now + SKEW_MAX {
         return Err(Denied::Signature("the signature is from the future: see the clock"));
     }
@@ -220,8 +223,15 @@ fn check_date(claim: &Claim, now: SystemTime) -> Result<(), Denied> {
     Ok(())
 }
 
-fn check(parts: &Parts, query: &Query, claim: &Claim, key: &DummyKey, now: SystemTime) -> Result<Payload, Denied> {
+fn check(
+    parts: &Parts,
+    query: &Query,
+    claim: &Claim<'_>,
+    verifier: Verifier<'_>,
+    now: SystemTime,
+) -> Result<Payload, Denied> {
     const CREDENTIAL: Denied = Denied::Signature("the credential of the signature cannot be read");
+    let Verifier { key, derived } = verifier;
     // The id may hold a `/`, the rest does not.
     let mut fields = claim.credential.rsplitn(5, '/');
     let mut field = || fields.next().ok_or(CREDENTIAL);
@@ -233,23 +243,23 @@ fn check(parts: &Parts, query: &Query, claim: &Claim, key: &DummyKey, now: Syste
     if claim.stamp.get(..8) != Some(day) {
         return Err(Denied::Signature("the day of the credential is not the signature's"));
     }
-    let has_token = parts.headers.contains_key("x-amz-security-token")
-        || parts.headers.contains_key("x-goog-security-token")
-        || query.pairs().iter().any(|(name, _)| name.to_ascii_lowercase().ends_with("-security-token"));
+    let is_token = |name: &str| name.to_ascii_lowercase().ends_with("-security-token");
+    let has_token = parts.headers.keys().any(|name| TOKENS.contains(&name.as_str()))
+        || query.pairs().iter().any(|(name, _)| is_token(name));
     if has_token {
         return Err(Denied::Signature("the sandbox's key has no session token: unset AWS_SESSION_TOKEN"));
     }
     let signed = signed_headers(parts, claim)?;
     let is_id = bool::from(id.as_bytes().ct_eq(key.id.as_bytes()));
-    let signing = signing_key(claim.dialect, &key.secret, day, region);
-    let scope = format!("{day}/{region}/{service}/{terminator}");
+    let signing = derived.get(claim.dialect, &key.secret, day, region);
+    // Behind the id, which the fields were split off from.
+    let scope = &claim.credential[id.len() + 1..];
     let mut sent = [0_u8; 32];
-    let is_hex = hex::decode_to_slice(&claim.signature, &mut sent).is_ok();
+    let is_hex = hex::decode_to_slice(claim.signature, &mut sent).is_ok();
     let fits = |path: &str| {
         let canonical = canonical(parts, query, claim, path, &signed);
-        let hash = sha256_hex(&canonical);
-        let to_sign = format!("{}\n{}\n{scope}\n{hash}", claim.dialect.algorithm, claim.stamp);
-        bool::from(hmac(&signing, to_sign.as_bytes()).ct_eq(&sent))
+        let expected = signature(claim.dialect, &signing, &claim.stamp, scope, &canonical);
+        bool::from(expected.ct_eq(&sent))
     };
     // S3 encodes the path itself; some clients sign it as they wrote it.
     let raw = parts.uri.path();
@@ -257,48 +267,61 @@ fn check(parts: &Parts, query: &Query, claim: &Claim, key: &DummyKey, now: Syste
     if !(is_hex && is_id && (fits(&own) || (own != raw && fits(raw)))) {
         return Err(Denied::Signature("the signature is not by this sandbox's key"));
     }
-    let signer = || ChunkSigner::new(signing, claim.stamp.clone(), scope.clone(), claim.signature.clone());
-    payload(&parts.headers, &claim.payload, Some((claim.expires.is_some(), &signer)))
+    let signer =
+        || ChunkSigner::new(signing, claim.stamp.clone().into_owned(), scope.to_owned(), claim.signature.to_owned());
+    payload(&parts.headers, claim.payload, Some((claim.expires.is_some(), &signer)))
 }
 
-/// The names of the signed headers; `host` and all that S3 calls its own must be among them.
-fn signed_headers<'a>(parts: &Parts, claim: &'a Claim) -> Result<Vec<&'a str>, Denied> {
-    let names: Vec<&str> = claim.signed_headers.split(';').collect();
-    let is_name = |name: &&str| !name.is_empty() && !name.bytes().any(|byte| byte.is_ascii_uppercase() || byte <= b' ');
-    if !names.iter().all(is_name) || !names.is_sorted_by(|one, two| one < two) {
-        return Err(Denied::Signature("the names of the signed headers are not sorted, lower-case and single"));
+/// Headers that hold a session token, which the sandbox's key has not.
+const TOKENS: [&str; 2] = ["x-amz-security-token", "x-goog-security-token"];
+
+/// A signed header, and its values.
+type SignedHeader<'a> = (&'a str, GetAll<'a, HeaderValue>);
+
+/// The signed headers; `host` and all that S3 calls its own must be among them.
+fn signed_headers<'a>(parts: &'a Parts, claim: &Claim<'a>) -> Result<Vec<SignedHeader<'a>>, Denied> {
+    const NAMES: Denied = Denied::Signature("the names of the signed headers are not sorted, lower-case and single");
+    let is_name = |name: &str| !name.is_empty() && !name.bytes().any(|byte| byte.is_ascii_uppercase() || byte <= b' ');
+    let mut signed: Vec<SignedHeader<'_>> = Vec::with_capacity(parts.headers.keys_len());
+    for name in claim.signed_headers.split(';') {
+        if !is_name(name) || signed.last().is_some_and(|(last, _)| *last >= name) {
+            return Err(NAMES);
+        }
+        let values = parts.headers.get_all(name);
+        if values.iter().next().is_none() {
+            return Err(Denied::Signature("a signed header is missing"));
+        }
+        signed.push((name, values));
     }
-    if !names.contains(&"host") {
+    let is_signed = |name: &str| signed.binary_search_by(|(known, _)| (*known).cmp(name)).is_ok();
+    if !is_signed("host") {
         return Err(Denied::Signature("the Host header is not signed"));
     }
-    if names.iter().any(|name| !parts.headers.contains_key(*name)) {
-        return Err(Denied::Signature("a signed header is missing"));
-    }
     let is_own = |name: &str| name.starts_with("x-amz-") || name.starts_with("x-goog-");
-    if parts.headers.keys().any(|name| is_own(name.as_str()) && !names.contains(&name.as_str())) {
+    if parts.headers.keys().any(|name| is_own(name.as_str()) && !is_signed(name.as_str())) {
         return Err(Denied::Signature("an x-amz- or x-goog- header is not signed"));
     }
-    Ok(names)
+    Ok(signed)
 }
 
-fn canonical(parts: &Parts, query: &Query, claim: &Claim, path: &str, signed: &[&str]) -> Vec<u8> {
-    let signature = format!("{}Signature", claim.dialect.query_prefix);
-    let query: Vec<_> = query.pairs().iter().filter(|(name, _)| *name != signature).cloned().collect();
-    let mut text = format!("{}\n{path}\n{}\n", parts.method, canonical_query(&query)).into_bytes();
-    for name in signed {
+fn canonical(parts: &Parts, query: &Query, claim: &Claim<'_>, path: &str, signed: &[SignedHeader<'_>]) -> Vec<u8> {
+    let is_signature =
+        |name: &str| name.strip_prefix(claim.dialect.query_prefix).is_some_and(|name| name == "Signature");
+    let query = query.pairs().iter().filter(|(name, _)| !is_signature(name));
+    let query = canonical_query_of(query.map(|(name, value)| (&**name, &**value)));
+    let mut text = Vec::with_capacity(path.len() + query.len() + claim.signed_headers.len() + 512);
+    for part in [parts.method.as_str(), path, &query] {
+        text.extend_from_slice(part.as_bytes());
+        text.push(b'\n');
+    }
+    for (name, values) in signed {
         text.extend_from_slice(name.as_bytes());
         text.push(b':');
-        for (index, value) in parts.headers.get_all(*name).iter().enumerate() {
+        for (index, value) in values.iter().enumerate() {
             if index > 0 {
                 text.push(b',');
             }
-            let words = value.as_bytes().split(|byte| *byte == b' ').filter(|word| !word.is_empty());
-            for (index, word) in words.enumerate() {
-                if index > 0 {
-                    text.push(b' ');
-                }
-                text.extend_from_slice(word);
-            }
+            push_canonical_value(&mut text, value.as_bytes());
         }
         text.push(b'\n');
     }

@@ -8,6 +8,7 @@
 //! | `s3.internal`, and the endpoint of a mount | `/<bucket>/<key>` | full |
 //! | `<bucket>.s3.internal`, `<bucket>.<endpoint>` | `/<key>` | full |
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::request::Parts;
@@ -37,8 +38,11 @@ pub(crate) struct Candidate {
 
 impl Candidate {
     /// The key as the bucket knows it.
-    pub(crate) fn full_key(&self, shown: &str) -> String {
-        format!("{}{shown}", self.view.hidden_prefix)
+    pub(crate) fn full_key<'a>(&self, shown: &'a str) -> Cow<'a, str> {
+        match &*self.view.hidden_prefix {
+            "" => Cow::Borrowed(shown),
+            hidden => Cow::Owned(format!("{hidden}{shown}")),
+        }
     }
 }
 
@@ -60,7 +64,7 @@ struct Authority {
     port: u16,
 }
 
-fn plain_host(host: &str) -> String {
+pub(crate) fn plain_host(host: &str) -> String {
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
@@ -142,29 +146,29 @@ fn mount(routes: &[Arc<Route>], id: &str) -> Result<[Arc<Route>; 1], Denied> {
 fn at_endpoint(routes: &[Arc<Route>], authority: &Authority, arrival: &Arrival, rest: &str) -> Result<Target, Denied> {
     let host = authority.host.as_str();
     let with = |fits: &dyn Fn(&str) -> bool| -> Vec<Arc<Route>> {
-        let endpoint_of = |route: &Arc<Route>| route.spec().endpoint.clone();
-        let named: Vec<_> = routes
-            .iter()
-            .filter(|route| endpoint_of(route).is_some_and(|end| fits(&plain_host(end.host()))))
-            .cloned()
-            .collect();
-        let has_port = |end: Endpoint| end.port() == authority.port;
+        let is_named = |route: &&Arc<Route>| route.endpoint_host().is_some_and(fits);
+        let is_exact = |route: &Arc<Route>| route.spec().endpoint.as_ref().map(Endpoint::port) == Some(authority.port);
+        let mut named: Vec<_> = routes.iter().filter(is_named).cloned().collect();
         // Servers of one host are told apart by their ports; on the usual ports any of them may be meant.
-        let exact: Vec<_> = named.iter().filter(|route| endpoint_of(route).is_some_and(has_port)).cloned().collect();
         let is_usual = authority.port == if arrival.is_tls { 443 } else { 80 };
-        if exact.is_empty() && is_usual { named } else { exact }
+        if !is_usual || named.iter().any(is_exact) {
+            named.retain(is_exact);
+        }
+        named
     };
     let by_path = with(&|known| known == host);
     if !by_path.is_empty() {
         return in_path(&by_path, rest);
     }
     // The bucket may hold dots itself, so each mount is asked with its own name.
-    let is_of_bucket = |route: &Arc<Route>, host: &str| {
-        let spec = route.spec();
-        spec.endpoint.as_ref().is_some_and(|end| format!("{}.{}", spec.bucket, plain_host(end.host())) == host)
+    let is_of_bucket = |route: &Route, known: &str| {
+        host.strip_suffix(known).and_then(|rest| rest.strip_suffix('.')) == Some(&*route.spec().bucket)
     };
-    let by_host: Vec<_> =
-        with(&|known| host.ends_with(known)).into_iter().filter(|route| is_of_bucket(route, host)).collect();
+    let by_host: Vec<_> = with(&|known| host.ends_with(known));
+    let by_host: Vec<_> = by_host
+        .into_iter()
+        .filter(|route| route.endpoint_host().is_some_and(|known| is_of_bucket(route, known)))
+        .collect();
     match by_host.first().map(|route| route.spec().bucket.clone()) {
         Some(bucket) => in_host(&by_host, &bucket, rest),
         None => Err(Denied::NoRoute),
@@ -240,9 +244,16 @@ pub(crate) fn check_key(key: &str) -> Result<(), Denied> {
     check_dots(key)
 }
 
+const DOTS: Denied = Denied::Invalid("a part of the key is . or ..");
+
 /// `.` and `..` are ordinary names to S3, but no client needs them and some stores resolve them; some decode them once
 /// more, some take `\` for `/`.
 pub(crate) fn check_dots(key: &str) -> Result<(), Denied> {
+    if !key.contains('%') {
+        // Most keys: looked at as they are.
+        let is_dots = key.split(['/', '\\']).any(|part| matches!(part, "." | ".."));
+        return if is_dots { Err(DOTS) } else { Ok(()) };
+    }
     let is_dots = |part: &str| match part.len() {
         0 | 7.. => false,
         _ => matches!(&*part.to_ascii_lowercase().replace("%2e", "."), "." | ".."),
@@ -253,7 +264,7 @@ pub(crate) fn check_dots(key: &str) -> Result<(), Denied> {
         lower.contains('%') && lower.replace("%2f", "/").replace("%5c", "/").split('/').any(is_dots)
     };
     if key.split(['/', '\\']).any(|part| is_dots(part) || escapes(part)) {
-        return Err(Denied::Invalid("a part of the key is . or .."));
+        return Err(DOTS);
     }
     Ok(())
 }

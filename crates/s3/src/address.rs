@@ -10,12 +10,19 @@ const PATH: &AsciiSet = &STRICT.remove(b'/');
 
 /// Percent-encodes a name or value of a query.
 pub fn encode_query(text: &str) -> String {
-    utf8_percent_encode(text, STRICT).to_string()
+    encode(text, STRICT)
 }
 
 /// Percent-encodes a key as it stands in a path; `/` stays.
 pub fn encode_key(key: &str) -> String {
-    utf8_percent_encode(key, PATH).to_string()
+    encode(key, PATH)
+}
+
+/// Piece by piece: `to_string` goes through the formatter.
+fn encode(text: &str, kept: &'static AsciiSet) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    encoded.extend(utf8_percent_encode(text, kept));
+    encoded
 }
 
 /// Undoes `encoding-type=url`, where providers write a blank as `+` or `%20`. `None` if it is not UTF-8.
@@ -26,8 +33,13 @@ pub fn decode_listed(text: &str) -> Option<String> {
 
 /// The query as it is sent and signed: encoded and in the signature's order.
 pub fn canonical_query(query: &[(String, String)]) -> String {
+    canonical_query_of(query.iter().map(|(name, value)| (&**name, &**value)))
+}
+
+/// [`canonical_query`] of pairs that are borrowed.
+pub fn canonical_query_of<'a>(query: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let mut pairs: Vec<(String, String)> =
-        query.iter().map(|(name, value)| (encode_query(name), encode_query(value))).collect();
+        query.map(|(name, value)| (encode_query(name), encode_query(value))).collect();
     pairs.sort_unstable();
     let mut text = String::new();
     for (name, value) in &pairs {
@@ -73,15 +85,16 @@ impl Address {
 
     /// The encoded path of a key, or of the bucket itself.
     pub fn path(&self, key: Option<&str>) -> String {
-        let mut path = String::from("/");
+        let mut path = String::with_capacity(self.bucket.len() + key.map_or(0, str::len) + 2);
+        path.push('/');
         if self.path_style {
-            path.push_str(&encode_key(&self.bucket));
+            path.extend(utf8_percent_encode(&self.bucket, PATH));
             if key.is_some() {
                 path.push('/');
             }
         }
         if let Some(key) = key {
-            path.push_str(&encode_key(key));
+            path.extend(utf8_percent_encode(key, PATH));
         }
         path
     }

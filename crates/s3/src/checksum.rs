@@ -117,7 +117,23 @@ pub fn of(kind: ChecksumKind, bytes: &[u8]) -> Option<String> {
 
 /// The SHA-256 of `bytes` in hexadecimal, as signatures have it.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex::encode(Sha256::digest(bytes))
+    hex_text(&Sha256::digest(bytes).into())
+}
+
+/// 32 bytes in lower-case hexadecimal.
+pub(crate) fn hex_text(hash: &[u8; 32]) -> String {
+    String::from_utf8(hex_digits(hash).to_vec()).expect("hexadecimal digits are ASCII")
+}
+
+/// As [`hex_text`], without memory of its own.
+pub(crate) fn hex_digits(hash: &[u8; 32]) -> [u8; 64] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut digits = [0; 64];
+    for (pair, byte) in digits.chunks_exact_mut(2).zip(hash) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 15)];
+    }
+    digits
 }
 
 #[cfg(test)]

@@ -227,8 +227,8 @@ struct Renewed(AtomicUsize);
 
 #[async_trait::async_trait]
 impl CredentialProvider for Renewed {
-    async fn get(&self) -> StoreResult<Credentials> {
-        Ok(key(&format!("KEY{}", self.0.load(Ordering::SeqCst)), "secret"))
+    async fn get(&self) -> StoreResult<Arc<Credentials>> {
+        Ok(Arc::new(key(&format!("KEY{}", self.0.load(Ordering::SeqCst)), "secret")))
     }
 
     async fn refused(&self) -> bool {

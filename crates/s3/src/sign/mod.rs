@@ -9,10 +9,10 @@ use std::time::{Duration, SystemTime};
 use hmac::{Hmac, KeyInit, Mac};
 use http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue};
 use sandpail_spec::{Credentials, SecretKey};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 
 use crate::address::canonical_query;
-use crate::checksum::sha256_hex;
+use crate::checksum::{hex_digits, hex_text};
 use crate::time;
 
 /// Stands for the body's hash if the body is not signed.
@@ -75,16 +75,46 @@ pub struct Unsigned<'a> {
 pub struct BadCredentials;
 
 struct DayKey {
+    dialect: &'static Dialect,
     day: String,
+    region: String,
     secret: SecretKey,
     key: [u8; 32],
+}
+
+/// Makes [`signing_key`]s and keeps the last: most requests have the same day and region.
+#[derive(Default)]
+pub struct KeyOfDay(Mutex<Option<DayKey>>);
+
+impl std::fmt::Debug for KeyOfDay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyOfDay(..)")
+    }
+}
+
+impl KeyOfDay {
+    /// The [`signing_key`] of these.
+    pub fn get(&self, dialect: &'static Dialect, secret: &SecretKey, day: &str, region: &str) -> [u8; 32] {
+        let mut cached = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(cached) = &*cached
+            && std::ptr::eq(cached.dialect, dialect)
+            && cached.day == day
+            && cached.region == region
+            && cached.secret.expose() == secret.expose()
+        {
+            return cached.key;
+        }
+        let key = signing_key(dialect, secret, day, region);
+        *cached = Some(DayKey { dialect, day: day.into(), region: region.into(), secret: secret.clone(), key });
+        key
+    }
 }
 
 /// Signs requests for one region. Keeps the key of the day.
 pub struct Signer {
     dialect: &'static Dialect,
     region: String,
-    day_key: Mutex<Option<DayKey>>,
+    day_key: KeyOfDay,
 }
 
 impl std::fmt::Debug for Signer {
@@ -109,10 +139,32 @@ pub fn signing_key(dialect: &Dialect, secret: &SecretKey, day: &str, region: &st
     hmac(&key, dialect.terminator.as_bytes())
 }
 
+/// The signature of a canonical request; `key` is a [`signing_key`].
+pub fn signature(dialect: &Dialect, key: &[u8; 32], stamp: &str, scope: &str, canonical: &[u8]) -> [u8; 32] {
+    let hash = hex_digits(&Sha256::digest(canonical).into());
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+    let lines = [dialect.algorithm.as_bytes(), b"\n", stamp.as_bytes(), b"\n", scope.as_bytes(), b"\n", &hash];
+    for part in lines {
+        mac.update(part);
+    }
+    mac.finalize().into_bytes().into()
+}
+
+/// Appends a header's value as it is signed: trimmed, and with runs of blanks as one.
+pub fn push_canonical_value(text: &mut Vec<u8>, value: &[u8]) {
+    let words = value.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
+    for (index, word) in words.enumerate() {
+        if index > 0 {
+            text.push(b' ');
+        }
+        text.extend_from_slice(word);
+    }
+}
+
 impl Signer {
     /// A signer for `region`.
     pub fn new(dialect: &'static Dialect, region: impl Into<String>) -> Self {
-        Self { dialect, region: region.into(), day_key: Mutex::new(None) }
+        Self { dialect, region: region.into(), day_key: KeyOfDay::default() }
     }
 
     /// The region it signs for.
@@ -130,31 +182,56 @@ impl Signer {
         credentials: &Credentials,
         now: SystemTime,
     ) -> Result<HeaderMap, BadCredentials> {
+        let mut added = HeaderMap::with_capacity(4);
+        self.sign_into(request, credentials, now, &mut added)?;
+        Ok(added)
+    }
+
+    /// As [`Signer::sign`], with a map that the headers are inserted into.
+    ///
+    /// # Errors
+    /// [`BadCredentials`]: then only some headers were inserted.
+    pub fn sign_into(
+        &self,
+        request: &Unsigned<'_>,
+        credentials: &Credentials,
+        now: SystemTime,
+        headers: &mut HeaderMap,
+    ) -> Result<(), BadCredentials> {
         let dialect = self.dialect;
         let stamp = time::basic(now);
-        let mut added = HeaderMap::new();
-        let mut add = |name: &'static str, value: &str, secret: bool| {
+        let mut add = |name: HeaderName, value: HeaderValue| headers.insert(name, value);
+        let token = credentials.session_token.as_ref().map(SecretKey::expose);
+        let added = [
+            (dialect.date, Some(&*stamp)),
+            (dialect.content_sha256, Some(request.payload_hash)),
+            (dialect.security_token, token),
+        ];
+        for (name, value) in added {
+            let Some(value) = value else { continue };
             let mut value = HeaderValue::from_str(value).map_err(|_| BadCredentials)?;
-            value.set_sensitive(secret);
-            added.insert(HeaderName::from_static(name), value);
-            Ok(())
-        };
-        add(dialect.date, &stamp, false)?;
-        add(dialect.content_sha256, request.payload_hash, false)?;
-        if let Some(token) = &credentials.session_token {
-            add(dialect.security_token, token.expose(), true)?;
+            value.set_sensitive(name == dialect.security_token);
+            add(HeaderName::from_static(name), value);
         }
-        let (canonical, signed) = self.canonical(request, request.query, &added);
+        let added = added.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let (canonical, signed) = canonical(request, request.query, added);
         let scope = self.scope(&stamp);
         let signature = self.signature(&canonical, &stamp, &scope, credentials);
-        let authorization = format!(
-            "{} Credential={}/{scope}, SignedHeaders={signed}, Signature={signature}",
-            dialect.algorithm, credentials.access_key_id
-        );
-        let mut value = HeaderValue::from_str(&authorization).map_err(|_| BadCredentials)?;
+        let authorization = [
+            dialect.algorithm,
+            " Credential=",
+            &credentials.access_key_id,
+            "/",
+            &scope,
+            ", SignedHeaders=",
+            &signed,
+            ", Signature=",
+            &signature,
+        ];
+        let mut value = HeaderValue::try_from(authorization.concat()).map_err(|_| BadCredentials)?;
         value.set_sensitive(true);
-        added.insert(AUTHORIZATION, value);
-        Ok(added)
+        add(AUTHORIZATION, value);
+        Ok(())
     }
 
     /// Gives the query, encoded, that makes a URL valid for `expires` without headers.
@@ -182,67 +259,63 @@ impl Signer {
         if let Some(token) = &credentials.session_token {
             query.push((format!("{prefix}Security-Token"), token.expose().into()));
         }
-        let (canonical, _) = self.canonical(request, &query, &HeaderMap::new());
+        let (canonical, _) = canonical(request, &query, std::iter::empty());
         let signature = self.signature(&canonical, &stamp, &scope, credentials);
         format!("{}&{prefix}Signature={signature}", canonical_query(&query))
     }
 
     fn scope(&self, stamp: &str) -> String {
-        format!("{}/{}/{}/{}", &stamp[..8], self.region, self.dialect.service, self.dialect.terminator)
+        [&stamp[..8], &self.region, self.dialect.service, self.dialect.terminator].join("/")
     }
 
-    /// The canonical request, and the names of its headers.
-    fn canonical(&self, request: &Unsigned<'_>, query: &[(String, String)], added: &HeaderMap) -> (String, String) {
-        let mut headers: Vec<(&str, String)> = vec![(HOST.as_str(), request.authority.to_owned())];
-        for map in [request.headers, added] {
-            for name in map.keys().filter(|name| is_signed(name.as_str()) && **name != HOST) {
-                let values: Vec<String> = map.get_all(name).iter().map(canonical_value).collect();
-                headers.push((name.as_str(), values.join(",")));
+    fn signature(&self, canonical: &[u8], stamp: &str, scope: &str, credentials: &Credentials) -> String {
+        let key = self.day_key.get(self.dialect, &credentials.secret_access_key, &stamp[..8], &self.region);
+        hex_text(&signature(self.dialect, &key, stamp, scope, canonical))
+    }
+}
+
+/// The canonical request, and the names of its headers; `added` are headers beside the request's own.
+fn canonical<'a>(
+    request: &Unsigned<'a>,
+    query: &[(String, String)],
+    added: impl Iterator<Item = (&'static str, &'a str)>,
+) -> (Vec<u8>, String) {
+    let own = request.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+    let own = own.filter(|(name, _)| is_signed(name) && *name != HOST.as_str());
+    let mut headers: Vec<(&str, &[u8])> = Vec::with_capacity(request.headers.len() + 4);
+    headers.push((HOST.as_str(), request.authority.as_bytes()));
+    headers.extend(own);
+    headers.extend(added.map(|(name, value)| (name, value.as_bytes())));
+    // Stable: the values of one name stay in their order.
+    headers.sort_by_key(|(name, _)| *name);
+    let mut names = String::with_capacity(headers.iter().map(|(name, _)| name.len() + 1).sum());
+    let values_len: usize = headers.iter().map(|(_, value)| value.len() + 2).sum();
+    let query = canonical_query(query);
+    let mut text = Vec::with_capacity(request.path.len() + query.len() + 2 * names.capacity() + values_len + 128);
+    for part in [request.method, request.path, &query] {
+        text.extend_from_slice(part.as_bytes());
+        text.push(b'\n');
+    }
+    for group in headers.chunk_by(|(one, _), (two, _)| one == two) {
+        for (index, (name, value)) in group.iter().enumerate() {
+            if index == 0 {
+                let separator = if names.is_empty() { "" } else { ";" };
+                names.push_str(separator);
+                names.push_str(name);
+                text.extend_from_slice(name.as_bytes());
             }
+            text.push(if index == 0 { b':' } else { b',' });
+            push_canonical_value(&mut text, value);
         }
-        headers.sort_unstable();
-        let names: Vec<&str> = headers.iter().map(|(name, _)| *name).collect();
-        let names = names.join(";");
-        let mut text = format!("{}\n{}\n{}\n", request.method, request.path, canonical_query(query));
-        for (name, value) in &headers {
-            text.push_str(name);
-            text.push(':');
-            text.push_str(value);
-            text.push('\n');
-        }
-        text.push('\n');
-        text.push_str(&names);
-        text.push('\n');
-        text.push_str(request.payload_hash);
-        (text, names)
+        text.push(b'\n');
     }
-
-    fn signature(&self, canonical: &str, stamp: &str, scope: &str, credentials: &Credentials) -> String {
-        let hash = sha256_hex(canonical.as_bytes());
-        let to_sign = format!("{}\n{stamp}\n{scope}\n{hash}", self.dialect.algorithm);
-        hex::encode(hmac(&self.key_of_day(&stamp[..8], &credentials.secret_access_key), to_sign.as_bytes()))
-    }
-
-    fn key_of_day(&self, day: &str, secret: &SecretKey) -> [u8; 32] {
-        let mut cached = self.day_key.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(cached) = &*cached
-            && cached.day == day
-            && cached.secret.expose() == secret.expose()
-        {
-            return cached.key;
-        }
-        let key = signing_key(self.dialect, secret, day, &self.region);
-        *cached = Some(DayKey { day: day.into(), secret: secret.clone(), key });
-        key
-    }
+    text.push(b'\n');
+    text.extend_from_slice(names.as_bytes());
+    text.push(b'\n');
+    text.extend_from_slice(request.payload_hash.as_bytes());
+    (text, names)
 }
 
 fn is_signed(name: &str) -> bool {
     !NEVER_SIGNED.contains(&name)
-}
-
-/// Trimmed, and with runs of blanks as one.
-fn canonical_value(value: &HeaderValue) -> String {
-    let text = String::from_utf8_lossy(value.as_bytes());
-    text.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }

@@ -1,6 +1,7 @@
 //! Keys as Amazon's own tools find them.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -38,7 +39,7 @@ struct State {
 
 #[derive(Clone)]
 struct Found {
-    credentials: Credentials,
+    credentials: Arc<Credentials>,
     expires: Option<SystemTime>,
     /// When to look again.
     renew: Option<SystemTime>,
@@ -99,11 +100,11 @@ impl AwsChain {
         })?;
         let expires = found.expiry();
         Ok(Found {
-            credentials: Credentials {
+            credentials: Arc::new(Credentials {
                 access_key_id: found.access_key_id().to_owned(),
                 secret_access_key: SecretKey::new(found.secret_access_key()),
                 session_token: found.session_token().map(SecretKey::new),
-            },
+            }),
             expires,
             renew: expires.map(|expires| expires.checked_sub(EARLY).unwrap_or(expires)),
         })
@@ -112,17 +113,17 @@ impl AwsChain {
 
 #[async_trait]
 impl CredentialProvider for AwsChain {
-    async fn get(&self) -> StoreResult<Credentials> {
+    async fn get(&self) -> StoreResult<Arc<Credentials>> {
         let mut state = self.state.lock().await;
         let now = SystemTime::now();
         if let Some(found) = &state.found
             && found.renew.is_none_or(|renew| now < renew)
         {
-            return Ok(found.credentials.clone());
+            return Ok(Arc::clone(&found.credentials));
         }
         match self.look(&mut state).await {
             Ok(found) => {
-                let credentials = found.credentials.clone();
+                let credentials = Arc::clone(&found.credentials);
                 state.found = Some(found);
                 Ok(credentials)
             }
@@ -130,7 +131,7 @@ impl CredentialProvider for AwsChain {
                 Some(found) if found.expires.is_none_or(|expires| now < expires) => {
                     tracing::warn!(%error, "credentials could not be renewed; the old ones still hold");
                     found.renew = Some(now + PAUSE);
-                    Ok(found.credentials.clone())
+                    Ok(Arc::clone(&found.credentials))
                 }
                 _ => Err(error),
             },

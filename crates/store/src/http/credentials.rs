@@ -1,6 +1,7 @@
 //! Where keys come from.
 
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use sandpail_spec::Credentials;
@@ -14,7 +15,7 @@ pub trait CredentialProvider: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Credentials`](crate::StoreError::Credentials) that says where it looked.
-    async fn get(&self) -> StoreResult<Credentials>;
+    async fn get(&self) -> StoreResult<Arc<Credentials>>;
 
     /// Hears that the keys were refused as expired: the next [`get`](Self::get) should read them anew. Says whether
     /// that can help.
@@ -25,23 +26,23 @@ pub trait CredentialProvider: fmt::Debug + Send + Sync + 'static {
 
 /// Keys that stay the same.
 #[derive(Debug)]
-pub struct StaticCredentials(Credentials);
+pub struct StaticCredentials(Arc<Credentials>);
 
 impl StaticCredentials {
     /// Always gives `credentials`.
     pub fn new(credentials: Credentials) -> Self {
-        Self(credentials)
+        Self(Arc::new(credentials))
     }
 }
 
 #[async_trait]
 impl CredentialProvider for StaticCredentials {
-    async fn get(&self) -> StoreResult<Credentials> {
-        Ok(self.0.clone())
+    async fn get(&self) -> StoreResult<Arc<Credentials>> {
+        Ok(Arc::clone(&self.0))
     }
 }
 
 /// Takes keys from variables: the `AWS_*` pair (with `AWS_SESSION_TOKEN`), else the `R2_*` pair, each only if complete.
 pub fn environment(variables: impl Fn(&str) -> Option<String>) -> Option<StaticCredentials> {
-    Credentials::from_variables(variables).map(StaticCredentials)
+    Credentials::from_variables(variables).map(StaticCredentials::new)
 }

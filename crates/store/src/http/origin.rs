@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderValue, Method, Request, header};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, header};
 use sandpail_s3::address::canonical_query;
 use sandpail_s3::sign::{Dialect, Unsigned};
 use sandpail_s3::{Address, Quirks, Signer};
@@ -23,6 +24,8 @@ const SKEW_MAX: Duration = Duration::from_secs(4 * 60);
 pub(super) struct Target {
     pub(super) address: Address,
     pub(super) signer: Signer,
+    /// The address as a URL and as the `Host` header, so that it is not parsed for each request.
+    root: Option<(Uri, HeaderValue)>,
 }
 
 impl Target {
@@ -33,7 +36,17 @@ impl Target {
         dialect: &'static Dialect,
         region: String,
     ) -> Self {
-        Self { address: Address::new(endpoint, bucket, path_style), signer: Signer::new(dialect, region) }
+        let address = Address::new(endpoint, bucket, path_style);
+        let root = address.url("/", "").parse().ok().zip(HeaderValue::from_str(address.authority()).ok());
+        Self { address, signer: Signer::new(dialect, region), root }
+    }
+
+    /// The URL of an encoded path, with an already encoded query.
+    fn url(&self, path: &str, query: &str) -> Option<Uri> {
+        let mut parts = self.root.as_ref()?.0.clone().into_parts();
+        let mark = if query.is_empty() { "" } else { "?" };
+        parts.path_and_query = Some(PathAndQuery::try_from([path, mark, query].concat()).ok()?);
+        Uri::from_parts(parts).ok()
     }
 }
 
@@ -123,15 +136,16 @@ impl Origin {
         body: B,
     ) -> StoreResult<Request<B>> {
         let path = target.address.path(outgoing.key);
-        let url = target.address.url(&path, &canonical_query(outgoing.query));
-        let invalid = |message: String| StoreError::Invalid { message };
-        let mut request = Request::builder()
-            .method(outgoing.method.clone())
-            .uri(&url)
-            .body(body)
-            .map_err(|error| invalid(format!("{url} is no URL: {error}")))?;
-        let headers = request.headers_mut();
-        headers.extend(outgoing.headers.clone());
+        let query = canonical_query(outgoing.query);
+        let invalid = || StoreError::Invalid { message: format!("{} is no URL", target.address.url(&path, &query)) };
+        let mut request = Request::new(body);
+        *request.method_mut() = outgoing.method.clone();
+        *request.uri_mut() = target.url(&path, &query).ok_or_else(invalid)?;
+        // Room for the signature and for what comes below.
+        let mut headers = HeaderMap::with_capacity(outgoing.headers.len() + 5);
+        for (name, value) in outgoing.headers {
+            headers.append(name.clone(), value.clone());
+        }
         if let Some(credentials) = credentials {
             let unsigned = Unsigned {
                 method: outgoing.method.as_str(),
@@ -141,16 +155,17 @@ impl Origin {
                 headers: outgoing.headers,
                 payload_hash: outgoing.payload_hash,
             };
-            let signed = target.signer.sign(&unsigned, credentials, self.now());
-            headers.extend(signed.map_err(|error| StoreError::Credentials { message: error.to_string() })?);
+            let signed = target.signer.sign_into(&unsigned, credentials, self.now(), &mut headers);
+            signed.map_err(|error| StoreError::Credentials { message: error.to_string() })?;
         }
-        if let Ok(authority) = HeaderValue::from_str(target.address.authority()) {
-            headers.insert(header::HOST, authority);
+        if let Some((_, authority)) = &target.root {
+            headers.insert(header::HOST, authority.clone());
         }
         headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("sandpail/", env!("CARGO_PKG_VERSION"))));
         if self.quirks.unpacks_gzip {
             headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
         }
+        *request.headers_mut() = headers;
         Ok(request)
     }
 }

@@ -183,7 +183,7 @@ impl Relay {
             };
             let target = self.origin.target();
             let (body, progress) = stock.take().ok_or(RelayError::TryAgain)?;
-            let mut request = self.origin.request(&target, &outgoing, credentials.as_ref(), body)?;
+            let mut request = self.origin.request(&target, &outgoing, credentials.as_deref(), body)?;
             if len > 0 || !matches!(method, Method::GET | Method::HEAD | Method::DELETE) {
                 request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(len));
             }

@@ -224,7 +224,7 @@ impl Shared {
         let own = PutBody::from(call.body.clone());
         let (body, progress) = UploadBody::new(upload.unwrap_or(&own));
         let len = progress.left();
-        let request = self.request(call, body, upload.is_some(), credentials.as_ref())?;
+        let request = self.request(call, body, upload.is_some(), credentials.as_deref())?;
         let answering = self.client.request(request);
         tokio::pin!(answering);
 
