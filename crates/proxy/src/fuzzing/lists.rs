@@ -30,7 +30,8 @@ thread_local! {
     static FORWARDS: (World, Vec<Forward>) = {
         let world = World::new();
         let forward = |asked: &str| {
-            let parts = Text::parse(asked.as_bytes()).and_then(|text| text.sign(world.now)).expect("the table is right");
+            let text = Text::parse(asked.as_bytes());
+            let parts = text.and_then(|text| text.sign(world.now)).expect("the table is right");
             match decide(&parts, &Arrival::default(), &world.guest, world.now) {
                 Ok(Decision::Forward(forward)) => *forward,
                 other => panic!("{asked}: {other:?}"),
