@@ -258,7 +258,7 @@ pub(crate) fn meant(parts: &Parts, arrival: &Arrival, guest: &Guest) -> Meant {
     let only = if candidates.len() == 1 { candidates.first() } else { None };
     match covering.or(only) {
         Some(candidate) => {
-            Meant { route: Some(Arc::clone(&candidate.route)), operation, key: candidate.full_key(&shown) }
+            Meant { route: Some(Arc::clone(&candidate.route)), operation, key: candidate.full_key(&shown).into_owned() }
         }
         None => Meant { route: None, operation, key: shown },
     }

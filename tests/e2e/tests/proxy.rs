@@ -11,7 +11,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("proxy::clients", clients).on(&[ServerKind::SeaweedFs]).minutes(8, 20),
     Test::new("proxy::revoked", revoked).on(&[ServerKind::SeaweedFs]),
     Test::new("proxy::attack", attack).on(&[ServerKind::SeaweedFs]).minutes(5, 5),
-    Test::new("proxy::egress", egress).on(&[ServerKind::Embedded]),
+    Test::new("proxy::egress", egress).on(&[ServerKind::Embedded]).minutes(5, 5),
 ];
 
 /// A host name of the store, which the daemon knows and no name server does.
@@ -68,7 +68,7 @@ fn egress(world: &World) -> Result<()> {
     .env("PYTHONPATH", &scripts)
     .env("PYTHONDONTWRITEBYTECODE", "1")
     .env("SANDPAIL", sandpail()?)
-    .limit(Duration::from_secs(120))
+    .limit(Duration::from_secs(240))
     .run()?;
     println!("{}", told.trim());
     Ok(())
