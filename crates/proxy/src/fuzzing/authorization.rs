@@ -59,7 +59,7 @@ pub(super) fn run(data: &[u8]) -> Option<bool> {
 /// Whether it is taken for signed; the outer error is one of the query, which is read before.
 fn check(parts: &Parts, world: &World) -> Result<Result<bool, Denied>, Denied> {
     let query = Query::parse(parts.uri.query())?;
-    Ok(verify(parts, query, world.guest.key(), world.now).map(|signed| signed.is_signed))
+    Ok(verify(parts, query, world.guest.verifier(), world.now).map(|signed| signed.is_signed))
 }
 
 type Meaning = (String, Option<String>, Vec<(String, String)>, BTreeMap<String, Vec<String>>);
