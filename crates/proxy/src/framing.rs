@@ -78,6 +78,7 @@ rules! {
     CHUNK_SIZE = Malformed "the size of a chunk must be 1 to 16 hexadecimal digits, and nothing else";
     CHUNK_LEN = TooLarge "a chunk is larger than any object";
     TRAILERS_LEN = TooLarge "the trailers of the request are larger than 4 KiB";
+    TRAILER_COUNT = TooLarge "the request has more than 100 trailers";
     TRAILER = Malformed "a trailer of the request names a header that cannot be a trailer";
     LINE_END = Malformed "a line does not end in CRLF";
     FOLDED = Malformed "a header is folded";
@@ -146,11 +147,12 @@ pub(crate) struct Framing {
     scanned: usize,
     /// Bytes of trailers that passed.
     trailers_len: usize,
+    trailer_count: usize,
 }
 
 impl Framing {
     pub(crate) fn new() -> Self {
-        Self { state: State::Head, head: Head::default(), scanned: 0, trailers_len: 0 }
+        Self { state: State::Head, head: Head::default(), scanned: 0, trailers_len: 0, trailer_count: 0 }
     }
 
     /// Whether the connection is between two requests, or in a head that did not pass yet.
@@ -232,7 +234,7 @@ impl Framing {
         }
         let size = std::str::from_utf8(line).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
         let size = size.filter(|size| *size <= LEN_MAX).ok_or(rule::CHUNK_LEN)?;
-        self.trailers_len = 0;
+        (self.trailers_len, self.trailer_count) = (0, 0);
         self.state = if size == 0 { State::Trailers } else { State::ChunkData { left: size } };
         Ok(Step::Pass(next))
     }
@@ -252,6 +254,11 @@ impl Framing {
         if line.is_empty() {
             self.state = State::Head;
         } else {
+            // hyper would break off without a word.
+            self.trailer_count += 1;
+            if self.trailer_count > HEADERS_MAX {
+                return Err(rule::TRAILER_COUNT);
+            }
             let name = header(line)?.0.to_ascii_lowercase();
             let is_forbidden = FORBIDDEN_TRAILERS.iter().any(|forbidden| forbidden.as_bytes() == name);
             if is_forbidden || name.starts_with(b"x-amz-") || name.starts_with(b"x-goog-") {
@@ -575,10 +582,15 @@ mod tests {
         ] {
             refuse(&format!("PUT / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n{body}"), &rule);
         }
-        let long = "A: b\r\n".repeat(1000);
+        let long = format!("A: {}\r\n", "b".repeat(100)).repeat(50);
         refuse(
             &format!("PUT / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n{long}"),
             &rule::TRAILERS_LEN,
+        );
+        let many = "A: b\r\n".repeat(101);
+        refuse(
+            &format!("PUT / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n{many}"),
+            &rule::TRAILER_COUNT,
         );
     }
 

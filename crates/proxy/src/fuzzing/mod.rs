@@ -97,6 +97,17 @@ mod tests {
             .prop_map(|(flags, start, words)| format!("{flags}\n{start}{}", words.concat()))
     }
 
+    #[test]
+    fn hyper_takes_as_many_trailers_as_pass() {
+        for count in [1, 100, 101, 129] {
+            let text = format!(
+                "\x7fPUT / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n{}\r\n",
+                "a: b\r\n".repeat(count)
+            );
+            assert_eq!(framing::run(text.as_bytes()), usize::from(count <= 100), "{count}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes(data in proptest::collection::vec(any::<u8>(), 0..500)) {

@@ -125,7 +125,10 @@ impl Text {
     /// The request as a client with the sandbox's key signs it.
     pub(super) fn sign(self, now: SystemTime) -> Option<Parts> {
         let Self { flags, mut parts } = self;
-        // No client has a host with blanks, which are signed as one.
+        // No client has two hosts, or one with blanks, which are signed as one.
+        if parts.headers.get_all("host").iter().count() > 1 {
+            return None;
+        }
         let host = parts.headers.get("host")?.to_str().ok().filter(|host| !host.contains(' '))?.to_owned();
         let query = Query::parse(parts.uri.query()).ok()?;
         let mut headers: HeaderMap = parts.headers.clone();
