@@ -106,7 +106,7 @@ mount --bind "$1" /etc/resolv.conf
 mount --bind "$2" /etc/ssl/certs/ca-certificates.crt
 umask 077; mkdir mnt; printf '%s:%s' "$ID" "$SECRET" >passwd
 for url in http://s3.internal https://s3.internal; do
-    s3fs "$3:/of-s3fs" mnt -f -o "passwd_file=passwd,url=$url,use_path_request_style,multipart_size=10,compat_dir,complement_stat" >log 2>&1 & s3fs=$!
+    s3fs "$3:/of-s3fs" mnt -f -o "passwd_file=passwd,url=$url,use_path_request_style,multipart_size=10,complement_stat" >log 2>&1 & s3fs=$!
     for n in $(seq 100); do mountpoint -q mnt && break; sleep 0.1; done
     mountpoint -q mnt || { cat log; exit 1; }
     head -c 25000000 /dev/urandom >large; cp large mnt/large; cmp large mnt/large
