@@ -91,7 +91,10 @@ async function main(): Promise<void> {
       'cp -r /workspace /data/code && cd /data/code && git init -q && git add . && git -c user.name=demo -c user.email=demo@example.invalid commit -qm "from a sandbox" && git log --oneline && git fsck --strict && mv /data/code /data/project && ls -A /data/project',
     )
     const inside = await worker.exec('env; cat /proc/*/environ 2>/dev/null | tr "\\0" "\\n"')
-    if (/SECRET|AWS_|R2_|SANDPAIL_API_KEY/.test(inside.stdout)) fail('a key is visible in the sandbox')
+    // S3 clients inside have a key, which is worth nothing anywhere else; the daemon's and the buckets' own are not there.
+    const ids = [...inside.stdout.matchAll(/_ACCESS_KEY_ID=(.*)/g)].map((found) => found[1] ?? '')
+    if (/R2_|SANDPAIL_API_KEY/.test(inside.stdout) || !ids.every((id) => id.startsWith('DUMMY')))
+      fail('a key is visible in the sandbox')
 
     console.log('\nThe bytes are in the bucket, whoever asks:')
     const keys = await showBucket()
