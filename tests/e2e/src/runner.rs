@@ -21,6 +21,9 @@ const BOTH: &[ServerKind] = &[ServerKind::Embedded, ServerKind::SeaweedFs];
 /// How long a test may take to end after its mounts were taken from it.
 const ABORT_GRACE: Duration = Duration::from_secs(60);
 
+/// Lines of a failure's cause that are shown again at the end.
+const CAUSE_LINE_COUNT: usize = 20;
+
 type Body = fn(&World) -> Result<()>;
 
 /// One test.
@@ -187,7 +190,7 @@ fn run(cases: Vec<Case>, thread_count: usize) -> Result<bool> {
                         Ok(()) => println!("test {} ... ok ({took:.1} s)", case.name()),
                         Err(error) => {
                             println!("test {} ... FAILED ({took:.1} s)\n---- {error:#}\n----", case.name());
-                            lock(&failed).push(case.name());
+                            lock(&failed).push((case.name(), end_of(&error.root_cause().to_string())));
                         }
                     }
                 }
@@ -198,11 +201,12 @@ fn run(cases: Vec<Case>, thread_count: usize) -> Result<bool> {
     let mut failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     if let Err(error) = nothing_is_left() {
         println!("---- after all: {error:#}");
-        failed.push("nothing is left".to_owned());
+        failed.push(("nothing is left".to_owned(), error.to_string()));
     }
     println!("\n{} of {total} passed in {:.0} s", total.saturating_sub(failed.len()), start.elapsed().as_secs_f64());
-    for name in &failed {
-        println!("    FAILED {name}");
+    // With the cause once more: whoever keeps only the end of a long output sees why.
+    for (name, cause) in &failed {
+        println!("    FAILED {name}\n{cause}");
     }
     Ok(failed.is_empty())
 }
@@ -236,6 +240,12 @@ fn run_one(case: Case, seaweedfs: Option<Arc<Server>>) -> Result<()> {
     };
     let world = World::new(server, case.number)?;
     (case.test.body)(&world)
+}
+
+/// The last lines of a text, which for a script are what it said of its failure.
+fn end_of(text: &str) -> String {
+    let lines: Vec<_> = text.trim().lines().collect();
+    lines[lines.len().saturating_sub(CAUSE_LINE_COUNT)..].join("\n")
 }
 
 fn text_of(panic: &(dyn std::any::Any + Send)) -> String {

@@ -204,11 +204,16 @@ async fn follow(
     let mut errors = Output::new(stderr, ExecEvent::Stderr);
     let mut outcome = started.outcome;
     let outcome = loop {
-        // Sending inside the branches is the back-pressure: nothing is read while the reader is behind.
-        tokio::select! {
+        // The branches that lose are dropped, so they only read; what one has read is sent by its handler, which nothing
+        // cuts off. That is the back-pressure, too: nothing is read while the reader is behind.
+        let chunk = tokio::select! {
             outcome = &mut outcome => break outcome,
-            () = output.step(&sender), if !output.is_over => {}
-            () = errors.step(&sender), if !errors.is_over => {}
+            chunk = output.next(), if !output.is_over => chunk,
+            chunk = errors.next(), if !errors.is_over => chunk,
+        };
+        if let Some(chunk) = chunk {
+            // Without a reader it is thrown away.
+            let _reader = sender.send(chunk).await;
         }
     };
     if let Some(stdin) = stdin {
@@ -253,20 +258,18 @@ impl Output {
         Self { pipe, event, is_over: false }
     }
 
-    /// Reads one chunk and hands it on.
-    async fn step(&mut self, sender: &mpsc::Sender<ExecEvent>) {
-        if let Err(error) = self.pipe.readable().await {
-            tracing::debug!(%error, "a command's output cannot be read");
-            self.is_over = true;
-            return;
-        }
-        let mut chunk = BytesMut::zeroed(CHUNK_LEN);
-        match self.pipe.try_read(&mut chunk) {
+    /// Reads one chunk, if there is one after all. Loses nothing when it is dropped: it awaits only before it reads.
+    async fn next(&mut self) -> Option<ExecEvent> {
+        let mut chunk = BytesMut::new();
+        let read = self.pipe.readable().await.and_then(|()| {
+            chunk.resize(CHUNK_LEN, 0);
+            self.pipe.try_read(&mut chunk)
+        });
+        match read {
             Ok(0) => self.is_over = true,
             Ok(len) => {
                 chunk.truncate(len);
-                // Without a reader it is thrown away.
-                let _reader = sender.send((self.event)(chunk.freeze())).await;
+                return Some((self.event)(chunk.freeze()));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
@@ -274,6 +277,7 @@ impl Output {
                 self.is_over = true;
             }
         }
+        None
     }
 
     /// Hands on what is in the pipe now that the command has ended, and not what others go on writing.

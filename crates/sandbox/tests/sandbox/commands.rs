@@ -15,6 +15,7 @@ crate::tests![
     a_timeout_kills_all_descendants,
     children_left_behind_do_not_hold_the_exit,
     output_waits_for_its_reader,
+    what_waits_for_its_reader_outlives_the_command,
     without_a_reader_a_command_runs_on,
     large_command_lines,
 ];
@@ -128,6 +129,21 @@ async fn output_waits_for_its_reader() {
     let done = collect(events).await.unwrap();
     assert_eq!((done.stdout.len(), done.code), (30_000_000, 0));
     assert_eq!(run(&sandbox, &["test", "-e", "/workspace/done"]).await.code, 0);
+    sandbox.destroy().await.unwrap();
+}
+
+async fn what_waits_for_its_reader_outlives_the_command() {
+    let world = World::new();
+    let sandbox = world.sandbox().await;
+    // More pieces than events may wait, but fewer bytes than a pipe holds: it ends while one of them is handed on.
+    let line = "for i in $(seq 40); do echo out $i; echo err $i >&2; sleep 0.01; done; touch /workspace/done";
+    let spec = ExecSpec { argv: words(&["bash", "-c", line]), ..ExecSpec::default() };
+    let events = sandbox.exec(spec).await.unwrap();
+    let ended = "for i in $(seq 400); do [ -e done ] && exec sleep 0.2; sleep 0.05; done; exit 1";
+    assert_eq!(shell(&sandbox, ended).await.code, 0);
+    let done = collect(events).await.unwrap();
+    let lines = |word: &str| (1..=40).map(|i| format!("{word} {i}\n")).collect::<String>();
+    assert_eq!((done.stdout, done.stderr, done.code), (lines("out"), lines("err"), 0));
     sandbox.destroy().await.unwrap();
 }
 
