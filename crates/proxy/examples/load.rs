@@ -23,7 +23,7 @@ use hyper::service::service_fn;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use sandpail_proxy::{Access, Arrival, Audit, AuditRecord, DummyKey, Guest, OpenRoute, Remote, RouteSpec, serve};
+use sandpail_proxy::{Access, Arrival, Audit, AuditRecord, DummyKey, Guest, OpenRoute, RouteSpec, serve};
 use sandpail_s3::Signer;
 use sandpail_s3::sign::sigv4::SIGV4;
 use sandpail_s3::sign::{UNSIGNED_PAYLOAD, Unsigned};
@@ -121,7 +121,7 @@ async fn proxy(address: &str, endpoint: &str) -> anyhow::Result<()> {
         endpoint: Some(format!("http://{address}").parse()?),
         allow_unsigned: false,
     };
-    let _route: OpenRoute = guest.open(spec, Arc::new(Remote::new(relay)));
+    let _route: OpenRoute = guest.open(spec, Arc::new(relay));
     accept(address, |stream, local| {
         let arrival = Arrival { host: local.ip().to_string(), is_tls: false, port: local.port() };
         serve(stream, arrival, Arc::clone(&guest))

@@ -7,10 +7,11 @@ use bytes::Bytes;
 use http::response::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use http_body::{Frame, SizeHint};
+use sandpail_store::http::BodyError;
 
 use crate::meter::Meter;
-use crate::upstream::BodyError;
-use crate::{Body, Denied, ErrorAnswer};
+use crate::{Denied, ErrorAnswer};
+use sandpail_store::http::RelayBody;
 
 /// What a client may learn of an object beside `x-amz-meta-*` and `x-amz-checksum-*`. Not among them: names of keys,
 /// rules, accounts and hosts (`x-amz-server-side-encryption-aws-kms-key-id`, `x-amz-expiration`, `x-amz-id-2`,
@@ -52,7 +53,7 @@ pub(crate) struct AnswerBody {
 
 enum Source {
     Whole(Bytes),
-    Stream(Body),
+    Stream(RelayBody),
 }
 
 impl http_body::Body for AnswerBody {
@@ -102,7 +103,7 @@ pub(crate) fn whole(response: Response<Bytes>, meter: Meter) -> Response<AnswerB
 }
 
 /// An answer whose body is the store's.
-pub(crate) fn streaming(parts: Parts, body: Body, meter: Meter) -> Response<AnswerBody> {
+pub(crate) fn streaming(parts: Parts, body: RelayBody, meter: Meter) -> Response<AnswerBody> {
     finish(Response::from_parts(parts, Source::Stream(body)), meter)
 }
 

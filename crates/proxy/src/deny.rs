@@ -7,7 +7,9 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use sandpail_s3::xml::{ErrorDocument, escape};
 
-use crate::{BadAnswer, Denied, UpstreamError};
+use sandpail_store::http::RelayError;
+
+use crate::{BadAnswer, Denied};
 
 /// Longest code of an error that a provider may have of its own.
 const CODE_LEN_MAX: usize = 64;
@@ -181,29 +183,29 @@ impl From<&Denied> for ErrorAnswer {
     }
 }
 
-impl From<&UpstreamError> for ErrorAnswer {
-    fn from(error: &UpstreamError) -> Self {
+impl From<&RelayError> for ErrorAnswer {
+    fn from(error: &RelayError) -> Self {
         // The details name hosts and files of the operator's: they are for the log.
         match error {
-            UpstreamError::Unreachable(_) => {
+            RelayError::Unreachable(_) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", "the store cannot be reached")
             }
-            UpstreamError::Timeout => {
+            RelayError::Timeout(_) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", "the store does not answer")
             }
-            UpstreamError::TryAgain => {
+            RelayError::TryAgain => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "SlowDown", "please send the request again")
             }
-            UpstreamError::Unsupported(what) => {
+            RelayError::Unsupported(what) => {
                 Self::new(StatusCode::NOT_IMPLEMENTED, "NotImplemented", format!("the store does not know {what}"))
             }
-            UpstreamError::Invalid(_) => {
+            RelayError::Invalid(_) => {
                 Self::new(StatusCode::BAD_REQUEST, "InvalidRequest", "the request cannot be sent")
             }
-            UpstreamError::Credentials(_) => {
+            RelayError::Credentials(_) => {
                 Self::new(StatusCode::FORBIDDEN, "AccessDenied", "the mount's own credentials cannot be used")
             }
-            UpstreamError::Body(_) => Self::new(StatusCode::BAD_REQUEST, "IncompleteBody", "the body broke"),
+            RelayError::Body(_) => Self::new(StatusCode::BAD_REQUEST, "IncompleteBody", "the body broke"),
         }
     }
 }
@@ -247,7 +249,7 @@ mod tests {
         let response = ErrorAnswer::from(&Denied::NoRoute).response(true, "id");
         assert!(response.body().is_empty());
         assert_eq!(response.status(), StatusCode::FORBIDDEN);
-        let secret = UpstreamError::Unreachable("10.0.0.1:443".into());
+        let secret = RelayError::Unreachable("10.0.0.1:443".into());
         assert!(!ErrorAnswer::from(&secret).message.contains("10.0.0.1"));
     }
 }

@@ -4,8 +4,9 @@ use async_trait::async_trait;
 use http::{HeaderValue, Request, Response, header};
 use sandpail_s3::address::{canonical_query, encode_key};
 use sandpail_s3d::Local;
+use sandpail_store::http::{RelayBody, RelayError, RelayRequest};
 
-use crate::{Body, Upstream, UpstreamError, UpstreamRequest};
+use crate::Upstream;
 
 /// Hands requests to an embedded bucket, which needs no keys.
 #[derive(Debug)]
@@ -20,7 +21,7 @@ impl Embedded {
 
 #[async_trait]
 impl Upstream for Embedded {
-    async fn send(&self, request: UpstreamRequest) -> Result<Response<Body>, UpstreamError> {
+    async fn send(&self, request: RelayRequest) -> Result<Response<RelayBody>, RelayError> {
         let mut url = format!("/{}", encode_key(self.0.bucket()));
         if let Some(key) = &request.key {
             url.push('/');
@@ -32,7 +33,7 @@ impl Upstream for Embedded {
         }
         let mut local = Request::new(request.body);
         *local.method_mut() = request.method;
-        *local.uri_mut() = url.parse().map_err(|_| UpstreamError::Invalid("the key makes no URL".into()))?;
+        *local.uri_mut() = url.parse().map_err(|_| RelayError::Invalid("the key makes no URL".into()))?;
         *local.headers_mut() = request.headers;
         local.headers_mut().insert(header::HOST, HeaderValue::from_static("embedded"));
         local.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(request.len));

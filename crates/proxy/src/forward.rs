@@ -5,14 +5,12 @@ use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use sandpail_store::http::{RelayBody, RelayError, RelayRequest};
 
 use crate::answer::{self, AnswerBody};
 use crate::meter::Meter;
 use crate::upload::{Fault, Upload};
-use crate::{
-    Action, BadAnswer, Body, BodyRule, Denied, ErrorAnswer, Forward, Payload, Permit, Rewritten, UpstreamError,
-    UpstreamRequest,
-};
+use crate::{Action, BadAnswer, BodyRule, Denied, ErrorAnswer, Forward, Payload, Permit, Rewritten};
 
 /// Bodies up to this length are checked in whole before anything is sent.
 const WHOLE_LEN_MAX: u64 = 64 << 10;
@@ -24,7 +22,7 @@ const ERROR_LEN_MAX: usize = 64 << 10;
 /// Why there is no answer of the store's to pass on.
 enum Failure {
     Denied(Denied),
-    Upstream(UpstreamError),
+    Upstream(RelayError),
     Told(ErrorAnswer),
 }
 
@@ -44,7 +42,7 @@ impl From<BadAnswer> for Failure {
 /// What is passed on.
 enum Passed {
     Whole(Response<Bytes>),
-    Stream(Parts, Body),
+    Stream(Parts, RelayBody),
 }
 
 /// Sends a request and makes the answer; a failure is an answer, too.
@@ -120,7 +118,7 @@ async fn request(
     incoming: Incoming,
     meter: &mut Meter,
     fault: &Fault,
-) -> Result<UpstreamRequest, Failure> {
+) -> Result<RelayRequest, Failure> {
     let mut headers = std::mem::take(&mut forward.headers);
     let mut payload_hash = forward.payload.hash().map(str::to_owned);
     let received = meter.received();
@@ -152,7 +150,7 @@ async fn request(
             (body.len() as u64, full(body))
         }
     };
-    Ok(UpstreamRequest {
+    Ok(RelayRequest {
         method: forward.method.clone(),
         key: forward.permit.key().map(str::to_owned),
         query: forward.permit.query().to_vec(),
@@ -165,12 +163,12 @@ async fn request(
     })
 }
 
-fn full(bytes: Bytes) -> Body {
+fn full(bytes: Bytes) -> RelayBody {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// An answer whose body passes as it is.
-fn head(status: StatusCode, headers: HeaderMap, body: Body) -> Passed {
+fn head(status: StatusCode, headers: HeaderMap, body: RelayBody) -> Passed {
     let (mut parts, ()) = Response::new(()).into_parts();
     parts.status = status;
     parts.headers = headers;
@@ -189,7 +187,7 @@ async fn check_upload(forward: &Forward) -> Result<(), Failure> {
     if memory.knows_upload(id, key) {
         return Ok(());
     }
-    let request = UpstreamRequest {
+    let request = RelayRequest {
         method: Method::GET,
         key: Some(key.to_owned()),
         query: vec![("max-parts".into(), "1".into()), ("uploadId".into(), id.to_owned())],
@@ -224,7 +222,7 @@ async fn document(
     forward: &Forward,
     status: StatusCode,
     mut headers: HeaderMap,
-    body: Body,
+    body: RelayBody,
 ) -> Result<Passed, Failure> {
     let bytes = gather(body, DOCUMENT_LEN_MAX).await?;
     match forward.rewrite_answer(&bytes)? {
@@ -242,7 +240,7 @@ async fn document(
 }
 
 /// The store's refusal in harmless words.
-async fn refusal(status: StatusCode, headers: HeaderMap, body: Body, is_head: bool) -> Failure {
+async fn refusal(status: StatusCode, headers: HeaderMap, body: RelayBody, is_head: bool) -> Failure {
     // Where the store would send the client is not for the client, and the relay has followed what can be followed.
     let status = if status.is_client_error() || status.is_server_error() { status } else { StatusCode::BAD_GATEWAY };
     let bytes = if is_head { Bytes::new() } else { gather(body, ERROR_LEN_MAX).await.unwrap_or_default() };
@@ -251,7 +249,7 @@ async fn refusal(status: StatusCode, headers: HeaderMap, body: Body, is_head: bo
 }
 
 /// Reads a document of at most `len_max` bytes.
-async fn gather(mut body: Body, len_max: usize) -> Result<Bytes, BadAnswer> {
+async fn gather(mut body: RelayBody, len_max: usize) -> Result<Bytes, BadAnswer> {
     let mut all = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| BadAnswer("it broke off".into()))?;

@@ -3,36 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use async_trait::async_trait;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use sandpail_s3::sign::sigv4::SIGV4;
 use sandpail_s3::sign::{Dialect, Signer, Unsigned};
 use sandpail_spec::{Credentials, KeyPrefix, SecretKey};
 
+use crate::nowhere::Nowhere;
 use crate::query::Query;
-use crate::{
-    Access, Arrival, Audit, AuditRecord, Body, Decision, Denied, DummyKey, Forward, Guest, OpenRoute, RouteSpec,
-    Upstream, UpstreamError, UpstreamRequest, decide,
-};
-
-#[derive(Debug)]
-struct Nowhere;
-
-#[async_trait]
-impl Upstream for Nowhere {
-    async fn send(&self, _: UpstreamRequest) -> Result<Response<Body>, UpstreamError> {
-        Err(UpstreamError::Timeout)
-    }
-
-    fn region(&self) -> String {
-        "eu-central-1".into()
-    }
-}
-
-impl Audit for Nowhere {
-    fn record(&self, _: AuditRecord) {}
-}
+use crate::{Access, Arrival, Decision, Denied, DummyKey, Forward, Guest, OpenRoute, RouteSpec, decide};
 
 pub(crate) const KEY_ID: &str = "SPDUMMY";
 pub(crate) const SECRET: &str = "dummy/secret+of=guest";

@@ -14,10 +14,10 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use sandpail_s3::ChecksumKind;
+use sandpail_store::http::BodyError;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::body::{BodyCheck, Checked};
-use crate::upstream::BodyError;
 use crate::{Denied, Forward};
 
 /// A body that does not move for so long is given up.

@@ -14,11 +14,12 @@ use futures_util::stream;
 use http::{HeaderValue, Method, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use sandpail_proxy::{Access, Body, Upstream, UpstreamError, UpstreamRequest};
+use sandpail_proxy::{Access, Upstream};
+use sandpail_store::http::{RelayBody, RelayError, RelayRequest};
 
 const UPLOAD_COUNT: usize = 64;
-/// Of one upload, in bytes.
-const LEN: usize = 24 << 20;
+/// Of one upload, in bytes: in the short form, and in the long one.
+const LENS: [usize; 2] = [24 << 20, 1 << 30];
 const PIECE: &[u8] = &[7; 64 << 10];
 
 /// Takes bodies, slower than they come.
@@ -29,10 +30,10 @@ struct Slow {
 
 #[async_trait]
 impl Upstream for Slow {
-    async fn send(&self, mut request: UpstreamRequest) -> Result<Response<Body>, UpstreamError> {
+    async fn send(&self, mut request: RelayRequest) -> Result<Response<RelayBody>, RelayError> {
         let mut count = 0_u32;
         while let Some(frame) = request.body.frame().await {
-            let frame = frame.map_err(|error| UpstreamError::Body(error.to_string()))?;
+            let frame = frame.map_err(|error| RelayError::Body(error.to_string()))?;
             self.taken.fetch_add(frame.data_ref().map_or(0, Bytes::len) as u64, Ordering::Relaxed);
             count += 1;
             if count.is_multiple_of(16) {
@@ -58,6 +59,7 @@ fn resident() -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_uploads_take_little_memory() {
+    let len = LENS[usize::from(std::env::var_os("SANDPAIL_LONG").is_some())];
     let upstream = Arc::new(Slow::default());
     let proxy = Proxy::start(Arc::clone(&upstream) as Arc<dyn Upstream>, "/", Access::ReadWrite).await;
     let before = resident();
@@ -65,9 +67,9 @@ async fn many_uploads_take_little_memory() {
         .map(|number| {
             let client = proxy.client();
             tokio::spawn(async move {
-                let frames = (0..LEN / PIECE.len()).map(|_| Ok(Frame::data(Bytes::from_static(PIECE))));
+                let frames = (0..len / PIECE.len()).map(|_| Ok(Frame::data(Bytes::from_static(PIECE))));
                 let mut put = request(Method::PUT, &format!("k{number}"), &[], "");
-                (put.len, put.body) = (LEN as u64, StreamBody::new(stream::iter(frames)).boxed_unsync());
+                (put.len, put.body) = (len as u64, StreamBody::new(stream::iter(frames)).boxed_unsync());
                 client.send(put).await.unwrap().status()
             })
         })
@@ -80,7 +82,7 @@ async fn many_uploads_take_little_memory() {
     for upload in uploads {
         assert_eq!(upload.await.unwrap(), 200);
     }
-    let total = (UPLOAD_COUNT * LEN) as u64;
+    let total = (UPLOAD_COUNT * len) as u64;
     assert_eq!(upstream.taken.load(Ordering::Relaxed), total);
     // Both the clients and the proxy are in this process: 64 of each.
     let grown = most.saturating_sub(before);

@@ -12,12 +12,13 @@ use futures_util::stream;
 use http::{HeaderName, HeaderValue, Method, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use sandpail_proxy::{Access, Body, Embedded, Upstream, UpstreamError, UpstreamRequest};
+use sandpail_proxy::{Access, Embedded, Upstream};
 use sandpail_s3::{ChecksumKind, checksum};
 use sandpail_s3d::Local;
 use sandpail_spec::Provider;
 use sandpail_store::dir::DirStore;
 use sandpail_store::http::RelayBody;
+use sandpail_store::http::{RelayError, RelayRequest};
 use sandpail_store::memory::MemoryStore;
 use sandpail_store::{Capabilities, ObjectKey, Store, StoreError, conformance};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -149,7 +150,7 @@ async fn refusals_are_documents_and_tell_nothing() {
         .build_relay()
         .unwrap();
     let mut proxy = Proxy::start(remote(&server.endpoint()), "/", Access::ReadWrite).await;
-    proxy.open(Arc::new(sandpail_proxy::Remote::new(wrong)), "/", Access::ReadWrite);
+    proxy.open(Arc::new(wrong), "/", Access::ReadWrite);
     let refused = ask(&proxy.client(), request(Method::GET, "a", &[], "")).await;
     assert_eq!(refused.status, 403);
     harmless(&refused);
@@ -211,7 +212,7 @@ struct Endless {
 
 #[async_trait]
 impl Upstream for Endless {
-    async fn send(&self, request: UpstreamRequest) -> Result<Response<Body>, UpstreamError> {
+    async fn send(&self, request: RelayRequest) -> Result<Response<RelayBody>, RelayError> {
         if request.method == Method::PUT {
             // Takes the body, and never answers.
             let _ = request.body.collect().await;
@@ -291,7 +292,7 @@ struct Late;
 
 #[async_trait]
 impl Upstream for Late {
-    async fn send(&self, request: UpstreamRequest) -> Result<Response<Body>, UpstreamError> {
+    async fn send(&self, request: RelayRequest) -> Result<Response<RelayBody>, RelayError> {
         let mut answer = Response::new(bytes(""));
         match request.method {
             Method::PUT => {

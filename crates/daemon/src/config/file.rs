@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sandpail_proxy::{EgressPolicy, HeaderSecret, HostName, HostPattern, Outbound};
 use sandpail_sandbox::{Limits, RootFs, SandboxSpec};
 use sandpail_spec::{SecretKey, parse_bytes, parse_duration};
 use serde::Deserialize;
 
 use super::bindings::{self, RawBinding, SecretRef};
+use super::egress::RawEgress;
 use super::told;
 use super::{Config, ConfigError, LogFormat, MountDefaults, Secrets};
 
@@ -97,37 +97,6 @@ struct RawLimits {
 }
 
 /// A policy as TOML writes it; the API has the same under names of its own style.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawEgress {
-    enable_internet: bool,
-    allowed_hosts: Vec<HostPattern>,
-    denied_hosts: Vec<HostPattern>,
-    outbound_by_host: std::collections::BTreeMap<HostName, RawOutbound>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawOutbound {
-    headers: std::collections::BTreeMap<String, HeaderSecret>,
-    #[serde(default)]
-    allow_http: bool,
-}
-
-impl RawEgress {
-    fn checked(self, place: &str) -> Result<EgressPolicy, ConfigError> {
-        let outbound = |raw: RawOutbound| Outbound { headers: raw.headers, allow_http: raw.allow_http };
-        let policy = EgressPolicy {
-            enable_internet: self.enable_internet,
-            allowed_hosts: self.allowed_hosts,
-            denied_hosts: self.denied_hosts,
-            outbound_by_host: self.outbound_by_host.into_iter().map(|(host, raw)| (host, outbound(raw))).collect(),
-        };
-        policy.check().map_err(|error| invalid(place, format!("egress: {error}")))?;
-        Ok(policy)
-    }
-}
-
 /// How a variable's text becomes a value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
@@ -309,7 +278,7 @@ fn config(
         },
         hidden: raw.hidden,
         mounts,
-        egress: raw.egress.checked(place)?,
+        egress: raw.egress.checked(&secrets).map_err(|error| invalid(place, format!("egress: {error}")))?,
         slow_request: raw.slow_request.map_or(usual.slow_request, |time| time.0),
         embedded_listen: raw.embedded_listen,
         log: raw.log.unwrap_or(usual.log.clone()),

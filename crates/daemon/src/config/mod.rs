@@ -8,6 +8,7 @@
 //! ```
 
 mod bindings;
+mod egress;
 mod file;
 mod secrets;
 mod told;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandpail_proxy::{Access, Embedded, OpenRoute, Remote, RouteSpec, Upstream};
+use sandpail_proxy::{Access, Embedded, OpenRoute, RouteSpec, Upstream};
 use sandpail_s3d::Local;
 use sandpail_sandbox::Sandbox;
 use sandpail_spec::{BindingName, BucketPlace, KeyPrefix, MountMode, S3fsOptions};
@@ -95,7 +95,7 @@ fn in_directory(inner: &Inner, bucket: &str) -> Result<Arc<dyn Upstream>, String
 
 fn on_server(remote: &RemotePlan, bucket: &str) -> Result<Arc<dyn Upstream>, String> {
     let relay = remote.relay(bucket).map_err(|error| format!("{error:#}"))?;
-    Ok(Arc::new(Remote::new(relay)))
+    Ok(Arc::new(relay))
 }
 
 fn open_at(network: &SandboxNetwork, shown: &Shown, upstream: Arc<dyn Upstream>) -> Result<OpenRoute, String> {

@@ -22,7 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::dial::{DialError, Place};
 use super::{EgressPolicy, Forbidden, Outbound, Shared, Stream};
-use crate::upstream::Body;
+use sandpail_store::http::RelayBody;
 
 /// For the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -136,7 +136,7 @@ pub(super) fn refusal(host: &str, why: Forbidden) -> Vec<u8> {
 }
 
 impl Forwarding {
-    async fn answer(&self, request: Request<Incoming>, connection: &Connection) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, connection: &Connection) -> Response<RelayBody> {
         let begun = Instant::now();
         let answer = self.forward(request, connection).await;
         let (response, refused) = match answer {
@@ -155,7 +155,11 @@ impl Forwarding {
         response
     }
 
-    async fn forward(&self, request: Request<Incoming>, connection: &Connection) -> Result<Response<Body>, Refused> {
+    async fn forward(
+        &self,
+        request: Request<Incoming>,
+        connection: &Connection,
+    ) -> Result<Response<RelayBody>, Refused> {
         let policy = self.shared.policy.borrow().clone();
         let host = || self.place.host();
         self.check_host(&request, &policy)?;
@@ -300,7 +304,7 @@ async fn handshake(stream: impl Stream) -> hyper::Result<Upstream> {
     Ok(Upstream { sender, _task: AbortOnDropHandle::new(task) })
 }
 
-fn incoming(response: Response<Incoming>) -> Response<Body> {
+fn incoming(response: Response<Incoming>) -> Response<RelayBody> {
     let (mut parts, body) = response.into_parts();
     remove_hop_headers(&mut parts.headers);
     parts.version = Version::HTTP_11;

@@ -113,7 +113,7 @@ impl Network {
         let socket = tokio::net::UdpSocket::from_std(sockets.names)?;
         let shared = Arc::new(Shared {
             guest,
-            names: Arc::default(),
+            names: Arc::new(Mutex::new(names::Names::new())),
             policy: watch::Sender::new(Arc::new(policy)),
             outside: world.outside,
             destination: world.destination,

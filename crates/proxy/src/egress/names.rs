@@ -5,6 +5,7 @@
 //! stands for outside is found out when the connection is passed on.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -36,6 +37,13 @@ struct Entry {
 }
 
 impl Names {
+    /// No names yet. Where addresses begin is left to chance, so that what a sandbox remembers from an earlier daemon is
+    /// rather nobody's address than another name's.
+    pub(super) fn new() -> Self {
+        let chance = RandomState::new().hash_one(0_u8) % u64::from(LAST - FIRST + 1);
+        Self { next: u32::try_from(chance).unwrap_or_default(), ..Self::default() }
+    }
+
     /// The address of a name; a new one if it has none. `None` if all names that are known are in use.
     pub(super) fn address(&mut self, name: &str) -> Option<Ipv4Addr> {
         self.clock += 1;
@@ -122,6 +130,14 @@ pub(super) fn is_given(address: Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_begin_anywhere() {
+        let begins = std::iter::repeat_with(|| Names::new().address("a").unwrap()).take(200);
+        let begins: std::collections::HashSet<_> = begins.collect();
+        assert!(begins.len() > 100, "{}", begins.len());
+        assert!(begins.into_iter().all(|address| (FIRST..=LAST).contains(&address.to_bits())));
+    }
 
     #[test]
     fn a_name_keeps_its_address() {

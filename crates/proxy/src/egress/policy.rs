@@ -145,12 +145,26 @@ struct ShownOutbound {
     allow_http: bool,
 }
 
+/// What is shown in place of a value.
+const HIDDEN: &str = "***";
+
 /// Why a policy is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPolicy {
     /// Not a header, or one that belongs to the connection.
     #[error("outboundByHost {host}: {header:?} cannot be a header to add")]
     Header {
+        /// The entry.
+        host: String,
+        /// The name of the header.
+        header: String,
+    },
+    /// A policy as it was shown, given back.
+    #[error(
+        "outboundByHost {host}: the value of {header:?} is {HIDDEN}, which stands for one that is not shown; give the value \
+         itself or ${{NAME}}"
+    )]
+    Hidden {
         /// The entry.
         host: String,
         /// The name of the header.
@@ -236,6 +250,9 @@ impl EgressPolicy {
                 if !is_good {
                     return Err(InvalidPolicy::Header { host, header });
                 }
+                if value.expose() == HIDDEN {
+                    return Err(InvalidPolicy::Hidden { host, header });
+                }
                 if HeaderValue::from_str(value.expose()).is_err() {
                     return Err(InvalidPolicy::Value { host, header });
                 }
@@ -246,7 +263,7 @@ impl EgressPolicy {
 
     /// The policy without values of headers, to be shown. Values are `"***"`.
     pub fn shown(&self) -> ShownPolicy {
-        self.with_values(|_| "***".to_owned())
+        self.with_values(|_| HIDDEN.to_owned())
     }
 
     /// The policy with values of headers, as it can be read again: for the daemon's own state, which is root's alone.

@@ -3,39 +3,19 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use async_trait::async_trait;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use sandpail_s3::sign::goog4::GOOG4;
 use sandpail_s3::sign::sigv4::SIGV4;
 use sandpail_s3::sign::{Signer, Unsigned};
 use sandpail_spec::{Credentials, KeyPrefix, SecretKey};
 
+use crate::nowhere::Nowhere;
 use crate::query::Query;
-use crate::{
-    Access, Audit, AuditRecord, Body, DummyKey, Guest, OpenRoute, RouteSpec, Upstream, UpstreamError, UpstreamRequest,
-};
+use crate::{Access, DummyKey, Guest, OpenRoute, RouteSpec};
 
 const KEY_ID: &str = "id";
 const SECRET: &str = "secret";
-
-#[derive(Debug)]
-struct Nowhere;
-
-#[async_trait]
-impl Upstream for Nowhere {
-    async fn send(&self, _: UpstreamRequest) -> Result<Response<Body>, UpstreamError> {
-        Err(UpstreamError::Timeout)
-    }
-
-    fn region(&self) -> String {
-        "us-east-1".into()
-    }
-}
-
-impl Audit for Nowhere {
-    fn record(&self, _: AuditRecord) {}
-}
 
 pub(super) struct World {
     pub(super) guest: Arc<Guest>,

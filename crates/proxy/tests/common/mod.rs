@@ -8,9 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use http_body_util::{BodyExt, Full};
-use sandpail_proxy::{
-    Access, Arrival, Audit, AuditRecord, DummyKey, Guest, OpenRoute, Remote, RouteSpec, Upstream, serve,
-};
+use sandpail_proxy::{Access, Arrival, Audit, AuditRecord, DummyKey, Guest, OpenRoute, RouteSpec, Upstream, serve};
 use sandpail_s3d::{KeyPair, Server, ServerOptions};
 use sandpail_spec::{Credentials, KeyPrefix, SecretKey};
 use sandpail_store::Store;
@@ -66,7 +64,7 @@ pub async fn service(store: Arc<dyn Store>) -> Server {
 pub fn remote(endpoint: &str) -> Arc<dyn Upstream> {
     let builder =
         HttpStore::builder(endpoint.parse().unwrap(), "bucket").credentials(credentials(REAL_ID, REAL_SECRET));
-    Arc::new(Remote::new(builder.build_relay().unwrap()))
+    Arc::new(builder.build_relay().unwrap())
 }
 
 /// A running proxy.

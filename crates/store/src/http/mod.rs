@@ -62,7 +62,7 @@ pub use chain::AwsChain;
 pub use counters::RequestCounts;
 pub use credentials::{CredentialProvider, StaticCredentials, environment};
 pub use probe::{FirstAnswer, ProbeStep, ProviderProfile};
-pub use relay::{Relay, RelayBody, RelayError, RelayRequest};
+pub use relay::{BodyError, Relay, RelayBody, RelayError, RelayRequest};
 
 use self::connect::Connector;
 use self::error::{Failure, Names};

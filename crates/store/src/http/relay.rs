@@ -34,7 +34,7 @@ const REPLAY_LEN_MAX: u64 = 64 << 10;
 const REFUSAL_LEN_MAX: usize = 64 << 10;
 
 /// Why a body broke.
-pub(super) type BodyError = Box<dyn Error + Send + Sync>;
+pub type BodyError = Box<dyn Error + Send + Sync>;
 
 /// A body as it streams.
 pub type RelayBody = UnsyncBoxBody<Bytes, BodyError>;

@@ -5,21 +5,8 @@ use sandpail_spec::KeyPrefix;
 use tokio::io::AsyncWriteExt;
 
 use super::world::{World, say};
-use crate::{Access, OpenRoute, RouteSpec, UpstreamError, UpstreamRequest};
-
-#[derive(Debug)]
-struct Nowhere;
-
-#[async_trait::async_trait]
-impl crate::Upstream for Nowhere {
-    async fn send(&self, _: UpstreamRequest) -> Result<http::Response<crate::Body>, UpstreamError> {
-        Err(UpstreamError::Timeout)
-    }
-
-    fn region(&self) -> String {
-        String::new()
-    }
-}
+use crate::nowhere::Nowhere;
+use crate::{Access, OpenRoute, RouteSpec};
 
 fn mount(world: &World, endpoint: &str) -> OpenRoute {
     let spec = RouteSpec {
