@@ -4,6 +4,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::super::names;
 use super::world::{World, policy, question, read_all, read_answer, say, within};
 
 const INTERNET: &str = r#"{"enableInternet":true}"#;
@@ -24,7 +25,7 @@ async fn names_are_answered_by_policy() {
     world.name("private.example.com", &[&["10.0.0.1"]]);
     world.name("mixed.example.com", &[&["10.0.0.1", "169.254.169.254", "93.184.216.37"]]);
     let given = world.ask("A.example.com").await.unwrap().unwrap();
-    assert_eq!(given.octets()[..2], [198, 18]);
+    assert!(names::is_given(given), "{given}");
     assert_eq!(world.ask("a.example.com").await, Ok(Some(given)));
     assert_eq!(world.ask_for("a.example.com", RecordType::AAAA).await, Ok(None));
     assert!(world.ask("mixed.example.com").await.is_ok());
