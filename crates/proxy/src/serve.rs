@@ -31,8 +31,9 @@ const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a client may still send after its last answer, so that it reads the answer before the connection is gone.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const LINGER_LEN_MAX: usize = 16 << 20;
-/// Most bytes that are read from, or wait to be written to, a connection.
-const BUFFER_LEN_MAX: usize = 128 << 10;
+/// Most bytes that are read from, or wait to be written to, a connection. With half of it, PUT of long bodies takes a tenth
+/// more CPU.
+pub(crate) const BUFFER_LEN_MAX: usize = 256 << 10;
 
 /// Serves one connection of a sandbox until it ends, as S3. `io` should not delay small writes (`TCP_NODELAY`).
 ///

@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::framing::{Framing, Step, rule};
 use crate::gate::refusal;
+use crate::serve::BUFFER_LEN_MAX;
 use crate::{Denied, Gate};
 
 /// A request as the machine sees it.
@@ -227,7 +228,7 @@ fn serve(input: &[u8], step: usize, ends: bool) -> Vec<Served> {
     });
     let io = Pieces { input: Bytes::copy_from_slice(input), len: step, ends };
     let connection = hyper::server::conn::http1::Builder::new()
-        .max_buf_size(128 << 10)
+        .max_buf_size(BUFFER_LEN_MAX)
         .max_headers(128)
         .serve_connection(TokioIo::new(Gate::new(io)), service);
     let mut connection = pin!(connection);

@@ -25,7 +25,7 @@ use super::relay::{BodyError, SentBody};
 
 /// Most that is read from a connection at once; hyper begins with 8 KiB and grows while there is more. Larger pieces
 /// fall out of the processor's cache before they are sent.
-const READ_LEN_MAX: usize = 128 << 10;
+const READ_LEN_MAX: usize = 256 << 10;
 
 /// One connection.
 pub(super) struct Wire {
