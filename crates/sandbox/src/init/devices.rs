@@ -259,7 +259,7 @@ fn own_files(set_up: &SetUp, given: Vec<Given>) -> Result<(), Failure> {
     let (uid, gid) = (rustix::fs::Uid::from_raw(set_up.ids.base), rustix::fs::Gid::from_raw(set_up.ids.base));
     let create = |name: &str| -> Result<fs::File, Failure> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        let created = rustix::fs::openat(&own, name, flags, Mode::from_raw_mode(0o644)).during(WHAT)?;
+        let created = rustix::fs::openat(&own, name, flags, Mode::from_raw_mode(0o444)).during(WHAT)?;
         rustix::fs::fchown(&created, Some(uid), Some(gid)).during(WHAT)?;
         Ok(created.into())
     };
