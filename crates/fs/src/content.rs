@@ -15,6 +15,8 @@ pub struct Content {
     /// Held while the file is uploaded, renamed or removed. Taken before the tree's lock, never under it.
     pub(crate) commit: tokio::sync::Mutex<()>,
     attributes_pending: AtomicBool,
+    /// Something is on its way to the bucket, which has not acknowledged it.
+    uploading: AtomicBool,
     times_were_set: AtomicBool,
     unlinked: AtomicBool,
     may_be_stored: AtomicBool,
@@ -68,13 +70,25 @@ impl Content {
         lock(&self.dirty).take();
     }
 
-    /// Whether something is not in the bucket yet.
+    /// Whether something is not in the bucket yet: changed since the last upload began, or on its way.
     pub(crate) fn has_unstored(&self) -> bool {
+        // In this order: an upload that fails says that there are changes before it ends.
+        self.uploading.load(Ordering::Acquire) || self.has_changes()
+    }
+
+    /// Whether something was changed since the last upload began.
+    pub(crate) fn has_changes(&self) -> bool {
         self.attributes_pending.load(Ordering::Acquire) || self.dirty().is_some_and(|dirty| dirty.is_dirty())
     }
 
     pub(crate) fn set_attributes_pending(&self, pending: bool) {
         self.attributes_pending.store(pending, Ordering::Release);
+    }
+
+    /// An upload begins; it ends when the guard is dropped. Only for the holder of `commit`.
+    pub(crate) fn begin_upload(&self) -> Uploading<'_> {
+        self.uploading.store(true, Ordering::Release);
+        Uploading { content: self }
     }
 
     /// Remembers that someone chose the times, so that a stored time may not differ from them.
@@ -101,5 +115,17 @@ impl Content {
 
     pub(crate) fn may_be_stored(&self) -> bool {
         self.may_be_stored.load(Ordering::Acquire)
+    }
+}
+
+/// An upload under way.
+#[derive(Debug)]
+pub(crate) struct Uploading<'a> {
+    content: &'a Content,
+}
+
+impl Drop for Uploading<'_> {
+    fn drop(&mut self) {
+        self.content.uploading.store(false, Ordering::Release);
     }
 }

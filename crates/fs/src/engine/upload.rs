@@ -120,9 +120,11 @@ impl Engine {
     pub(super) async fn store_file_locked(&self, ino: u64) -> FsResult<()> {
         let Some(content) = self.tree().get(ino).ok_or_else(|| stale(ino))?.content.clone() else { return Ok(()) };
         let _one = content.commit.lock().await;
-        if content.is_unlinked() || !content.has_unstored() {
+        if content.is_unlinked() || !content.has_changes() {
             return Ok(());
         }
+        // Until it ends, nobody else may take the file for stored.
+        let _uploading = content.begin_upload();
         let (key, mut attributes, version, parent, name) = {
             let tree = self.tree();
             let node = tree.get(ino).ok_or_else(|| stale(ino))?;
@@ -237,7 +239,7 @@ impl Engine {
         let Some(node) = tree.get_mut(ino) else { return };
         let modified = outcome.last_modified.unwrap_or_else(SystemTime::now);
         node.version = Some(Version { etag: Some(outcome.etag.clone()), size, modified });
-        let is_unchanged = node.content.as_ref().is_none_or(|content| !content.has_unstored());
+        let is_unchanged = node.content.as_ref().is_none_or(|content| !content.has_changes());
         if is_unchanged {
             node.attr.size = size;
             if has_posix_metadata {

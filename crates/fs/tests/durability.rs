@@ -1,0 +1,91 @@
+//! Nobody is told that a file is stored before the bucket has acknowledged it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sandpail_fs::engine::{Engine, EngineOptions, OpenMode};
+use sandpail_store::memory::MemoryStore;
+use sandpail_store::{ObjectKey, Store, collect};
+use sandpail_testkit::faults::{FaultPlan, Faults};
+
+const ROOT: u64 = 1;
+const BOTH: OpenMode = OpenMode { read: true, write: true, append: false, truncate: false };
+
+struct World {
+    engine: Arc<Engine>,
+    bucket: MemoryStore,
+    faults: Arc<Faults>,
+    _staging: tempfile::TempDir,
+}
+
+impl World {
+    /// What goes wrong goes wrong only after `resume`. By this seed the first operation takes more than 100 ms.
+    fn new(refusals: f64) -> Self {
+        let staging = tempfile::tempdir().unwrap();
+        let bucket = MemoryStore::new();
+        let plan = FaultPlan { seed: 3, refusals, delay_max: Duration::from_millis(800), ..FaultPlan::default() };
+        let (store, faults) = Faults::new(Arc::new(bucket.clone()), plan);
+        faults.pause();
+        let options = EngineOptions::new(staging.path().to_owned());
+        let engine = Engine::new(store, options, tokio::runtime::Handle::current()).unwrap();
+        Self { engine, bucket, faults, _staging: staging }
+    }
+
+    async fn written(&self, bytes: &[u8]) -> (u64, u64) {
+        let opened = self.engine.create(ROOT, b"a", 0o644, 0, 0, BOTH).await.unwrap();
+        self.engine.write(opened.handle, 0, bytes, false).unwrap();
+        (opened.stat.ino, opened.handle)
+    }
+
+    async fn stored(&self) -> Option<Bytes> {
+        let key = ObjectKey::new("a").unwrap();
+        let size = self.bucket.head(&key).await.ok().filter(|info| info.size > 0)?.size;
+        Some(collect(self.bucket.get(&key, 0..size, None).await.unwrap(), 1 << 20).await.unwrap())
+    }
+}
+
+/// Long enough for an upload to begin, and shorter than it takes.
+async fn meanwhile() {
+    tokio::time::sleep(Duration::from_millis(30)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_syncs_or_closes_during_an_upload_waits_for_it() {
+    for through in ["fsync", "flush", "drain"] {
+        let world = World::new(0.0);
+        let (ino, handle) = world.written(through.as_bytes()).await;
+        let second = world.engine.open(ino, BOTH).await.unwrap().handle;
+        world.faults.resume();
+        let engine = Arc::clone(&world.engine);
+        let first = tokio::spawn(async move { engine.flush(handle).await });
+        meanwhile().await;
+        match through {
+            "fsync" => world.engine.fsync(second).await.unwrap(),
+            "flush" => world.engine.flush(second).await.unwrap(),
+            _ => drop(world.engine.drain().await),
+        }
+        assert_eq!(world.stored().await.as_deref(), Some(through.as_bytes()), "{through} came back too early");
+        first.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_closes_during_an_upload_that_fails_loses_nothing() {
+    let world = World::new(1.0);
+    let (ino, handle) = world.written(b"precious").await;
+    world.faults.set_down(true);
+    world.engine.flush(handle).await.unwrap_err();
+    world.engine.release(handle).await;
+    world.faults.set_down(false);
+    world.faults.resume();
+    let engine = Arc::clone(&world.engine);
+    let trying = tokio::spawn(async move { drop(engine.drain().await) });
+    meanwhile().await;
+    let reader = world.engine.open(ino, OpenMode { read: true, ..OpenMode::default() }).await.unwrap();
+    world.engine.release(reader.handle).await;
+    trying.await.unwrap();
+    world.faults.pause();
+    world.engine.drain().await;
+    assert_eq!(world.stored().await.as_deref(), Some(&b"precious"[..]));
+}
