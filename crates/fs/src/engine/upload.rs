@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use sandpail_store::{Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, PutOutcome, StoreError};
 
 use super::{Engine, FsError, FsResult, OnConflict, failed, guard, object_key, stale};
+use crate::content::Content;
 use crate::tree::{Node, Tree, Version};
 
 /// Pauses between tries to store what could not be stored when it was closed.
@@ -120,9 +121,18 @@ impl Engine {
     pub(super) async fn store_file_locked(&self, ino: u64) -> FsResult<()> {
         let Some(content) = self.tree().get(ino).ok_or_else(|| stale(ino))?.content.clone() else { return Ok(()) };
         let _one = content.commit.lock().await;
-        if content.is_unlinked() || !content.has_unstored() {
+        if content.is_unlinked() || !content.has_changes() {
             return Ok(());
         }
+        let uploading = content.begin_upload();
+        let result = self.store_content(ino, &content).await;
+        self.note_result(ino, &content, &result);
+        drop(uploading);
+        result
+    }
+
+    /// The same, for the holder of the content's `commit`.
+    async fn store_content(&self, ino: u64, content: &Arc<Content>) -> FsResult<()> {
         let (key, mut attributes, version, parent, name) = {
             let tree = self.tree();
             let node = tree.get(ino).ok_or_else(|| stale(ino))?;
@@ -149,7 +159,7 @@ impl Engine {
             };
         }
         dirty.set_attributes(attributes.clone());
-        let base = self.base_of(&content);
+        let base = self.base_of(content);
         let unchanged = self.check_unchanged(&key, version.as_ref()).await;
         let committed = match unchanged {
             Ok(()) => dirty.commit(&attributes, &self.condition(version.as_ref()), &base).await,
@@ -237,7 +247,7 @@ impl Engine {
         let Some(node) = tree.get_mut(ino) else { return };
         let modified = outcome.last_modified.unwrap_or_else(SystemTime::now);
         node.version = Some(Version { etag: Some(outcome.etag.clone()), size, modified });
-        let is_unchanged = node.content.as_ref().is_none_or(|content| !content.has_unstored());
+        let is_unchanged = node.content.as_ref().is_none_or(|content| !content.has_changes());
         if is_unchanged {
             node.attr.size = size;
             if has_posix_metadata {
