@@ -158,11 +158,10 @@ async fn a_failure_is_told_until_it_is_made_good() {
     world.engine.flush(handle).await.unwrap_err();
     let told = world.told(ino).await;
     let text = told.to_string();
-    assert_eq!((&told["state"], &told["error"], &told["errno"]), (
-        &json!("dirty"),
-        &json!("the store cannot be reached"),
-        &json!("ETIMEDOUT")
-    ));
+    assert_eq!(
+        (&told["state"], &told["error"], &told["errno"]),
+        (&json!("dirty"), &json!("the store cannot be reached"), &json!("ETIMEDOUT"))
+    );
     assert!(!text.contains("faulty"), "the provider's words: {text}");
     let status = world.status().await;
     assert_eq!(status["dirty"], json!({ "files": 1, "bytes": 8 }));
@@ -179,11 +178,10 @@ async fn a_failure_is_told_until_it_is_made_good() {
     assert_eq!(world.engine.sync().await.stored, 1);
     assert_eq!(world.told(ino).await["state"], "stored");
     let status = world.status().await;
-    assert_eq!((&status["dirty"]["files"], &status["files"], &status["oldestSeconds"]), (
-        &json!(0),
-        &json!([]),
-        &Value::Null
-    ));
+    assert_eq!(
+        (&status["dirty"]["files"], &status["files"], &status["oldestSeconds"]),
+        (&json!(0), &json!([]), &Value::Null)
+    );
     // What failed once is remembered.
     assert_eq!(status["lastErrors"][0]["path"], "/a");
 }

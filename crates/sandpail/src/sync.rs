@@ -84,7 +84,8 @@ fn flush_pages(mountpoint: &Path, timeout: Duration) -> anyhow::Result<()> {
         // Nobody listens any more when the time was up.
         let _ = tell.send(flushed);
     });
-    let flushed = told.recv_timeout(timeout).with_context(|| format!("the mount does not answer within {timeout:?}"))?;
+    let flushed =
+        told.recv_timeout(timeout).with_context(|| format!("the mount does not answer within {timeout:?}"))?;
     flushed.context("the kernel cannot hand over what was written through mappings")
 }
 

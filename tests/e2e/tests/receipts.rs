@@ -82,7 +82,9 @@ fn copies(world: &World) -> Result<()> {
         fails grep -q sandpail "$LOCAL/t.tar"; cp -a t "$LOCAL/out"; fails getfattr -n user.sandpail.state "$LOCAL/out/a" 2>/dev/null
         "#,
     )?;
-    world.python("for key in keys(): assert 'sandpail' not in str(s3.head_object(Bucket=bucket, Key=key)['Metadata'])")?;
+    world.python(
+        "for key in keys(): assert 'sandpail' not in str(s3.head_object(Bucket=bucket, Key=key)['Metadata'])",
+    )?;
     mount.unmount()
 }
 

@@ -46,7 +46,11 @@ pub(crate) async fn mount_bucket(State(api): State<Api>, Id(id): Id, body: Body)
         (status = 502, description = "It could not be unmounted and stays usable", body = ErrorBody),
     ),
 )]
-pub(crate) async fn unmount_bucket(State(api): State<Api>, Id(id): Id, body: Body) -> Result<Json<Unmounted>, ApiError> {
+pub(crate) async fn unmount_bucket(
+    State(api): State<Api>,
+    Id(id): Id,
+    body: Body,
+) -> Result<Json<Unmounted>, ApiError> {
     let members = wire::object(&extract::small_body(body).await?)?;
     let (path, force) = UnmountBucketRequest::parse(&members)?;
     let left = api.daemon()?.unmount(&id, &path, force).await.map_err(|error| Operation::Unmount.failed(error))?;

@@ -234,7 +234,11 @@ fn sessions_archives_mounts() {
     let root = invalid("mountPath must not resolve to / (filesystem root)");
     check("POST /v1/sandbox/abc/unmount", r#"{"mountPath":"/a/.."}"#, root);
     check("POST /v1/sandbox/abc/mounts/sync", r#"{"mountPath":"/a/.."}"#, root);
-    check("POST /v1/sandbox/abc/mounts/sync", r#"{"mountPath":"a"}"#, invalid("mountPath must be an absolute path (start with /)"));
+    check(
+        "POST /v1/sandbox/abc/mounts/sync",
+        r#"{"mountPath":"a"}"#,
+        invalid("mountPath must be an absolute path (start with /)"),
+    );
     check("POST /v1/sandbox/abc/mounts/sync", r#"{"mountPath":"/a"}"#, REACHES_THE_DAEMON);
     check("POST /v1/sandbox/abc/unmount", r#"{"mountPath":"/a"}"#, REACHES_THE_DAEMON);
 }

@@ -67,9 +67,7 @@ async fn flush_pages(root: OwnedFd, timeout: Duration) -> Result<(), String> {
 async fn carried_over(local: &sandpail_sync::Sync, timeout: Duration) -> Result<MountSynced, String> {
     let before = local.report().uploaded;
     match tokio::time::timeout(timeout, local.barrier()).await {
-        Ok(Ok(report)) => {
-            Ok(MountSynced { stored: report.uploaded.saturating_sub(before), failed: Vec::new() })
-        }
+        Ok(Ok(report)) => Ok(MountSynced { stored: report.uploaded.saturating_sub(before), failed: Vec::new() }),
         Ok(Err(SyncError::Incomplete { failed })) => {
             Ok(MountSynced { stored: local.report().uploaded.saturating_sub(before), failed })
         }

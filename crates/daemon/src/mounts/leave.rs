@@ -250,10 +250,7 @@ mod tests {
     fn what_is_not_stored_is_named() {
         assert_eq!(not_stored(Vec::new()), Ok(()));
         let one = ("a/b".to_owned(), "access denied".to_owned());
-        assert_eq!(
-            not_stored(vec![one.clone()]).unwrap_err().why,
-            "1 file(s) could not be stored: a/b: access denied"
-        );
+        assert_eq!(not_stored(vec![one.clone()]).unwrap_err().why, "1 file(s) could not be stored: a/b: access denied");
         let Left { why: many, files } = not_stored(vec![one; 6]).unwrap_err();
         assert_eq!(files.len(), 6);
         assert!(many.starts_with("6 file(s)") && many.ends_with(", …") && many.matches("a/b").count() == 5, "{many}");

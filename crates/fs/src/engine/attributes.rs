@@ -309,7 +309,9 @@ impl Engine {
 
 fn check_xattr_name(name: &str, to_change: bool) -> FsResult<()> {
     if to_change && name == STATE_ATTRIBUTE {
-        return Err(FsError::NotPermitted { what: format!("{name} says where the file's bytes are; it cannot be set") });
+        return Err(FsError::NotPermitted {
+            what: format!("{name} says where the file's bytes are; it cannot be set"),
+        });
     }
     if name.strip_prefix("user.").is_some_and(|rest| !rest.is_empty()) {
         return Ok(());
