@@ -68,6 +68,7 @@ pub(crate) enum Operation {
     Hydrate,
     Mount,
     Unmount,
+    Sync,
     Egress,
     Pool,
     /// One of our own file routes, by its verb.
@@ -93,6 +94,7 @@ impl Operation {
             Self::Persist => "workspace_archive_read_error",
             Self::Mount => "mount_error",
             Self::Unmount => "unmount_error",
+            Self::Sync => "sync_error",
             Self::Egress => "egress_error",
             Self::File(_) => "file_error",
             Self::Process(_) => "process_error",
@@ -114,6 +116,7 @@ impl Operation {
             Self::Hydrate => format!("hydrate failed: {why}"),
             Self::Mount => format!("mount failed: {why}"),
             Self::Unmount => format!("unmount failed: {why}"),
+            Self::Sync => format!("sync failed: {why}"),
             Self::Egress => format!("egress failed: {why}"),
             Self::File(verb) | Self::Process(verb) | Self::Object(verb) => format!("{verb} failed: {why}"),
         }
@@ -265,7 +268,7 @@ fn failed_inside(operation: &Operation, source: &SandboxError, bad_gateway: impl
         | SandboxError::Host(_) => bad_gateway(&source.to_string()),
     };
     // A mount may fail in a sandbox's words; its clients test the class all the same.
-    if let Operation::Mount | Operation::Unmount = operation {
+    if let Operation::Mount | Operation::Unmount | Operation::Sync = operation {
         let kind = sandpail_daemon::MountErrorKind::Other;
         let kind = if *operation == Operation::Unmount { sandpail_daemon::MountErrorKind::UnmountFailed } else { kind };
         let (name, sdk_code) = kind.name_and_code();

@@ -15,7 +15,7 @@ use crate::state::StateDir;
 use crate::worker::start::own_program;
 use crate::{
     BucketBody, BucketListOptions, BucketObject, BucketPage, BucketPutOptions, Config, DaemonError, Event, MountInfo,
-    MountRequest, PoolStats, SandboxInfo, mounts, objects, worker,
+    MountRequest, MountSynced, PoolStats, SandboxInfo, mounts, objects, worker,
 };
 
 /// The daemon: cheap to clone, one per process.
@@ -165,13 +165,28 @@ impl Daemon {
         to_its_end(async move { mounts::mount(&inner, &id, request).await }).await
     }
 
-    /// Stores everything, then unmounts. With `force` also what is in use or cannot be stored (its bytes are kept).
+    /// Stores everything, then unmounts. With `force` also what is in use or cannot be stored (its bytes are kept): gives
+    /// those files, with the reasons.
     ///
     /// # Errors
     /// [`DaemonError::Mount`]; the mount stays usable.
-    pub async fn unmount(&self, id: &SandboxId, mount_path: &str, force: bool) -> Result<(), DaemonError> {
+    pub async fn unmount(
+        &self,
+        id: &SandboxId,
+        mount_path: &str,
+        force: bool,
+    ) -> Result<Vec<(String, String)>, DaemonError> {
         let (inner, id, path) = (Arc::clone(&self.inner), id.clone(), mount_path.to_owned());
         to_its_end(async move { mounts::unmount(&inner, &id, &path, force).await }).await
+    }
+
+    /// Returns when everything that was written to a mount before the call is in the bucket, or says what is not.
+    ///
+    /// # Errors
+    /// [`DaemonError::Mount`] if there is no such mount, its process ended, or the time (`drain_timeout`) is up.
+    pub async fn sync_mount(&self, id: &SandboxId, mount_path: &str) -> Result<MountSynced, DaemonError> {
+        let (inner, id, path) = (Arc::clone(&self.inner), id.clone(), mount_path.to_owned());
+        to_its_end(async move { mounts::sync(&inner, &id, &path).await }).await
     }
 
     /// The mounts of a sandbox; none for an unknown id.

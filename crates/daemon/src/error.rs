@@ -50,6 +50,10 @@ impl MountError {
         Self { kind: MountErrorKind::UnmountFailed, message: why.into() }
     }
 
+    pub(crate) fn not_synced(path: &str, why: impl std::fmt::Display) -> Self {
+        Self { kind: MountErrorKind::Other, message: format!("Cannot sync {path}: {why}") }
+    }
+
     pub(crate) fn nothing_at(path: &str) -> Self {
         let message = format!("No active mount found at path: {path}");
         Self { kind: MountErrorKind::InvalidConfig, message }

@@ -34,6 +34,15 @@ pub struct MountInfo {
     pub proxy: Option<ProxyCounts>,
 }
 
+/// What a barrier did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MountSynced {
+    /// Files that were not in the bucket when it began, and are now.
+    pub stored: u64,
+    /// Files that are not in the bucket, with the reasons. Their bytes are kept and tried again.
+    pub failed: Vec<(String, String)>,
+}
+
 /// What went through a mount's door for S3 clients, since the daemon started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -25,7 +25,7 @@ use crate::FsError;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::attr::{Kind, S_IFMT, S_IFREG};
-use crate::engine::{Engine, Metadata, OpenMode, SetAttr, SetTime, Stat, Whence};
+use crate::engine::{Engine, Metadata, OpenMode, Opened, SetAttr, SetTime, Stat, Whence};
 use crate::errno::{Errno, errno};
 pub use crate::ids::IdMap;
 
@@ -318,8 +318,11 @@ fn open_mode(flags: i32) -> OpenMode {
     }
 }
 
-fn fopen_flags(keep_cache: bool) -> FopenFlags {
-    if keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+fn fopen_flags(opened: &Opened) -> FopenFlags {
+    let mut flags = FopenFlags::empty();
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
+    flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct_io);
+    flags
 }
 
 fn set_time(time: TimeOrNow) -> SetTime {
@@ -521,7 +524,7 @@ impl Filesystem for Adapter {
     fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let mode = open_mode(flags.0);
         answer!(self, "open", reply, |engine| engine.open(ino.0, mode), |opened| {
-            reply.opened(FileHandle(opened.handle), fopen_flags(opened.keep_cache));
+            reply.opened(FileHandle(opened.handle), fopen_flags(&opened));
         });
     }
 
@@ -543,7 +546,7 @@ impl Filesystem for Adapter {
             reply,
             |engine| engine.create(parent.0, &name, mode & !umask, uid, gid, open),
             |opened| {
-                let flags = fopen_flags(opened.keep_cache);
+                let flags = fopen_flags(&opened);
                 reply.created(&ttl, &file_attr(&opened.stat, ids), GENERATION, FileHandle(opened.handle), flags);
             }
         );

@@ -2,8 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use crate::read::{ObjectVersion, ReadContext, Reader};
+use crate::receipt::Failure;
 use crate::write::DirtyFile;
 
 /// Shared by all handles of an inode. The file is *clean* (read from one object version) or *dirty*
@@ -14,9 +16,12 @@ pub struct Content {
     dirty: Mutex<Option<Arc<DirtyFile>>>,
     /// Held while the file is uploaded, renamed or removed. Taken before the tree's lock, never under it.
     pub(crate) commit: tokio::sync::Mutex<()>,
-    attributes_pending: AtomicBool,
+    /// Since when attributes wait to be stored.
+    attributes_pending: Mutex<Option<Instant>>,
     /// Something is on its way to the bucket, which has not acknowledged it.
     uploading: AtomicBool,
+    /// How the last try to store it failed, if it did.
+    failure: Mutex<Option<Failure>>,
     times_were_set: AtomicBool,
     unlinked: AtomicBool,
     may_be_stored: AtomicBool,
@@ -73,22 +78,42 @@ impl Content {
     /// Whether something is not in the bucket yet: changed since the last upload began, or on its way.
     pub(crate) fn has_unstored(&self) -> bool {
         // In this order: an upload that fails says that there are changes before it ends.
-        self.uploading.load(Ordering::Acquire) || self.has_changes()
+        self.is_uploading() || self.has_changes()
     }
 
     /// Whether something was changed since the last upload began.
     pub(crate) fn has_changes(&self) -> bool {
-        self.attributes_pending.load(Ordering::Acquire) || self.dirty().is_some_and(|dirty| dirty.is_dirty())
+        lock(&self.attributes_pending).is_some() || self.dirty().is_some_and(|dirty| dirty.is_dirty())
     }
 
     pub(crate) fn set_attributes_pending(&self, pending: bool) {
-        self.attributes_pending.store(pending, Ordering::Release);
+        let mut since = lock(&self.attributes_pending);
+        *since = pending.then(|| since.unwrap_or_else(Instant::now));
+    }
+
+    /// Since when something waits to be stored, and how many bytes.
+    pub(crate) fn waiting(&self) -> (Option<Instant>, u64) {
+        let (since, bytes) = self.dirty().map_or((None, 0), |dirty| dirty.waiting());
+        (since.into_iter().chain(*lock(&self.attributes_pending)).min(), bytes)
+    }
+
+    pub(crate) fn is_uploading(&self) -> bool {
+        self.uploading.load(Ordering::Acquire)
     }
 
     /// An upload begins; it ends when the guard is dropped. Only for the holder of `commit`.
     pub(crate) fn begin_upload(&self) -> Uploading<'_> {
         self.uploading.store(true, Ordering::Release);
         Uploading { content: self }
+    }
+
+    /// How the last try to store it failed, if it did.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        lock(&self.failure).clone()
+    }
+
+    pub(crate) fn set_failure(&self, failure: Option<Failure>) {
+        *lock(&self.failure) = failure;
     }
 
     /// Remembers that someone chose the times, so that a stored time may not differ from them.

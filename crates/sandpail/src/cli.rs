@@ -23,6 +23,8 @@ pub(crate) enum Command {
     /// Store what is not stored yet, then unmount
     #[command(visible_alias = "unmount")]
     Umount(UmountArgs),
+    /// Return when everything that was written is in the bucket
+    Sync(SyncArgs),
     /// Run the daemon: sandboxes, their buckets, and the API
     Serve(ServeArgs),
     /// List the mounts of this host
@@ -173,6 +175,9 @@ pub(crate) struct MountArgs {
     /// When an object was changed by someone else
     #[arg(long, value_name = "POLICY", default_value = "overwrite")]
     pub(crate) on_conflict: ConflictArg,
+    /// Leave out the virtual file .sandpail/status, which says what is not stored yet
+    #[arg(long)]
+    pub(crate) no_status: bool,
     /// Stay in the foreground
     #[arg(long, short = 'f')]
     pub(crate) foreground: bool,
@@ -197,6 +202,19 @@ pub(crate) struct UmountArgs {
     /// Unmount even if something cannot be stored; its bytes are kept in the staging directory
     #[arg(long)]
     pub(crate) force: bool,
+    /// How long storing may take
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SyncArgs {
+    /// The directory that the bucket is mounted on
+    #[arg(required_unless_present = "all")]
+    pub(crate) mountpoint: Option<PathBuf>,
+    /// All mounts of this user, those in sandboxes too
+    #[arg(long, conflicts_with = "mountpoint")]
+    pub(crate) all: bool,
     /// How long storing may take
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
@@ -391,6 +409,7 @@ fn merge(flags: MountArgs, options: MountArgs) -> MountArgs {
         cache_dir: flags.cache_dir.or(options.cache_dir),
         staging_dir: flags.staging_dir.or(options.staging_dir),
         staging_limit: flags.staging_limit.or(options.staging_limit),
+        no_status: flags.no_status || options.no_status,
         foreground: flags.foreground || options.foreground,
         log_file: flags.log_file.or(options.log_file),
         ..options
@@ -433,6 +452,7 @@ mod tests {
         let named = mount("sandpail bucket /mnt -o cache_dir=/my_cache").unwrap();
         assert_eq!((named.source.as_str(), named.cache_dir), ("bucket", Some("/my_cache".into())));
         assert_eq!(bare.kernel_options, ["noexec"]);
+        assert!(!named.no_status && mount("sandpail bucket /mnt -o no_status").unwrap().no_status);
     }
 
     #[track_caller]

@@ -11,6 +11,7 @@ mod probe;
 mod progress;
 mod serve;
 mod store;
+mod sync;
 mod umount;
 
 use std::process::ExitCode;
@@ -46,6 +47,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Mount(arguments) => mount::run(&arguments)?,
         Command::MountWorker => return Ok(worker::main()),
         Command::Umount(arguments) => return umount::run(&arguments),
+        Command::Sync(arguments) => return sync::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments)?,
         Command::Sandbox(arguments) => return client::run(arguments),
         Command::List => registry::print_list()?,

@@ -104,6 +104,7 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
             Some(dir) => Some((std::path::absolute(dir)?, arguments.cache_size)),
             None => None,
         },
+        status: !arguments.no_status,
         log: arguments.log.clone(),
         log_file: arguments.log_file.as_ref().map(std::path::absolute).transpose()?,
     })

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::cli::UmountArgs;
-use crate::control::{self, Ask};
 use crate::progress::Waiting;
+use crate::sync::{self, Outcome};
 use crate::{host, registry};
 use anyhow::{Context, bail};
 
@@ -17,37 +17,37 @@ pub(crate) fn run(arguments: &UmountArgs) -> anyhow::Result<ExitCode> {
         bail!("{shown} is not mounted by sandpail (see: sandpail list)");
     }
     let entry = registry::find(&mountpoint)?;
+    let mut left = None;
     if let Some(entry) = &entry {
-        let left = drain(entry.pid, arguments.timeout)?;
-        if !left.is_empty() && !arguments.force {
-            eprintln!("sandpail: {shown} stays mounted: {} file(s) could not be stored:", left.len());
-            for (path, reason) in left {
-                eprintln!("  {path}: {reason}");
+        let waiting = Waiting::start("storing what was written");
+        let outcome = sync::drain(entry.pid, arguments.timeout)?;
+        drop(waiting);
+        if !matches!(outcome, Outcome::Stored(_)) {
+            let told = outcome.told(arguments.timeout);
+            if !arguments.force {
+                eprintln!("sandpail: {shown} stays mounted: {told}");
+                eprintln!("sandpail: try again when the store answers, or keep the bytes aside with --force");
+                return Ok(ExitCode::FAILURE);
             }
-            eprintln!("sandpail: try again when the store answers, or keep the bytes aside with --force");
-            return Ok(ExitCode::FAILURE);
+            left = Some(told);
         }
     }
     host::unmount(&mountpoint, false)?;
     if let Some(entry) = entry {
         wait_for_end(entry.pid, arguments.timeout)?;
     }
+    if let Some(told) = left {
+        eprintln!("sandpail: {shown} is unmounted all the same: {told}");
+        eprintln!("sandpail: what the last try could not store either is below kept/ in the staging directory");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-fn absolute(path: &Path) -> anyhow::Result<std::path::PathBuf> {
+pub(crate) fn absolute(path: &Path) -> anyhow::Result<std::path::PathBuf> {
     let absolute = std::path::absolute(path).with_context(|| format!("invalid path {}", path.display()))?;
     // Only the parent is looked up: the mount itself may not answer.
     let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else { return Ok(absolute) };
     Ok(parent.canonicalize().map_or(absolute.clone(), |parent| parent.join(name)))
-}
-
-fn drain(pid: u32, timeout: Duration) -> anyhow::Result<Vec<(String, String)>> {
-    let socket = registry::socket_of(pid)?;
-    let waiting = Waiting::start("storing what was written");
-    let answer = control::ask(&socket, Ask::Drain, timeout);
-    drop(waiting);
-    Ok(answer.context("the mount's process does not say whether everything is stored")?.failed)
 }
 
 /// Everything is in the bucket, or kept aside, when the process has ended.

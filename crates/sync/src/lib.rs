@@ -180,11 +180,30 @@ impl Sync {
         self.shared.round(Pace { hurry: true }).await.map(|_| self.report())
     }
 
+    /// Carries everything over that was written so far, waiting for files that are being written to rest.
+    ///
+    /// # Errors
+    /// What could not be carried over.
+    pub async fn barrier(&self) -> Result<SyncReport, SyncError> {
+        self.settle().await?;
+        self.settled(&*self.shared.engine.lock().await)
+    }
+
     /// Looks a last time, carries everything over, and stops. The files stay on both sides.
     ///
     /// # Errors
     /// What could not be carried over; the sync goes on then, so that nothing is lost and it can be tried again.
     pub async fn stop(&self) -> Result<SyncReport, SyncError> {
+        self.settle().await?;
+        let mut engine = self.shared.engine.lock().await;
+        let report = self.settled(&engine)?;
+        *engine = None;
+        self.task.abort();
+        Ok(report)
+    }
+
+    /// Looks until both sides are equal, or for as many rounds as it is worth.
+    async fn settle(&self) -> Result<(), SyncError> {
         for round in 1.. {
             let outcome = self.shared.round(Pace { hurry: true }).await?;
             if outcome == Some(Outcome::default()) || outcome.is_none() || round == LAST_ROUND_COUNT {
@@ -193,16 +212,15 @@ impl Sync {
             // What moves, or was emptied a moment ago, may rest after a while.
             tokio::time::sleep(self.shared.interval).await;
         }
-        let mut engine = self.shared.engine.lock().await;
+        Ok(())
+    }
+
+    /// Whether everything is carried over.
+    fn settled(&self, engine: &Option<Engine>) -> Result<SyncReport, SyncError> {
         let report = self.report();
         let mut failed = report.failed.clone();
         failed.extend(engine.as_ref().map(Engine::waiting).unwrap_or_default());
-        if !failed.is_empty() {
-            return Err(SyncError::Incomplete { failed });
-        }
-        *engine = None;
-        self.task.abort();
-        Ok(report)
+        if failed.is_empty() { Ok(report) } else { Err(SyncError::Incomplete { failed }) }
     }
 }
 

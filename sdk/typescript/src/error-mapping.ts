@@ -2,6 +2,7 @@
 
 import {
   BucketMountError,
+  BucketSyncError,
   BucketUnmountError,
   ConnectionError,
   ContainerUnavailableError,
@@ -56,6 +57,9 @@ const FILE_SYSTEM_CODES: Record<string, string> = {
   ESTALE: 'STALE_FILE',
 };
 
+/** Methods whose errors are {@link BucketMountError}s. */
+const MOUNT_OPERATIONS = new Set(['mountBucket', 'unmountBucket', 'syncBucket']);
+
 /** Codes of the server whose failure is about a file. */
 const FILE_CODES = new Set(['file_error', 'exec_transport_error', 'workspace_archive_write_error']);
 
@@ -67,7 +71,7 @@ export async function errorFromResponse(response: Response, operation: Operation
 
 /** Makes the error of `envelope`. */
 export function errorFromEnvelope(envelope: ErrorEnvelope, httpStatus: number, operation: Operation): Error {
-  if (operation.name === 'mountBucket' || operation.name === 'unmountBucket') {
+  if (MOUNT_OPERATIONS.has(operation.name)) {
     const error = mountError(envelope, httpStatus);
     if (error) return error;
   }
@@ -176,7 +180,7 @@ function errnoFromText(text: string): string | undefined {
 }
 
 function mountError(envelope: ErrorEnvelope, httpStatus: number): BucketMountError | undefined {
-  const message = envelope.error.replace(/^(un)?mount failed: /, '');
+  const message = envelope.error.replace(/^(mount|unmount|sync) failed: /, '');
   switch (envelope.name) {
     case 'InvalidMountConfigError':
       return new InvalidMountConfigError(message);
@@ -187,6 +191,7 @@ function mountError(envelope: ErrorEnvelope, httpStatus: number): BucketMountErr
     case 'BucketUnmountError':
       return new BucketUnmountError(message);
   }
+  if (envelope.code === 'sync_error') return new BucketSyncError(message);
   // A class that this version does not know still is a mount error, with the code it came with.
   if (envelope.code === 'mount_error') return new BucketMountError(message, envelope.sdkCode);
   if (envelope.code === 'unmount_error') {

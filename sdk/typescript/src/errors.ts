@@ -5,6 +5,8 @@
  * error ever holds a key. The server's envelope becomes an error in `error-mapping.ts` and nowhere else.
  */
 
+import type { NotStoredFile } from './types.js';
+
 /** What a {@link SandboxError} is made from. */
 export interface SandboxErrorDetails {
   /** Stable code in upper case, such as `FILE_NOT_FOUND`. */
@@ -78,7 +80,7 @@ export class ContainerUnavailableError extends SandboxError {}
 /** `CONNECTION_FAILED`: the server could not be reached, or the connection broke. */
 export class ConnectionError extends SandboxError {}
 
-/** Base of the errors of `mountBucket` and `unmountBucket`. */
+/** Base of the errors of `mountBucket`, `syncBucket` and `unmountBucket`. */
 export class BucketMountError extends Error {
   /** Stable code, such as `MISSING_CREDENTIALS`. */
   readonly code: string;
@@ -108,6 +110,20 @@ export class MissingCredentialsError extends BucketMountError {
 export class S3FSMountError extends BucketMountError {
   constructor(message: string, options?: { cause?: unknown }) {
     super(message, 'S3FS_MOUNT_ERROR', options);
+  }
+}
+
+/** `BUCKET_SYNC_ERROR`: not everything is in the bucket. What is not is kept, and tried again. */
+export class BucketSyncError extends BucketMountError {
+  /** The files that could not be stored; empty if the daemon could not find out. */
+  readonly failed: NotStoredFile[];
+  /** Files that were not in the bucket before, and are now. */
+  readonly stored: number;
+
+  constructor(message: string, failed: NotStoredFile[] = [], stored = 0, options?: { cause?: unknown }) {
+    super(message, 'BUCKET_SYNC_ERROR', options);
+    this.failed = failed;
+    this.stored = stored;
   }
 }
 

@@ -62,6 +62,25 @@ export interface UnmountBucketOptions {
   force?: boolean | undefined;
 }
 
+/** What `syncBucket` did. */
+export interface SyncBucketResult {
+  /** Files that were not in the bucket before, and are now. */
+  stored: number;
+}
+
+/** A file that is not in the bucket. */
+export interface NotStoredFile {
+  /** Below the mount. */
+  path: string;
+  reason: string;
+}
+
+/** What `unmountBucket` left behind. */
+export interface UnmountBucketResult {
+  /** With `force`: files that could not be stored. Their bytes are kept on the daemon's host. Else empty. */
+  notStored: NotStoredFile[];
+}
+
 /** A mount as the daemon shows it. */
 export interface MountInfo {
   /** As in `http://s3-credential-proxy.internal/<mountId>/<bucket>/<key>`, for S3 clients inside. */

@@ -3,7 +3,7 @@
 import { argvOf, commandBody, outputOf } from './commands.js';
 import { fromBase64, mimeTypeOf, textOf, toBase64, utf8Stream, type Bytes } from './encoding.js';
 import { invalidArgument, type Operation } from './error-mapping.js';
-import { InvalidMountConfigError, ProcessNotFoundError } from './errors.js';
+import { BucketSyncError, InvalidMountConfigError, ProcessNotFoundError } from './errors.js';
 import { absolutePath, pathInUrl, segment } from './paths.js';
 import { Process } from './process.js';
 import { Terminal, type TerminalOptions } from './terminal.js';
@@ -26,13 +26,16 @@ import type {
   MkdirResult,
   MountBucketOptions,
   MountInfo,
+  NotStoredFile,
   ProcessInfo,
   ProcessLogs,
   ProcessOptions,
   ReadFileOptions,
   ReadFileResult,
   RenameFileResult,
+  SyncBucketResult,
   UnmountBucketOptions,
+  UnmountBucketResult,
   WatchOptions,
   WriteFileOptions,
   WriteFileResult,
@@ -299,14 +302,37 @@ export abstract class Workspace {
   }
 
   /**
-   * Stores what is not stored yet, and unmounts.
+   * Stores what is not stored yet, and unmounts. With `force` it resolves to what could not be stored.
    *
    * @throws {@link BucketUnmountError} if it is in use or cannot be stored; it stays usable.
    */
-  async unmountBucket(mountPath: string, options: UnmountBucketOptions = {}): Promise<void> {
+  async unmountBucket(mountPath: string, options: UnmountBucketOptions = {}): Promise<UnmountBucketResult> {
     checkMountPath(mountPath);
     const json = { mountPath, ...(options.force !== undefined && { force: options.force }) };
-    await this._transport.done(this._call('POST', '/unmount', { name: 'unmountBucket' }, { json }));
+    const call = this._call('POST', '/unmount', { name: 'unmountBucket' }, { json });
+    return { notStored: (await this._transport.json<Partial<UnmountBucketResult>>(call)).notStored ?? [] };
+  }
+
+  /**
+   * A barrier: when this resolves, everything that was written to the mount before the call is in the bucket, also by
+   * programs that still have the file open.
+   *
+   * @throws {@link BucketSyncError} with the files that could not be stored. Their bytes are kept, and tried again as
+   * long as the bucket is mounted. {@link InvalidMountConfigError} if nothing is mounted there.
+   */
+  async syncBucket(mountPath: string): Promise<SyncBucketResult> {
+    checkMountPath(mountPath);
+    const call = this._call('POST', '/mounts/sync', { name: 'syncBucket' }, { json: { mountPath } });
+    const { ok, stored, failed } = await this._transport.json<{
+      ok: boolean;
+      stored: number;
+      failed: NotStoredFile[];
+    }>(call);
+    if (ok) return { stored };
+    const named = failed.slice(0, 5).map(({ path, reason }) => `${path}: ${reason}`);
+    const more = failed.length > named.length ? ', …' : '';
+    const message = `${failed.length} file(s) could not be stored: ${named.join(', ')}${more}`;
+    throw new BucketSyncError(message, failed, stored);
   }
 
   /** The mounts of the sandbox. */

@@ -2,6 +2,7 @@ import { afterEach, beforeEach, expect, test } from 'vitest';
 import * as sandpail from 'sandpail';
 import {
   BucketMountError,
+  BucketSyncError,
   BucketUnmountError,
   InvalidMountConfigError,
   MissingCredentialsError,
@@ -100,8 +101,46 @@ test('errors without a class name fall back', async () => {
   });
 });
 
+test('syncBucket resolves when everything is stored, and rejects with the files that are not', async () => {
+  server.answer(json({ ok: true, stored: 3, failed: [] }));
+  expect(await sandbox.syncBucket('/data')).toEqual({ stored: 3 });
+  expect(server.calls.map((call) => [call.url, call.json()])).toEqual([
+    ['/v1/sandbox/box/mounts/sync', { mountPath: '/data' }],
+  ]);
+  const failed = Array.from({ length: 6 }, (_, n) => ({ path: `/f${n}`, reason: 'access denied' }));
+  server.answer(json({ ok: false, stored: 1, failed }));
+  const error = await sandbox.syncBucket('/data').catch((caught: unknown) => caught);
+  expect(error).toBeInstanceOf(BucketSyncError);
+  expect(error).toBeInstanceOf(BucketMountError);
+  expect(error).toMatchObject({ name: 'BucketSyncError', code: 'BUCKET_SYNC_ERROR', stored: 1, failed });
+  expect((error as Error).message).toMatch(/^6 file\(s\) could not be stored: \/f0: access denied, .*\/f4: [^,]*, …$/);
+  server.answer(
+    json({ error: 'sync failed: Cannot sync /data: why', code: 'sync_error', name: 'BucketMountError' }, 502),
+  );
+  await expect(sandbox.syncBucket('/data')).rejects.toMatchObject({
+    name: 'BucketSyncError',
+    message: 'Cannot sync /data: why',
+    failed: [],
+  });
+  const name = 'InvalidMountConfigError';
+  server.answer(json({ error: 'sync failed: No active mount found at path: /x', code: 'sync_error', name }, 502));
+  await expect(sandbox.syncBucket('/x')).rejects.toBeInstanceOf(InvalidMountConfigError);
+});
+
+test('unmountBucket tells what it left behind', async () => {
+  server.answer(json({ ok: true }));
+  expect(await sandbox.unmountBucket('/data')).toEqual({ notStored: [] });
+  const notStored = [{ path: '/late', reason: 'access denied' }];
+  server.answer(json({ ok: true, notStored }));
+  expect(await sandbox.unmountBucket('/data', { force: true })).toEqual({ notStored });
+});
+
 test("a relative mount path is refused with the contract's text", async () => {
-  for (const call of [() => sandbox.mountBucket('B', 'data'), () => sandbox.unmountBucket('data')]) {
+  for (const call of [
+    () => sandbox.mountBucket('B', 'data'),
+    () => sandbox.unmountBucket('data'),
+    () => sandbox.syncBucket('data'),
+  ]) {
     await expect(call()).rejects.toMatchObject({
       name: 'InvalidMountConfigError',
       message: 'Mount path must be absolute (start with /): "data"',

@@ -11,6 +11,7 @@ mod limits;
 mod names;
 mod posix;
 mod proxy;
+mod receipts;
 mod requests;
 mod sandboxes;
 mod set_up;
@@ -24,6 +25,7 @@ fn main() -> std::process::ExitCode {
         two_mounts::TESTS,
         interop::TESTS,
         requests::TESTS,
+        receipts::TESTS,
         bad_input::TESTS,
         set_up::TESTS,
         https::TESTS,

@@ -51,6 +51,7 @@ pub(crate) fn documented() -> OpenApiRouter<Api> {
         .routes(routes!(mounts::mount_bucket))
         .routes(routes!(mounts::unmount_bucket))
         .routes(routes!(mounts::list_mounts))
+        .routes(routes!(mounts::sync_bucket))
         .routes(routes!(egress::get_egress, egress::set_egress))
         .routes(routes!(processes::start_process, processes::list_processes, processes::kill_all_processes))
         .routes(routes!(processes::get_process, processes::kill_process))

@@ -7,7 +7,10 @@ use axum::extract::State;
 use crate::error::{ApiError, Operation};
 use crate::extract::{self, Id};
 use crate::state::Api;
-use crate::wire::{self, Done, ErrorBody, MountBucketRequest, MountEntry, MountList, UnmountBucketRequest};
+use crate::wire::{
+    self, Done, ErrorBody, MountBucketRequest, MountEntry, MountList, MountSynced, SyncBucketRequest,
+    UnmountBucketRequest, Unmounted,
+};
 
 /// Mounts a bucket. The mount is usable when this answers.
 #[utoipa::path(
@@ -37,17 +40,40 @@ pub(crate) async fn mount_bucket(State(api): State<Api>, Id(id): Id, body: Body)
     params(("id" = String, Path, description = "The sandbox")),
     request_body = UnmountBucketRequest,
     responses(
-        (status = 200, description = "It is unmounted", body = Done),
+        (status = 200, description = "It is unmounted", body = Unmounted),
         (status = 400, description = "The request is wrong", body = ErrorBody),
         (status = 401, description = "No key, or another", body = ErrorBody),
         (status = 502, description = "It could not be unmounted and stays usable", body = ErrorBody),
     ),
 )]
-pub(crate) async fn unmount_bucket(State(api): State<Api>, Id(id): Id, body: Body) -> Result<Json<Done>, ApiError> {
+pub(crate) async fn unmount_bucket(
+    State(api): State<Api>,
+    Id(id): Id,
+    body: Body,
+) -> Result<Json<Unmounted>, ApiError> {
     let members = wire::object(&extract::small_body(body).await?)?;
     let (path, force) = UnmountBucketRequest::parse(&members)?;
-    api.daemon()?.unmount(&id, &path, force).await.map_err(|error| Operation::Unmount.failed(error))?;
-    Ok(Json(wire::DONE))
+    let left = api.daemon()?.unmount(&id, &path, force).await.map_err(|error| Operation::Unmount.failed(error))?;
+    Ok(Json(Unmounted::new(left)))
+}
+
+/// Answers when everything that was written to a mount before the call is in the bucket, also of files that are open, or
+/// says what could not be stored.
+#[utoipa::path(
+    post, path = "/v1/sandbox/{id}/mounts/sync", operation_id = "syncBucket", tag = "mounts",
+    params(("id" = String, Path, description = "The sandbox")),
+    request_body = SyncBucketRequest,
+    responses(
+        (status = 200, description = "Everything was tried; `ok` says whether all of it is stored", body = MountSynced),
+        (status = 400, description = "The request is wrong", body = ErrorBody),
+        (status = 401, description = "No key, or another", body = ErrorBody),
+        (status = 502, description = "There is no such mount, it failed, or the time is up", body = ErrorBody),
+    ),
+)]
+pub(crate) async fn sync_bucket(State(api): State<Api>, Id(id): Id, body: Body) -> Result<Json<MountSynced>, ApiError> {
+    let path = SyncBucketRequest::parse(&wire::object(&extract::small_body(body).await?)?)?;
+    let synced = api.daemon()?.sync_mount(&id, &path).await.map_err(|error| Operation::Sync.failed(error))?;
+    Ok(Json(synced.into()))
 }
 
 /// Lists the mounts of a sandbox; none for an unknown id.

@@ -86,6 +86,7 @@ fn ids() {
         "POST /v1/sandbox/A/hydrate",
         "POST /v1/sandbox/A/mount",
         "POST /v1/sandbox/A/unmount",
+        "POST /v1/sandbox/A/mounts/sync",
         "POST /v1/sandbox/A/tunnel/8080",
         "GET /v1/sandbox/A/mounts",
         "GET /v1/sandbox/A/processes",
@@ -232,6 +233,13 @@ fn sessions_archives_mounts() {
     check("POST /v1/sandbox/abc/mount", mount, REACHES_THE_DAEMON);
     let root = invalid("mountPath must not resolve to / (filesystem root)");
     check("POST /v1/sandbox/abc/unmount", r#"{"mountPath":"/a/.."}"#, root);
+    check("POST /v1/sandbox/abc/mounts/sync", r#"{"mountPath":"/a/.."}"#, root);
+    check(
+        "POST /v1/sandbox/abc/mounts/sync",
+        r#"{"mountPath":"a"}"#,
+        invalid("mountPath must be an absolute path (start with /)"),
+    );
+    check("POST /v1/sandbox/abc/mounts/sync", r#"{"mountPath":"/a"}"#, REACHES_THE_DAEMON);
     check("POST /v1/sandbox/abc/unmount", r#"{"mountPath":"/a"}"#, REACHES_THE_DAEMON);
 }
 

@@ -20,7 +20,8 @@ pub use file::{
     WatchEvent,
 };
 pub use mount::{
-    Credentials, MountBucketOptions, MountBucketRequest, MountEntry, MountList, ProxyEntry, UnmountBucketRequest,
+    Credentials, MountBucketOptions, MountBucketRequest, MountEntry, MountList, MountSynced, NotStored, ProxyEntry,
+    SyncBucketRequest, UnmountBucketRequest, Unmounted,
 };
 pub use object::{BindingList, HttpMetadata, Object, ObjectKeys, ObjectPage};
 pub use process::{

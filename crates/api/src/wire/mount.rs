@@ -204,6 +204,74 @@ impl UnmountBucketRequest {
     }
 }
 
+/// A mount whose bytes shall be in the bucket.
+#[derive(Clone, Debug, Default, ToSchema)]
+#[schema(rename_all = "camelCase")]
+pub struct SyncBucketRequest {
+    /// Where it is mounted, absolute.
+    pub mount_path: String,
+}
+
+impl SyncBucketRequest {
+    /// Checks the form; the path as the client wrote it.
+    pub(crate) fn parse(members: &Members) -> Result<String, ApiError> {
+        let path = mount_path(members)?;
+        if resolves_to_root(&path) {
+            return Err(invalid("mountPath must not resolve to / (filesystem root)"));
+        }
+        Ok(path)
+    }
+}
+
+/// A file that is not in the bucket.
+#[derive(Clone, Debug, serde::Serialize, ToSchema)]
+pub struct NotStored {
+    /// Its path below the mount.
+    pub path: String,
+    /// Why not.
+    pub reason: String,
+}
+
+fn not_stored(files: Vec<(String, String)>) -> Vec<NotStored> {
+    files.into_iter().map(|(path, reason)| NotStored { path, reason }).collect()
+}
+
+/// What a barrier did.
+#[derive(Clone, Debug, serde::Serialize, ToSchema)]
+pub struct MountSynced {
+    /// Whether everything that was written before the call is in the bucket.
+    pub ok: bool,
+    /// Files that were not in the bucket before, and are now.
+    pub stored: u64,
+    /// Files that could not be stored; their bytes are kept, and tried again.
+    pub failed: Vec<NotStored>,
+}
+
+impl From<sandpail_daemon::MountSynced> for MountSynced {
+    fn from(synced: sandpail_daemon::MountSynced) -> Self {
+        Self { ok: synced.failed.is_empty(), stored: synced.stored, failed: not_stored(synced.failed) }
+    }
+}
+
+/// A mount is gone.
+#[derive(Clone, Debug, serde::Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Unmounted {
+    /// Always true.
+    pub ok: bool,
+    /// With `force`: files that could not be stored. Their bytes are kept on the host.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub not_stored: Vec<NotStored>,
+}
+
+impl Unmounted {
+    /// With what could not be stored.
+    pub(crate) fn new(files: Vec<(String, String)>) -> Self {
+        Self { ok: true, not_stored: not_stored(files) }
+    }
+}
+
 fn resolves_to_root(path: &str) -> bool {
     let depth = path.split('/').fold(0_usize, |depth, part| match part {
         "" | "." => depth,

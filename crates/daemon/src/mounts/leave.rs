@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use sandpail_sandbox::{Sandbox, SandboxError, SandboxId};
 use sandpail_spec::MountPath;
+use sandpail_sync::SyncError;
 
 use super::process::Worker;
-use super::{Action, Mount, MountEvent, is_local, sync_state_file};
+use super::{Action, Mount, MountEvent, STATUS_TIMEOUT, is_local, sync_state_file};
 use crate::sandboxes::{Inner, Slot};
 use crate::worker::control::Ask;
 use crate::{DaemonError, MountError};
@@ -15,13 +16,14 @@ use crate::{DaemonError, MountError};
 /// How many files that are not stored are named.
 const NAMED_COUNT_MAX: usize = 5;
 
-/// Stores everything, then unmounts. With `force` also what is in use or cannot be stored.
+/// Stores everything, then unmounts. With `force` also what is in use or cannot be stored; gives what was not stored
+/// then.
 pub(crate) async fn unmount(
     inner: &Arc<Inner>,
     id: &SandboxId,
     mount_path: &str,
     force: bool,
-) -> Result<(), DaemonError> {
+) -> Result<NotStored, DaemonError> {
     inner.check_running()?;
     let path = MountPath::parse(mount_path).map_err(sandpail_spec::InvalidMount::from)?;
     let nothing = || DaemonError::from(MountError::nothing_at(path.as_str()));
@@ -29,21 +31,21 @@ pub(crate) async fn unmount(
     let _turn = slot.turn.lock().await;
     let mount = slot.mount(&path).ok_or_else(nothing)?;
     let sandbox = slot.living().ok_or(SandboxError::Gone)?;
-    match mount.on(MountEvent::Unmount) {
+    let left = match mount.on(MountEvent::Unmount) {
         Action::Store => store(inner, &mount, force).await?,
         // The process is dead: nobody can store anything, and nothing is in use that still works.
         Action::Detach => {
             remove(inner, &slot, &sandbox, &mount).await?;
             inner.events.tell("mount.gone", &slot.id, Some(path.as_str()), "it had failed");
-            return Ok(());
+            return Ok(NotStored::new());
         }
         action => return Err(refused(&mount, format!("it is being made or ended ({action:?})")).into()),
-    }
+    };
     if mount.sync().is_some() {
         mount.on(MountEvent::Stored);
         forget(inner, &slot, &mount);
         inner.events.tell("mount.gone", &slot.id, Some(path.as_str()), "the files stay");
-        return Ok(());
+        return Ok(left);
     }
     if mount.on(MountEvent::Stored) != Action::Detach {
         return Err(refused(&mount, "the process behind it ended meanwhile; unmount again").into());
@@ -67,47 +69,86 @@ pub(crate) async fn unmount(
         end_worker(&worker, inner.config().mounts.drain_timeout, force).await;
     }
     inner.events.tell("mount.gone", &slot.id, Some(path.as_str()), "");
-    Ok(())
+    Ok(left)
 }
+
+/// Files that are not in the bucket, with the reasons.
+pub(crate) type NotStored = Vec<(String, String)>;
 
 fn refused(mount: &Mount, why: impl std::fmt::Display) -> MountError {
     MountError::not_unmounted(format!("Cannot unmount {}: {why}", mount.shown.path))
 }
 
 /// Stores what is written. Without `force`, what cannot be stored keeps the mount.
-async fn store(inner: &Inner, mount: &Mount, force: bool) -> Result<(), MountError> {
+async fn store(inner: &Inner, mount: &Mount, force: bool) -> Result<NotStored, MountError> {
     let timeout = inner.config().mounts.drain_timeout;
-    let Err(why) = stored(mount, timeout).await else { return Ok(()) };
+    let Err(Left { why, files }) = stored(mount, timeout).await else { return Ok(NotStored::new()) };
     if force {
         tracing::warn!(path = mount.shown.path.as_str(), why, "not stored; unmounted all the same");
-        return Ok(());
+        return Ok(files);
     }
     mount.on(MountEvent::Kept);
     Err(refused(mount, why))
 }
 
+/// What is not in the bucket.
+#[derive(Debug, PartialEq, Eq)]
+struct Left {
+    /// In words, with some of the files.
+    why: String,
+    /// All of them, as far as they are known.
+    files: NotStored,
+}
+
+impl From<String> for Left {
+    fn from(why: String) -> Self {
+        Self { why, files: NotStored::new() }
+    }
+}
+
 /// Whether everything is in the bucket now; if not, what is not, and why.
-async fn stored(mount: &Mount, timeout: Duration) -> Result<(), String> {
+async fn stored(mount: &Mount, timeout: Duration) -> Result<(), Left> {
     if let Some(worker) = mount.worker() {
-        let answer = worker.ask(Ask::Drain, timeout).await.map_err(|why| format!("not everything is stored: {why}"))?;
-        return not_stored(&answer.failed);
+        return match worker.ask(Ask::Drain, timeout).await {
+            Ok(answer) => not_stored(answer.failed),
+            Err(why) => Err(still_waiting(&worker, why).await),
+        };
     }
     let Some(sync) = mount.sync() else { return Ok(()) };
     match tokio::time::timeout(timeout, sync.stop()).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("not everything is carried over within {timeout:?}")),
+        Ok(Err(error)) => {
+            let why = error.to_string();
+            let files = if let SyncError::Incomplete { failed } = error { failed } else { NotStored::new() };
+            Err(Left { why, files })
+        }
+        Err(_) => Err(format!("not everything is carried over within {timeout:?}").into()),
     }
 }
 
-fn not_stored(failed: &[(String, String)]) -> Result<(), String> {
+/// The time was up, or nobody answered: what is not stored is asked for by name.
+async fn still_waiting(worker: &Worker, why: String) -> Left {
+    let why = format!("not everything is stored: {why}");
+    match worker.ask(Ask::Status, STATUS_TIMEOUT).await {
+        Ok(answer) if !answer.failed.is_empty() => {
+            Left { why: format!("{why}; still waiting: {}", named(&answer.failed)), files: answer.failed }
+        }
+        _ => why.into(),
+    }
+}
+
+fn not_stored(failed: NotStored) -> Result<(), Left> {
     if failed.is_empty() {
         return Ok(());
     }
-    let named: Vec<String> =
-        failed.iter().take(NAMED_COUNT_MAX).map(|(path, reason)| format!("{path}: {reason}")).collect();
-    let more = if failed.len() > NAMED_COUNT_MAX { ", …" } else { "" };
-    Err(format!("{} file(s) could not be stored: {}{more}", failed.len(), named.join(", ")))
+    Err(Left { why: format!("{} file(s) could not be stored: {}", failed.len(), named(&failed)), files: failed })
+}
+
+fn named(files: &[(String, String)]) -> String {
+    let some: Vec<String> =
+        files.iter().take(NAMED_COUNT_MAX).map(|(path, reason)| format!("{path}: {reason}")).collect();
+    let more = if files.len() > NAMED_COUNT_MAX { ", …" } else { "" };
+    format!("{}{more}", some.join(", "))
 }
 
 /// Waits for the end of a worker whose mount is gone. It ends by itself; with `force` something may still hold the
@@ -164,7 +205,7 @@ pub(crate) async fn store_before_end(inner: &Arc<Inner>, slot: &Slot, mount: &Mo
     if mount.on(MountEvent::Unmount) != Action::Store {
         return;
     }
-    if let Err(why) = stored(mount, inner.config().mounts.drain_timeout).await {
+    if let Err(Left { why, .. }) = stored(mount, inner.config().mounts.drain_timeout).await {
         let detail = format!("{why}; its bytes are kept in staging");
         tracing::error!(sandbox = slot.id.as_str(), path = mount.shown.path.as_str(), why, "not stored at the end");
         inner.events.tell("mount.unstored", &slot.id, Some(mount.shown.path.as_str()), detail);
@@ -194,7 +235,8 @@ pub(crate) async fn rest(slot: &Slot) -> Result<(), DaemonError> {
     const TIMEOUT: Duration = Duration::from_secs(30);
     for mount in slot.mounts() {
         if mount.sync().is_some() {
-            stored(&mount, TIMEOUT).await.map_err(|why| DaemonError::State(format!("{}: {why}", mount.shown.path)))?;
+            let stored = stored(&mount, TIMEOUT).await;
+            stored.map_err(|left| DaemonError::State(format!("{}: {}", mount.shown.path, left.why)))?;
         }
     }
     Ok(())
@@ -206,13 +248,11 @@ mod tests {
 
     #[test]
     fn what_is_not_stored_is_named() {
-        assert_eq!(not_stored(&[]), Ok(()));
+        assert_eq!(not_stored(Vec::new()), Ok(()));
         let one = ("a/b".to_owned(), "access denied".to_owned());
-        assert_eq!(
-            not_stored(std::slice::from_ref(&one)).unwrap_err(),
-            "1 file(s) could not be stored: a/b: access denied"
-        );
-        let many = not_stored(&vec![one; 6]).unwrap_err();
+        assert_eq!(not_stored(vec![one.clone()]).unwrap_err().why, "1 file(s) could not be stored: a/b: access denied");
+        let Left { why: many, files } = not_stored(vec![one; 6]).unwrap_err();
+        assert_eq!(files.len(), 6);
         assert!(many.starts_with("6 file(s)") && many.ends_with(", …") && many.matches("a/b").count() == 5, "{many}");
     }
 }

@@ -2,6 +2,7 @@
 //! they go.
 
 mod attach;
+mod barrier;
 pub(crate) mod device;
 mod leave;
 mod own;
@@ -20,6 +21,7 @@ use sandpail_spec::{MountMode, MountPlan};
 use sandpail_sync::Sync;
 
 pub(crate) use self::attach::mount;
+pub(crate) use self::barrier::sync;
 pub(crate) use self::leave::{end_after_sandbox, rest, store_before_end, unmount};
 use self::process::Worker;
 pub(crate) use self::recover::recover;

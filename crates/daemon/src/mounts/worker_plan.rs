@@ -122,6 +122,7 @@ pub(super) fn worker_plan(inner: &Inner, slot: &Slot, sandbox: &Sandbox, plan: &
         staging_dir: inner.state.join("staging"),
         staging_limit: Some(config.mounts.staging_limit.unwrap_or_else(|| usual_staging_limit(inner))),
         cache: config.mounts.cache.clone(),
+        status: true,
         log: config.mounts.log.clone(),
         log_file: Some(inner.state.join("logs").join(format!("{}-{}.log", slot.id, now_ms()))),
     })

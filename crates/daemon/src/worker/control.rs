@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use sandpail_fs::engine::Engine;
+use sandpail_fs::engine::{Engine, Unstored};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -15,13 +15,15 @@ use super::backend::RemotePlan;
 
 /// Room for the usual answer.
 const TEXT_LEN: usize = 16 << 10;
+/// Files that an answer names without having tried to store them.
+const NAMED_COUNT_MAX: usize = 100;
 
 /// What can be asked, one JSON line each.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub enum Ask {
-    /// How much is not stored.
+    /// How much is not stored, and what, as far as an answer holds it. Nothing is tried.
     Status,
-    /// Store everything.
+    /// Store everything that was written so far, and answer when the bucket has it.
     Drain,
     /// How the bucket is reached, keys included: a daemon that was restarted has nobody else to ask. The socket is in a
     /// directory of the daemon's own user, who started the process with these keys.
@@ -33,7 +35,10 @@ pub enum Ask {
 pub struct Answer {
     /// Files that are not stored.
     pub unstored: usize,
-    /// Paths that could not be stored, with the reasons.
+    /// Files that were not stored before [`Ask::Drain`], and are now.
+    #[serde(default)]
+    pub stored: usize,
+    /// Paths that could not be stored, with the reasons; for [`Ask::Status`] those that are not stored.
     pub failed: Vec<(String, String)>,
     /// How the bucket is reached; only for [`Ask::Remote`], of a mount in a sandbox whose bucket is on a server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -69,12 +74,15 @@ fn answer(stream: &UnixStream, engine: &Engine, remote: Option<&RemotePlan>) -> 
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     let answer = match serde_json::from_str(&line)? {
-        Ask::Status => Answer { unstored: engine.unstored_count(), ..Answer::default() },
+        Ask::Status => {
+            let unstored = engine.unstored_count();
+            Answer { unstored, failed: pairs(engine.unstored(NAMED_COUNT_MAX)), ..Answer::default() }
+        }
         Ask::Remote => Answer { remote: remote.cloned(), ..Answer::default() },
         Ask::Drain => {
-            let failed = engine.runtime().block_on(engine.drain());
-            let failed: Vec<_> = failed.into_iter().map(|left| (left.path, left.reason)).collect();
-            Answer { unstored: engine.unstored_count(), failed, remote: None }
+            let synced = engine.runtime().block_on(engine.sync());
+            let unstored = engine.unstored_count();
+            Answer { unstored, stored: synced.stored, failed: pairs(synced.failed), remote: None }
         }
     };
     let mut text = Zeroizing::new(Vec::with_capacity(TEXT_LEN));
@@ -83,6 +91,10 @@ fn answer(stream: &UnixStream, engine: &Engine, remote: Option<&RemotePlan>) -> 
     let mut stream = stream;
     stream.write_all(&text)?;
     Ok(())
+}
+
+fn pairs(files: Vec<Unstored>) -> Vec<(String, String)> {
+    files.into_iter().map(|left| (left.path, left.reason)).collect()
 }
 
 /// Asks a mount's process.

@@ -84,6 +84,8 @@ pub struct Plan {
     pub staging_limit: Option<u64>,
     /// Directory and size in bytes of the cache.
     pub cache: Option<(PathBuf, u64)>,
+    /// Whether the root has a virtual `.sandpail/status`.
+    pub status: bool,
     /// What to log.
     pub log: String,
     /// Where to log; beside the mount's entry if `None`.
@@ -404,6 +406,7 @@ fn engine_options(plan: &Plan) -> EngineOptions {
     options.memory_limit = plan.memory_limit;
     options.staging_limit = plan.staging_limit;
     options.cache.clone_from(&plan.cache);
+    options.status = plan.status;
     options
 }
 

@@ -93,6 +93,12 @@ impl Entry {
         Ok(directory()?.join(format!("{}.json", name_of(self.pid))))
     }
 
+    /// Where it appears, for people.
+    pub fn shown_place(&self) -> String {
+        let inside = self.sandbox.as_ref().map_or_else(String::new, |sandbox| format!("sandbox {sandbox}:"));
+        format!("{inside}{}", self.mountpoint.display())
+    }
+
     pub fn write(&self) -> anyhow::Result<()> {
         let path = self.path()?;
         std::fs::write(&path, serde_json::to_vec(self)?).with_context(|| format!("cannot write {}", path.display()))
@@ -168,8 +174,7 @@ pub fn print_list() -> anyhow::Result<()> {
         println!("no mounts");
     }
     for entry in entries {
-        let inside = entry.sandbox.as_ref().map_or_else(String::new, |sandbox| format!("sandbox {sandbox}:"));
-        println!("{inside}{}\t{}\tpid {}", entry.mountpoint.display(), entry.source, entry.pid);
+        println!("{}\t{}\tpid {}", entry.shown_place(), entry.source, entry.pid);
     }
     Ok(())
 }

@@ -134,7 +134,7 @@ pub(crate) fn id(text: &str) -> SandboxId {
 }
 
 #[track_caller]
-pub(crate) fn mount_error(result: Result<(), DaemonError>) -> (MountErrorKind, String) {
+pub(crate) fn mount_error<T: std::fmt::Debug>(result: Result<T, DaemonError>) -> (MountErrorKind, String) {
     match result {
         Err(DaemonError::Mount(MountError { kind, message })) => (kind, message),
         other => panic!("{other:?}"),

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::file::clear_set_id;
-use super::{Engine, Stat, stale, stat_of};
+use super::{Engine, Stat, stale, stat_of, status};
 use crate::attr::{Kind, Time, set_xattrs, xattrs};
 use crate::content::Content;
+use crate::receipt::STATE_ATTRIBUTE;
 use crate::tree::ROOT;
 use crate::{FsError, FsResult};
 
@@ -57,6 +58,9 @@ impl Engine {
     /// # Errors
     /// [`FsError::NotFound`] if it is gone from the bucket.
     pub async fn getattr(&self, ino: u64) -> FsResult<Stat> {
+        if status::is_status(ino) {
+            return Ok(self.status_stat(ino));
+        }
         self.revalidate(ino).await?;
         stat_of(&self.tree(), ino)
     }
@@ -66,7 +70,7 @@ impl Engine {
     /// # Errors
     /// [`FsError::ReadOnly`], [`FsError::NoSpace`], [`FsError::Store`].
     pub async fn setattr(&self, ino: u64, set: SetAttr) -> FsResult<Stat> {
-        self.check_writable()?;
+        self.check_may_change(ino)?;
         if let Some(size) = set.size {
             if self.tree().dir(ino).is_some() {
                 return Err(FsError::IsADirectory);
@@ -208,6 +212,16 @@ impl Engine {
     /// [`FsError::NoAttribute`]; [`FsError::Unsupported`] outside of `user.`.
     pub async fn getxattr(&self, ino: u64, name: &str) -> FsResult<Vec<u8>> {
         check_xattr_name(name, false)?;
+        if status::is_status(ino) {
+            return Err(FsError::NoAttribute);
+        }
+        if name == STATE_ATTRIBUTE {
+            return match self.receipt(ino).await {
+                Ok(receipt) => Ok(receipt.to_json().to_string().into_bytes()),
+                Err(FsError::IsADirectory) => Err(FsError::NoAttribute),
+                Err(error) => Err(error),
+            };
+        }
         self.revalidate(ino).await?;
         let tree = self.tree();
         let node = tree.get(ino).ok_or_else(|| stale(ino))?;
@@ -219,10 +233,15 @@ impl Engine {
     /// # Errors
     /// [`FsError::NotFound`].
     pub async fn listxattr(&self, ino: u64) -> FsResult<Vec<u8>> {
+        if status::is_status(ino) {
+            return Ok(Vec::new());
+        }
         self.revalidate(ino).await?;
         let tree = self.tree();
         let node = tree.get(ino).ok_or_else(|| stale(ino))?;
-        Ok(xattrs(&node.attributes).into_keys().flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect())
+        // What some client has stored under our own name would be carried along by copies.
+        let names = xattrs(&node.attributes).into_keys().filter(|name| name != STATE_ATTRIBUTE);
+        Ok(names.flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect())
     }
 
     /// Sets an extended attribute; `flags` as for `setxattr(2)`.
@@ -257,7 +276,7 @@ impl Engine {
         ino: u64,
         change: impl FnOnce(&mut std::collections::BTreeMap<String, Vec<u8>>) -> FsResult<()>,
     ) -> FsResult<()> {
-        self.check_writable()?;
+        self.check_may_change(ino)?;
         if !self.has_posix_metadata() {
             return Err(FsError::Unsupported { what: "extended attributes need --metadata posix".to_owned() });
         }
@@ -289,6 +308,11 @@ impl Engine {
 }
 
 fn check_xattr_name(name: &str, to_change: bool) -> FsResult<()> {
+    if to_change && name == STATE_ATTRIBUTE {
+        return Err(FsError::NotPermitted {
+            what: format!("{name} says where the file's bytes are; it cannot be set"),
+        });
+    }
     if name.strip_prefix("user.").is_some_and(|rest| !rest.is_empty()) {
         return Ok(());
     }

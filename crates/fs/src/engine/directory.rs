@@ -7,7 +7,7 @@ use futures_util::stream::FuturesUnordered;
 use sandpail_store::{Condition, ListRequest, ObjectAttributes, ObjectKey, PutBody};
 
 use super::lookup::version_of;
-use super::{DirHandle, Engine, Metadata, Stat, failed, guard, not_found, object_key, stale, stat_of};
+use super::{DirHandle, Engine, Metadata, Stat, failed, guard, not_found, object_key, stale, stat_of, status};
 use crate::attr::{Attr, Kind, Time};
 use crate::content::Content;
 use crate::tree::names::{Asked, asked_for};
@@ -47,7 +47,9 @@ impl Engine {
     /// # Errors
     /// [`FsError::NotADirectory`].
     pub fn opendir(&self, ino: u64) -> FsResult<u64> {
-        self.tree().dir(ino).ok_or(FsError::NotADirectory)?;
+        if !status::is_status(ino) {
+            self.tree().dir(ino).ok_or(FsError::NotADirectory)?;
+        }
         let handle = self.new_handle();
         guard(&self.dirs).insert(handle, Arc::new(DirHandle { ino, snapshot: Mutex::default() }));
         Ok(handle)
@@ -66,6 +68,9 @@ impl Engine {
     /// [`FsError::BadHandle`]; [`FsError::Store`] if the store cannot be listed.
     pub async fn readdir(&self, handle: u64, position: u64, count_max: usize, plus: bool) -> FsResult<Vec<Listed>> {
         let dir = guard(&self.dirs).get(&handle).cloned().ok_or(FsError::BadHandle)?;
+        if status::is_status(dir.ino) {
+            return Ok(self.list_status(position));
+        }
         let known = if position == 0 { None } else { guard(&dir.snapshot).clone() };
         let snapshot = match known {
             Some(snapshot) => snapshot,
@@ -232,7 +237,7 @@ impl Engine {
     /// # Errors
     /// [`FsError::Exists`], [`FsError::ReadOnly`], [`FsError::Store`].
     pub async fn mkdir(&self, parent: u64, name: &[u8], perm: u32, uid: u32, gid: u32) -> FsResult<Stat> {
-        self.check_writable()?;
+        self.check_may_change(parent)?;
         let segment = self.new_segment(parent, name).await?;
         let _shared = self.structure.read().await;
         let mut attr = self.new_attr(parent, Kind::Directory, perm, uid, gid);
@@ -277,8 +282,8 @@ impl Engine {
     /// # Errors
     /// [`FsError::NotEmpty`], [`FsError::NotADirectory`], [`FsError::ReadOnly`], [`FsError::Store`].
     pub async fn rmdir(&self, parent: u64, name: &[u8]) -> FsResult<()> {
-        self.check_writable()?;
-        let stat = self.resolve(parent, name, false).await?;
+        self.check_may_change(parent)?;
+        let stat = self.resolve_to_change(parent, name).await?;
         let _shared = self.structure.read().await;
         let prefix = self.check_empty(stat.ino).await?;
         let change = self.begin(parent, name);
@@ -312,8 +317,8 @@ impl Engine {
     /// # Errors
     /// [`FsError::IsADirectory`], [`FsError::ReadOnly`], [`FsError::Store`].
     pub async fn unlink(&self, parent: u64, name: &[u8]) -> FsResult<()> {
-        self.check_writable()?;
-        let stat = self.resolve(parent, name, false).await?;
+        self.check_may_change(parent)?;
+        let stat = self.resolve_to_change(parent, name).await?;
         if stat.attr.kind == Kind::Directory {
             return Err(FsError::IsADirectory);
         }
@@ -400,7 +405,7 @@ impl Engine {
     /// # Errors
     /// [`FsError::NotPermitted`] without POSIX metadata; as [`Engine::mkdir`].
     pub async fn symlink(&self, parent: u64, name: &[u8], target: &[u8], uid: u32, gid: u32) -> FsResult<Stat> {
-        self.check_writable()?;
+        self.check_may_change(parent)?;
         if self.options.metadata == Metadata::None {
             return Err(FsError::NotPermitted { what: "symbolic links need --metadata posix".to_owned() });
         }
@@ -469,6 +474,14 @@ impl Engine {
         Ok(target)
     }
 
+    /// Finds what stands under a name, to remove or to move it.
+    pub(super) async fn resolve_to_change(&self, parent: u64, name: &[u8]) -> FsResult<Stat> {
+        match self.resolve(parent, name, false).await {
+            Err(FsError::NotFound { .. }) if self.is_status_name(parent, name) => Err(status::refused()),
+            other => other,
+        }
+    }
+
     /// Checks that a name is free and can be a key.
     pub(super) async fn new_segment(&self, parent: u64, name: &[u8]) -> FsResult<Arc<str>> {
         let segment: Arc<str> = match asked_for(name)? {
@@ -485,6 +498,9 @@ impl Engine {
         };
         match self.resolve(parent, name, false).await {
             Ok(_) => Err(FsError::Exists { what: format!("{:?}", String::from_utf8_lossy(name)) }),
+            Err(FsError::NotFound { .. }) if self.is_status_name(parent, name) => {
+                Err(FsError::Exists { what: format!("the mount's own {:?}", String::from_utf8_lossy(name)) })
+            }
             Err(FsError::NotFound { .. }) => {
                 let tree = self.tree();
                 let node = tree.get(parent).ok_or_else(|| stale(parent))?;

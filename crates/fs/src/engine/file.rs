@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use sandpail_store::CopySource;
 
-use super::{Engine, FileHandle, Stat, failed, guard, stale, stat_of};
+use super::{Engine, FileHandle, Stat, failed, guard, stale, stat_of, status};
 use crate::attr::{Kind, Time};
 use crate::content::Content;
 use crate::errno::{Errno, errno};
@@ -43,6 +43,8 @@ pub struct Opened {
     pub stat: Stat,
     /// Whether pages that the kernel holds of it are still right.
     pub keep_cache: bool,
+    /// Whether reads go past the kernel's pages and the length that `stat` shows.
+    pub direct_io: bool,
 }
 
 /// What `lseek` looks for.
@@ -82,7 +84,7 @@ impl Engine {
         gid: u32,
         mode: OpenMode,
     ) -> FsResult<Opened> {
-        self.check_writable()?;
+        self.check_may_change(parent)?;
         let segment = self.new_segment(parent, name).await?;
         let key = self.key_in(&self.tree(), parent, &segment)?;
         let attr = self.new_attr(parent, Kind::File, perm, uid, gid);
@@ -102,7 +104,7 @@ impl Engine {
         }
         let stat = stat_of(&self.tree(), ino)?;
         let handle = self.add_handle(ino, content, mode);
-        Ok(Opened { handle, stat, keep_cache: false })
+        Ok(Opened { handle, stat, keep_cache: false, direct_io: false })
     }
 
     /// Opens a file.
@@ -110,6 +112,9 @@ impl Engine {
     /// # Errors
     /// [`FsError::IsADirectory`], [`FsError::ReadOnly`], [`FsError::NotFound`].
     pub async fn open(&self, ino: u64, mode: OpenMode) -> FsResult<Opened> {
+        if status::is_status(ino) {
+            return self.open_status(ino, mode);
+        }
         if mode.write || mode.truncate {
             self.check_writable()?;
         }
@@ -135,7 +140,7 @@ impl Engine {
         }
         let stat = stat_of(&self.tree(), ino)?;
         let handle = self.add_handle(ino, content, mode);
-        Ok(Opened { handle, stat, keep_cache })
+        Ok(Opened { handle, stat, keep_cache, direct_io: false })
     }
 
     fn add_handle(&self, ino: u64, content: Arc<Content>, mode: OpenMode) -> u64 {
@@ -147,6 +152,14 @@ impl Engine {
 
     fn file(&self, handle: u64) -> FsResult<Arc<FileHandle>> {
         guard(&self.files).get(&handle).cloned().ok_or(FsError::BadHandle)
+    }
+
+    /// An open file; `None` for the status file, which has nothing to store.
+    fn real_file(&self, handle: u64) -> FsResult<Option<Arc<FileHandle>>> {
+        match self.file(handle) {
+            Err(_) if self.status_text(handle).is_some() => Ok(None),
+            other => other.map(Some),
+        }
     }
 
     pub(super) fn base_of(&self, content: &Arc<Content>) -> Bases {
@@ -203,7 +216,11 @@ impl Engine {
     /// # Errors
     /// [`FsError::Changed`] if the object was replaced while it is open; [`FsError::Store`].
     pub async fn read(&self, handle: u64, offset: u64, len: u64) -> FsResult<Vec<Bytes>> {
-        let file = self.file(handle)?;
+        let Ok(file) = self.file(handle) else {
+            let text = self.status_text(handle).ok_or(FsError::BadHandle)?;
+            let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+            return Ok(vec![text.slice(at(offset)..at(offset.saturating_add(len)))]);
+        };
         if !file.can_read {
             return Err(FsError::BadHandle);
         }
@@ -301,7 +318,7 @@ impl Engine {
     /// # Errors
     /// Why it could not be stored; it stays staged and is tried again.
     pub async fn flush(&self, handle: u64) -> FsResult<()> {
-        let file = self.file(handle)?;
+        let Some(file) = self.real_file(handle)? else { return Ok(()) };
         if file.can_write && file.content.has_unstored() { self.store_file(file.ino).await } else { Ok(()) }
     }
 
@@ -310,13 +327,13 @@ impl Engine {
     /// # Errors
     /// As [`Engine::flush`].
     pub async fn fsync(&self, handle: u64) -> FsResult<()> {
-        let file = self.file(handle)?;
+        let Some(file) = self.real_file(handle)? else { return Ok(()) };
         if file.content.has_unstored() { self.store_file(file.ino).await } else { Ok(()) }
     }
 
     /// The last descriptor is gone. Stores that come after the last flush (through `mmap`) are stored here.
     pub async fn release(&self, handle: u64) {
-        let Some(file) = guard(&self.files).remove(&handle) else { return };
+        let Some(file) = guard(&self.files).remove(&handle) else { return self.close_status(handle) };
         file.content.forget_handle(handle);
         if file.can_write
             && file.content.has_unstored()

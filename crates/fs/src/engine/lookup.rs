@@ -62,7 +62,10 @@ impl Engine {
     /// # Errors
     /// [`FsError::NotFound`]; [`FsError::Store`] if the store cannot say.
     pub async fn lookup(&self, parent: u64, name: &[u8]) -> FsResult<Stat> {
-        self.resolve(parent, name, true).await
+        match self.lookup_status(parent, name).await {
+            Some(found) => found,
+            None => self.resolve(parent, name, true).await,
+        }
     }
 
     /// As [`Engine::lookup`], counting only if `pin`.

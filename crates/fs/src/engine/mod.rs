@@ -11,7 +11,9 @@ mod directory;
 mod file;
 mod lookup;
 mod neighbours;
+mod receipts;
 mod rename;
+mod status;
 mod upload;
 
 use std::collections::HashMap;
@@ -26,6 +28,10 @@ pub use self::attributes::{SetAttr, SetTime};
 pub use self::directory::{DirItem, Listed};
 pub use self::file::{OpenMode, Opened, Whence};
 use self::neighbours::Neighbours;
+use self::receipts::Failures;
+pub use self::receipts::Synced;
+use self::status::StatusFiles;
+pub use self::status::{STATUS_DIRECTORY, STATUS_FILE};
 use crate::attr::{Attr, Defaults};
 use crate::cache::DiskCache;
 use crate::content::Content;
@@ -90,6 +96,8 @@ pub struct EngineOptions {
     pub cache: Option<(PathBuf, u64)>,
     /// A file that all mounts of the bucket on this host share, to see each other's changes at once.
     pub neighbours: Option<PathBuf>,
+    /// Whether the root has a virtual `.sandpail/status`.
+    pub status: bool,
 }
 
 const MIB: u64 = 1 << 20;
@@ -115,6 +123,7 @@ impl EngineOptions {
             let_go_above: 1024 * MIB,
             cache: None,
             neighbours: None,
+            status: true,
         }
     }
 }
@@ -179,6 +188,8 @@ pub struct Engine {
     structure: tokio::sync::RwLock<()>,
     neighbours: Neighbours,
     failures: Mutex<HashMap<u64, String>>,
+    recent_failures: Failures,
+    status_files: StatusFiles,
     reading: Arc<ReadContext>,
     writing: Arc<WriteContext>,
     runtime: tokio::runtime::Handle,
@@ -236,6 +247,8 @@ impl Engine {
             structure: tokio::sync::RwLock::default(),
             neighbours,
             failures: Mutex::default(),
+            recent_failures: Failures::default(),
+            status_files: StatusFiles::default(),
             reading,
             writing,
             runtime,
@@ -277,14 +290,7 @@ impl Engine {
 
     /// Stores everything that is not stored; returns what could not be.
     pub async fn drain(&self) -> Vec<Unstored> {
-        let inos = self.tree().unstored();
-        let mut left = Vec::new();
-        for ino in inos {
-            if let Err(error) = self.store_file(ino).await {
-                left.push(Unstored { path: self.tree().path_of(ino), reason: error.to_string() });
-            }
-        }
-        left
+        self.sync().await.failed
     }
 
     /// How many files are not stored yet.
@@ -367,6 +373,12 @@ impl Engine {
 
     fn check_writable(&self) -> FsResult<()> {
         if self.options.read_only { Err(FsError::ReadOnly) } else { Ok(()) }
+    }
+
+    /// Checks that a node, or what stands in a directory, may be changed here.
+    fn check_may_change(&self, ino: u64) -> FsResult<()> {
+        status::check_real(ino)?;
+        self.check_writable()
     }
 
     fn has_posix_metadata(&self) -> bool {

@@ -34,10 +34,14 @@ impl Engine {
         new_name: &[u8],
         no_replace: bool,
     ) -> FsResult<()> {
-        self.check_writable()?;
-        let source = self.resolve(parent, name, false).await?;
+        self.check_may_change(parent)?;
+        self.check_may_change(new_parent)?;
+        let source = self.resolve_to_change(parent, name).await?;
         let target = match self.resolve(new_parent, new_name, false).await {
             Ok(target) => Some(target),
+            Err(FsError::NotFound { .. }) if self.is_status_name(new_parent, new_name) => {
+                return Err(super::status::refused());
+            }
             Err(FsError::NotFound { .. }) => None,
             Err(error) => return Err(error),
         };

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use sandpail_store::{Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, PutOutcome, StoreError};
 
 use super::{Engine, FsError, FsResult, OnConflict, failed, guard, object_key, stale};
+use crate::content::Content;
 use crate::tree::{Node, Tree, Version};
 
 /// Pauses between tries to store what could not be stored when it was closed.
@@ -123,8 +124,15 @@ impl Engine {
         if content.is_unlinked() || !content.has_changes() {
             return Ok(());
         }
-        // Until it ends, nobody else may take the file for stored.
-        let _uploading = content.begin_upload();
+        let uploading = content.begin_upload();
+        let result = self.store_content(ino, &content).await;
+        self.note_result(ino, &content, &result);
+        drop(uploading);
+        result
+    }
+
+    /// The same, for the holder of the content's `commit`.
+    async fn store_content(&self, ino: u64, content: &Arc<Content>) -> FsResult<()> {
         let (key, mut attributes, version, parent, name) = {
             let tree = self.tree();
             let node = tree.get(ino).ok_or_else(|| stale(ino))?;
@@ -151,7 +159,7 @@ impl Engine {
             };
         }
         dirty.set_attributes(attributes.clone());
-        let base = self.base_of(&content);
+        let base = self.base_of(content);
         let unchanged = self.check_unchanged(&key, version.as_ref()).await;
         let committed = match unchanged {
             Ok(()) => dirty.commit(&attributes, &self.condition(version.as_ref()), &base).await,

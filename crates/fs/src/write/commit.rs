@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
@@ -11,7 +12,7 @@ use sandpail_store::{
     Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, PutBody, PutOutcome, StoreError, UploadId,
 };
 
-use super::dirty_file::{Attempt, State};
+use super::dirty_file::{Attempt, State, UnderWay};
 use super::stream::Stream;
 use super::{Base, BaseReader, Committed, DirtyFile, PartSource, RangeSet, UploadPlan, plan};
 use crate::read::ObjectVersion;
@@ -79,21 +80,25 @@ impl DirtyFile {
         condition: &Condition,
         base: &dyn BaseReader,
     ) -> FsResult<(Committed, bool)> {
-        let mut snapshot = {
+        let (mut snapshot, since) = {
             let mut state = self.state();
             state.is_changed = false;
+            let since = state.changed_since.take().unwrap_or_else(Instant::now);
+            state.under_way = Some(UnderWay { since, bytes: state.dirty.len() });
             state.low_water = state.size;
-            Snapshot {
+            let snapshot = Snapshot {
                 key: state.key.clone(),
                 size: state.size,
                 dirty: std::mem::take(&mut state.dirty),
                 base: state.base.clone(),
                 // It stays where its parts report to.
                 stream: state.stream.as_mut().map(Stream::begin_finish),
-            }
+            };
+            (snapshot, since)
         };
         let result = self.upload(&mut snapshot, attributes, condition, base).await;
         let mut state = self.state();
+        state.under_way = None;
         match result {
             Ok(Stored { outcome, attributes: attributes_stored, mut left_out }) => {
                 let version = ObjectVersion { key: snapshot.key, etag: outcome.etag.clone(), size: snapshot.size };
@@ -101,7 +106,10 @@ impl DirtyFile {
                 let limit = snapshot.size.min(state.low_water);
                 left_out.remove(limit..u64::MAX);
                 state.dirty.extend(&left_out);
-                state.is_changed |= !left_out.is_empty();
+                if !left_out.is_empty() {
+                    state.is_changed = true;
+                    state.changed_since = Some(since);
+                }
                 self.rebase(&mut state, version)?;
                 Ok((Committed { outcome, size: snapshot.size, attributes_stored }, left_out.is_empty()))
             }
@@ -110,6 +118,7 @@ impl DirtyFile {
                 state.dirty.extend(&snapshot.dirty);
                 state.dirty.remove(size..u64::MAX);
                 state.is_changed = true;
+                state.changed_since = Some(since);
                 Err(error)
             }
         }

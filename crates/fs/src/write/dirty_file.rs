@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use sandpail_store::{ETag, ObjectAttributes, ObjectInfo, ObjectKey};
@@ -39,6 +40,10 @@ pub(super) struct State {
     pub(super) dirty: RangeSet,
     /// Something changed since the last upload, if only the size or that the file exists.
     pub(super) is_changed: bool,
+    /// Since when; also while the upload goes on and after one that failed.
+    pub(super) changed_since: Option<Instant>,
+    /// What is being uploaded, and not acknowledged.
+    pub(super) under_way: Option<UnderWay>,
     pub(super) base: Option<Base>,
     /// The tag of the object that the next upload replaces, as far as known; also when nothing of it shows any more.
     pub(super) replaces: Option<ETag>,
@@ -52,6 +57,23 @@ pub(super) struct State {
     pub(super) low_water: u64,
     pub(super) attributes: ObjectAttributes,
     pub(super) stream: Option<Stream>,
+}
+
+/// What an upload set out with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct UnderWay {
+    /// Since when it was not stored.
+    pub(super) since: Instant,
+    /// Changed bytes in it.
+    pub(super) bytes: u64,
+}
+
+impl State {
+    /// Something is not stored from now on.
+    pub(super) fn changed(&mut self) {
+        self.is_changed = true;
+        self.changed_since.get_or_insert_with(Instant::now);
+    }
 }
 
 /// What an upload of which nobody knows whether it was completed would have made.
@@ -94,6 +116,8 @@ impl DirtyFile {
             local: RangeSet::default(),
             dirty: RangeSet::default(),
             is_changed: false,
+            changed_since: None,
+            under_way: None,
             replaces: base.as_ref().map(|base| base.version.etag.clone()),
             base,
             attempt: None,
@@ -118,6 +142,15 @@ impl DirtyFile {
     /// Whether something is not stored yet.
     pub fn is_dirty(&self) -> bool {
         self.state().is_changed
+    }
+
+    /// Since when something is not stored or not acknowledged yet, and how many bytes are.
+    pub fn waiting(&self) -> (Option<Instant>, u64) {
+        let state = self.state();
+        let under_way = state.under_way;
+        let since = under_way.map(|upload| upload.since).or(state.changed_since);
+        let bytes = state.dirty.len().saturating_add(under_way.map_or(0, |upload| upload.bytes));
+        (since, bytes.min(state.size))
     }
 
     /// What an upload that begins while the file is written shall carry.
@@ -168,7 +201,7 @@ impl DirtyFile {
         }
         state.local.insert(range.clone());
         state.dirty.insert(range.clone());
-        state.is_changed = true;
+        state.changed();
         state.size = state.size.max(range.end);
         self.on_change(&mut state, &range);
         Ok(())
@@ -184,7 +217,7 @@ impl DirtyFile {
         if size < state.size && state.in_upload.intersects(&(0..size)) {
             return Err(FsError::InUpload { what: state.key.to_string() });
         }
-        state.is_changed = true;
+        state.changed();
         if size < state.size {
             let cut = size..u64::MAX;
             let freed: u64 = state
@@ -236,7 +269,7 @@ impl DirtyFile {
                 let rest = at..range.end;
                 state.local.remove(rest.clone());
                 state.dirty.insert(rest.clone());
-                state.is_changed = true;
+                state.changed();
                 self.on_change(&mut state, &rest);
                 return Ok(());
             }

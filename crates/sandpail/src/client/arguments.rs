@@ -62,6 +62,13 @@ pub(crate) enum SandboxCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Return when everything that was written to a mount is in the bucket
+    Sync {
+        /// The sandbox
+        id: String,
+        /// The directory in the sandbox
+        path: String,
+    },
     /// Copy a file: one side is SANDBOX:PATH, `-` is standard input or output
     Cp {
         /// Where from

@@ -29,7 +29,17 @@ pub(crate) fn run(arguments: SandboxArgs) -> anyhow::Result<ExitCode> {
             client.post(&format!("/v1/sandbox/{}/mount", mount.id), &mount_body(&mount)?)?;
         }
         SandboxCommand::Unmount { id, path, force } => {
-            client.post(&format!("/v1/sandbox/{id}/unmount"), &json!({ "mountPath": path, "force": force }))?;
+            let body = json!({ "mountPath": path, "force": force });
+            let answer = client.post(&format!("/v1/sandbox/{id}/unmount"), &body)?;
+            print_not_stored(&answer["notStored"], "unmounted all the same; kept on the daemon's host");
+        }
+        SandboxCommand::Sync { id, path } => {
+            let answer = client.post(&format!("/v1/sandbox/{id}/mounts/sync"), &json!({ "mountPath": path }))?;
+            if answer["ok"].as_bool() != Some(true) {
+                print_not_stored(&answer["failed"], "tried again as long as it is mounted");
+                return Ok(ExitCode::FAILURE);
+            }
+            println!("everything is stored ({} file(s) just now)", answer["stored"]);
         }
         SandboxCommand::Cp { from, to, recursive } => copy::run(&client, &from, &to, recursive)?,
         SandboxCommand::Destroy { ids } => {
@@ -39,6 +49,18 @@ pub(crate) fn run(arguments: SandboxArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn print_not_stored(files: &Value, what_now: &str) {
+    let files = files.as_array().map(Vec::as_slice).unwrap_or_default();
+    if files.is_empty() {
+        return;
+    }
+    eprintln!("sandpail: {} file(s) could not be stored ({what_now}):", files.len());
+    for file in files {
+        let text = |name: &str| file[name].as_str().unwrap_or_default();
+        eprintln!("  {}: {}", text("path"), text("reason"));
+    }
 }
 
 fn list(client: &Client) -> anyhow::Result<()> {

@@ -1,0 +1,144 @@
+//! `sandpail sync`: returns when everything that was written so far is in the bucket.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use crate::cli::SyncArgs;
+use crate::control::{self, Ask};
+use crate::progress::Waiting;
+use crate::registry::{self, Entry};
+use crate::{host, umount};
+
+/// How long a mount may take to name what it has not stored, when it did not store it in time.
+const NAMING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What became of what was written.
+pub(crate) enum Outcome {
+    /// Everything is in the bucket; so many files had not been.
+    Stored(usize),
+    /// These could not be stored, for these reasons.
+    Failed(Vec<(String, String)>),
+    /// The time was up; these are not stored yet, with how the last try ended.
+    Late(Vec<(String, String)>),
+}
+
+pub(crate) fn run(arguments: &SyncArgs) -> anyhow::Result<ExitCode> {
+    let entries = match &arguments.mountpoint {
+        Some(mountpoint) => vec![mount_at(mountpoint)?],
+        None => registry::entries()?,
+    };
+    let waiting = Waiting::start("storing what was written");
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let all: Vec<_> =
+            entries.iter().map(|entry| scope.spawn(|| sync(entry, arguments.timeout))).collect::<Vec<_>>();
+        all.into_iter().map(|one| one.join().unwrap_or_else(|_| bail!("storing ended early"))).collect()
+    });
+    drop(waiting);
+    let mut code = ExitCode::SUCCESS;
+    for (entry, outcome) in entries.iter().zip(outcomes) {
+        let shown = entry.shown_place();
+        match outcome {
+            Ok(Outcome::Stored(count)) => println!("{shown}: everything is stored ({count} file(s) just now)"),
+            Ok(outcome) => {
+                code = ExitCode::FAILURE;
+                eprintln!("sandpail: {shown}: {}", outcome.told(arguments.timeout));
+            }
+            Err(error) => {
+                code = ExitCode::FAILURE;
+                eprintln!("sandpail: {shown}: {}", crate::report::in_one_line(&error));
+            }
+        }
+    }
+    Ok(code)
+}
+
+fn mount_at(mountpoint: &Path) -> anyhow::Result<Entry> {
+    let shown = mountpoint.display();
+    let absolute = umount::absolute(mountpoint)?;
+    if host::sandpail_mount(&absolute).is_none() {
+        bail!("{shown} is not mounted by sandpail (see: sandpail list)");
+    }
+    registry::find(&absolute)?.with_context(|| format!("the process behind {shown} is not this user's, or has ended"))
+}
+
+fn sync(entry: &Entry, timeout: Duration) -> anyhow::Result<Outcome> {
+    let started = Instant::now();
+    if entry.sandbox.is_none() {
+        flush_pages(&entry.mountpoint, timeout)?;
+    }
+    drain(entry.pid, timeout.saturating_sub(started.elapsed()))
+}
+
+/// Pages that were changed through a shared mapping are still the kernel's; nobody has told the mount's process.
+fn flush_pages(mountpoint: &Path, timeout: Duration) -> anyhow::Result<()> {
+    let (tell, told) = std::sync::mpsc::channel();
+    let path = mountpoint.to_owned();
+    // By a thread of its own, which may be left behind: a mount that hangs must not take this command along.
+    std::thread::spawn(move || {
+        let flushed = File::open(&path).and_then(|root| Ok(rustix::fs::syncfs(root)?));
+        // Nobody listens any more when the time was up.
+        let _ = tell.send(flushed);
+    });
+    let flushed =
+        told.recv_timeout(timeout).with_context(|| format!("the mount does not answer within {timeout:?}"))?;
+    flushed.context("the kernel cannot hand over what was written through mappings")
+}
+
+/// Has the mount's process store everything.
+pub(crate) fn drain(pid: u32, timeout: Duration) -> anyhow::Result<Outcome> {
+    let socket = registry::socket_of(pid)?;
+    // A timeout of zero would mean none.
+    match control::ask(&socket, Ask::Drain, timeout.max(Duration::from_millis(1))) {
+        Ok(answer) if answer.failed.is_empty() => Ok(Outcome::Stored(answer.stored)),
+        Ok(answer) => Ok(Outcome::Failed(answer.failed)),
+        Err(error) if is_late(&error) => {
+            let answer = control::ask(&socket, Ask::Status, NAMING_TIMEOUT)
+                .context("the mount's process says neither that everything is stored nor what is not")?;
+            Ok(Outcome::Late(answer.failed))
+        }
+        Err(error) => Err(error.context("the mount's process does not say whether everything is stored")),
+    }
+}
+
+fn is_late(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
+}
+
+impl Outcome {
+    /// What is not stored, a line for each file.
+    pub(crate) fn told(&self, timeout: Duration) -> String {
+        let (mut text, files) = match self {
+            Self::Stored(_) => return "everything is stored".to_owned(),
+            Self::Failed(files) => (format!("{} file(s) could not be stored:", files.len()), files),
+            Self::Late(files) => (format!("not everything is stored after {timeout:?}; still waiting:"), files),
+        };
+        for (path, reason) in files {
+            text.push_str(&format!("\n  {path}: {reason}"));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_stored_is_told_by_name() {
+        let files = vec![("/a".to_owned(), "access denied".to_owned()), ("/d/b".to_owned(), "dirty".to_owned())];
+        let timeout = Duration::from_secs(3);
+        assert_eq!(
+            Outcome::Failed(files.clone()).told(timeout),
+            "2 file(s) could not be stored:\n  /a: access denied\n  /d/b: dirty"
+        );
+        let late = Outcome::Late(files).told(timeout);
+        assert!(late.starts_with("not everything is stored after 3s; still waiting:\n  /a: "), "{late}");
+    }
+}
