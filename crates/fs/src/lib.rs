@@ -2,7 +2,8 @@
 //!
 //! [`engine`] holds the operations, free of any kernel's types; [`adapter`] is the kernel's side, by the
 //! `fuser` crate, so that another transport can replace it. [`tree`] is what is known of names, [`read`] and
-//! [`write`] move bytes, [`cache`] keeps them on disk, and [`errno`] alone chooses error numbers.
+//! [`write`] move bytes, [`cache`] keeps them on disk, and [`errno`] alone chooses error numbers. [`recover`] puts back what a
+//! process that died had not stored.
 #![forbid(unsafe_code)]
 
 pub mod adapter;
@@ -14,6 +15,7 @@ pub mod errno;
 mod error;
 mod ids;
 pub mod read;
+pub mod recover;
 pub mod tree;
 pub mod write;
 

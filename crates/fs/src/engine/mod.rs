@@ -31,7 +31,7 @@ use crate::cache::DiskCache;
 use crate::content::Content;
 use crate::read::{MemoryBudget, ReadContext};
 use crate::tree::Tree;
-use crate::write::{StagingArea, WriteContext, WriteOptions};
+use crate::write::{Origin, StagingArea, WriteContext, WriteOptions};
 use crate::{FsError, FsResult};
 
 /// Whether POSIX attributes are kept in the objects' metadata.
@@ -90,6 +90,8 @@ pub struct EngineOptions {
     pub cache: Option<(PathBuf, u64)>,
     /// A file that all mounts of the bucket on this host share, to see each other's changes at once.
     pub neighbours: Option<PathBuf>,
+    /// Where the files belong, for whoever finds them staged after this process died.
+    pub origin: Origin,
 }
 
 const MIB: u64 = 1 << 20;
@@ -115,6 +117,7 @@ impl EngineOptions {
             let_go_above: 1024 * MIB,
             cache: None,
             neighbours: None,
+            origin: Origin::default(),
         }
     }
 }
@@ -225,7 +228,8 @@ impl Engine {
             // Under the other policies an upload may be refused at its end, and then all bytes must be here.
             let_go_above: (options.on_conflict == OnConflict::Overwrite).then_some(let_go_above),
         };
-        let writing = Arc::new(WriteContext::new(Arc::clone(&store), staging, write_options, runtime.clone()));
+        let writing = WriteContext::new(Arc::clone(&store), staging, write_options, runtime.clone());
+        let writing = Arc::new(writing.with_origin(options.origin.clone()));
         Ok(Arc::new(Self {
             tree: Mutex::new(Tree::new(options.defaults.clone())),
             store,

@@ -11,7 +11,8 @@ use sandpail_store::{
     Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, PutBody, PutOutcome, StoreError, UploadId,
 };
 
-use super::dirty_file::{Attempt, State};
+use super::dirty_file::{Attempt, State, note_base};
+use super::record::Event;
 use super::stream::Stream;
 use super::{Base, BaseReader, Committed, DirtyFile, PartSource, RangeSet, UploadPlan, plan};
 use crate::read::ObjectVersion;
@@ -81,6 +82,7 @@ impl DirtyFile {
     ) -> FsResult<(Committed, bool)> {
         let mut snapshot = {
             let mut state = self.state();
+            state.journal.note(&[Event::Storing]);
             state.is_changed = false;
             state.low_water = state.size;
             Snapshot {
@@ -103,6 +105,9 @@ impl DirtyFile {
                 state.dirty.extend(&left_out);
                 state.is_changed |= !left_out.is_empty();
                 self.rebase(&mut state, version)?;
+                if !state.is_changed {
+                    state.journal.stored();
+                }
                 Ok((Committed { outcome, size: snapshot.size, attributes_stored }, left_out.is_empty()))
             }
             Err(error) => {
@@ -128,6 +133,8 @@ impl DirtyFile {
         for range in punched {
             self.stage_holes(state, range.start..range.end.min(limit))?;
         }
+        // After the holes, which hide it.
+        note_base(state);
         Ok(())
     }
 
@@ -165,13 +172,16 @@ impl DirtyFile {
                 continue;
             }
             self.staged.reserve(part.end - part.start)?;
-            let zeros = vec![0; 1 << 16];
-            let mut at = part.start;
-            while at < part.end {
-                let len = (part.end - at).min(zeros.len() as u64);
-                self.staged.write(at, &zeros[..usize::try_from(len).unwrap_or(0)])?;
-                at += len;
-            }
+            self.stage_unchanged(state, &part, |staged| {
+                let zeros = vec![0; 1 << 16];
+                let mut at = part.start;
+                while at < part.end {
+                    let len = (part.end - at).min(zeros.len() as u64);
+                    staged.write(at, &zeros[..usize::try_from(len).unwrap_or(0)])?;
+                    at += len;
+                }
+                Ok(())
+            })?;
             state.local.insert(part);
         }
         Ok(())

@@ -3,12 +3,17 @@
 //! A [`DirtyFile`] is a sparse staging file on the local disk and three facts about its byte ranges:
 //! which are *local* (valid in staging), which are *dirty* (changed since the last upload), and which
 //! are still those of the *base* object. What is none of these is a hole and reads as zeros.
+//! The same is written to a log beside the file ([`Recorded`]), so that it can be put back if this process dies.
 //! [`plan`] decides, without I/O, how to turn that into an object; [`DirtyFile::commit`] does it.
 
 mod commit;
 mod dirty_file;
 mod extents;
+mod journal;
+pub(crate) mod kept;
 mod plan;
+mod record;
+pub(crate) mod resume;
 mod staging;
 mod stream;
 
@@ -22,6 +27,7 @@ use sandpail_store::{ObjectAttributes, PutOutcome, Store};
 pub use self::dirty_file::DirtyFile;
 pub use self::extents::RangeSet;
 pub use self::plan::{PartSource, UploadPlan, plan};
+pub use self::record::{Origin, RecordProblem, Recorded};
 pub use self::staging::StagingArea;
 use crate::FsResult;
 use crate::read::ObjectVersion;
@@ -81,6 +87,8 @@ pub struct WriteContext {
     runtime: tokio::runtime::Handle,
     /// One permit for each part in memory.
     parts: Arc<tokio::sync::Semaphore>,
+    /// What the records say of where files belong.
+    origin: Arc<Origin>,
 }
 
 impl WriteContext {
@@ -94,7 +102,13 @@ impl WriteContext {
         let limits = store.capabilities();
         options.part_len = options.part_len.clamp(limits.part_len_min, limits.part_len_max);
         let parts = Arc::new(tokio::sync::Semaphore::new(PARTS_AT_ONCE));
-        Self { store, staging, options, runtime, parts }
+        Self { store, staging, options, runtime, parts, origin: Arc::default() }
+    }
+
+    /// Its files belong there.
+    #[must_use]
+    pub fn with_origin(self, origin: Origin) -> Self {
+        Self { origin: Arc::new(origin), ..self }
     }
 
     /// Removes the staging directory of this process, unless something in it must be kept.
