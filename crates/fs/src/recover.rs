@@ -39,6 +39,12 @@ pub struct KeptFiles {
     area: Arc<StagingArea>,
 }
 
+/// How many files are kept under a staging directory.
+pub fn count(root: &Path) -> usize {
+    let entries = std::fs::read_dir(kept_directory(root)).into_iter().flatten().flatten();
+    entries.filter(|entry| !is_record(&entry.file_name()) && !is_old_note(&entry.path())).count()
+}
+
 /// One of them.
 #[derive(Debug)]
 pub struct KeptFile {
@@ -322,8 +328,9 @@ async fn put_back(
         attributes.tagging = tagging.map_err(|source| FsError::Store { what: format!("cannot read the tags of {key}"), source })?;
     }
     let present = present.map(|info| (info.etag, info.size));
-    let is_unchanged =
-        present.as_ref().map(|(etag, _)| etag) == recorded.replaces.as_ref() && !recorded.is_doubtful();
+    // What may lack bytes replaces nothing.
+    let is_sure = present.is_none() || !recorded.is_doubtful();
+    let is_unchanged = is_sure && present.as_ref().map(|(etag, _)| etag) == recorded.replaces.as_ref();
     if is_unchanged {
         let condition = match &recorded.replaces {
             _ if !store.capabilities().conditional_put => Condition::Always,
@@ -405,4 +412,284 @@ fn is_old_note(path: &Path) -> bool {
 /// Eight letters and digits for a file's name.
 fn id_of(name: &[u8]) -> String {
     format!("{:08x}", crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::DirBuilderExt;
+
+    use sandpail_store::memory::MemoryStore;
+    use sandpail_store::{PutBody, collect};
+
+    use super::*;
+    use crate::write::{Base, Origin};
+
+    const KEY: &str = "dir/key";
+
+    struct World {
+        runtime: tokio::runtime::Runtime,
+        store: Arc<dyn Store>,
+        root: tempfile::TempDir,
+        base: ETag,
+    }
+
+    impl World {
+        /// A bucket whose object is "the old text", edited to "the OLD text, and more" by a process that died.
+        fn new() -> Self {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+            let base = runtime.block_on(put(&*store, KEY, b"the old text"));
+            let world = Self { runtime, store, root: tempfile::tempdir().unwrap(), base };
+            world.die_with(|file| {
+                file.write(4, b"OLD").unwrap();
+                file.write(12, b", and more").unwrap();
+            });
+            world
+        }
+
+        fn die_with(&self, change: impl FnOnce(&Arc<DirtyFile>)) {
+            let elsewhere = tempfile::tempdir().unwrap();
+            let staging = StagingArea::open(elsewhere.path(), None).unwrap();
+            let options =
+                WriteOptions { part_len: 5 << 20, max_parallel_parts: 2, stream_threshold: 1 << 30, let_go_above: None };
+            let context =
+                WriteContext::new(Arc::clone(&self.store), staging, options, self.runtime.handle().clone());
+            let context = context.with_origin(Origin { bucket: Some("b".to_owned()), ..Origin::default() });
+            let version = ObjectVersion { key: key(KEY), etag: self.base.clone(), size: 12 };
+            let file = DirtyFile::new(Arc::new(context), key(KEY), Some(Base { version, limit: 12 }), 12).unwrap();
+            change(&file);
+            // As it lies on the disk now.
+            let own = std::fs::read_dir(elsewhere.path()).unwrap().flatten().next().unwrap();
+            let dead = self.root.path().join(own.file_name());
+            std::fs::DirBuilder::new().mode(0o700).create(&dead).unwrap();
+            for entry in std::fs::read_dir(own.path()).unwrap().flatten() {
+                std::fs::copy(entry.path(), dead.join(entry.file_name())).unwrap();
+            }
+        }
+
+        fn kept(&self) -> KeptFiles {
+            KeptFiles::open(self.root.path()).unwrap().unwrap()
+        }
+
+        fn only(&self) -> KeptFile {
+            let mut files = self.kept().list().unwrap();
+            assert_eq!(files.len(), 1, "{files:?}");
+            files.remove(0)
+        }
+
+        fn upload(&self) -> FsResult<PutBack> {
+            self.runtime.block_on(self.kept().upload(&self.only(), Arc::clone(&self.store)))
+        }
+
+        fn export(&self, store: Option<Arc<dyn Store>>) -> FsResult<Vec<u8>> {
+            let out = tempfile::NamedTempFile::new().unwrap();
+            self.runtime.block_on(self.kept().export(&self.only(), store, out.as_file()))?;
+            Ok(std::fs::read(out.path()).unwrap())
+        }
+
+        fn put(&self, name: &str, bytes: &'static [u8]) -> ETag {
+            self.runtime.block_on(put(&*self.store, name, bytes))
+        }
+
+        fn object(&self, key: &ObjectKey) -> Vec<u8> {
+            let get = async { collect(self.store.get(key, 0..1000, None).await.unwrap(), 1000).await.unwrap() };
+            self.runtime.block_on(get).to_vec()
+        }
+
+        fn is_empty(&self) -> bool {
+            self.kept().list().unwrap().is_empty()
+                && std::fs::read_dir(kept_directory(self.root.path())).unwrap().count() == 0
+        }
+
+        fn change_log(&self, change: impl FnOnce(&mut Vec<u8>)) {
+            let path = record_of(&self.only().path);
+            let mut log = std::fs::read(&path).unwrap();
+            change(&mut log);
+            std::fs::write(path, log).unwrap();
+        }
+    }
+
+    fn key(text: &str) -> ObjectKey {
+        ObjectKey::new(text).unwrap()
+    }
+
+    async fn put(store: &dyn Store, name: &str, bytes: &'static [u8]) -> ETag {
+        let body = PutBody::from(Bytes::from_static(bytes));
+        store.put(&key(name), body, &ObjectAttributes::default(), &Condition::Always).await.unwrap().etag
+    }
+
+    const EDITED: &[u8] = b"the OLD text, and more";
+
+    #[test]
+    fn an_edit_is_shown_exported_and_put_back() {
+        let world = World::new();
+        assert_eq!(count(world.root.path()), 0);
+        let file = world.only();
+        assert_eq!(count(world.root.path()), 1);
+        let recorded = file.recorded().unwrap();
+        assert_eq!((recorded.key.as_str(), recorded.size, file.staged_len(), recorded.in_base()), (KEY, 22, 13, 9));
+        assert_eq!(recorded.origin.to_string(), "s3://b");
+        assert_eq!(world.export(Some(Arc::clone(&world.store))).unwrap(), EDITED);
+        assert_eq!(world.upload().unwrap(), PutBack::Stored { key: key(KEY) });
+        assert_eq!(world.object(&key(KEY)), EDITED);
+        assert!(world.is_empty());
+    }
+
+    #[test]
+    fn without_its_store_an_edit_is_no_whole_file() {
+        let world = World::new();
+        let error = world.export(None).unwrap_err();
+        assert!(matches!(&error, FsError::Invalid { what } if what.contains("store is needed")), "{error}");
+    }
+
+    #[test]
+    fn a_base_that_was_replaced_is_never_mixed() {
+        let world = World::new();
+        world.put(KEY, b"another text");
+        for error in [world.export(Some(Arc::clone(&world.store))).unwrap_err(), world.upload().unwrap_err()] {
+            assert!(matches!(&error, FsError::Changed { what } if what.contains(world.base.as_str())), "{error}");
+        }
+        assert_eq!(world.object(&key(KEY)), b"another text");
+        // The bytes that were written can be had all the same.
+        let mut out = tempfile::tempfile().unwrap();
+        assert_eq!(world.kept().export_raw(&world.only(), &mut out).unwrap(), 22);
+    }
+
+    #[test]
+    fn a_whole_file_goes_beside_an_object_that_was_changed() {
+        let world = World::new();
+        world.kept().discard(&world.only()).unwrap();
+        world.die_with(|file| {
+            file.truncate(0).unwrap();
+            file.write(0, b"all of it").unwrap();
+        });
+        world.put(KEY, b"another text");
+        let Ok(PutBack::Beside { key: beside }) = world.upload() else { panic!() };
+        assert!(beside.as_str().starts_with("dir/key (recovered "), "{beside}");
+        assert_eq!((world.object(&key(KEY)), world.object(&beside)), (b"another text".to_vec(), b"all of it".to_vec()));
+        assert!(world.is_empty());
+    }
+
+    #[test]
+    fn what_was_stored_already_is_not_stored_twice() {
+        let world = World::new();
+        world.kept().discard(&world.only()).unwrap();
+        world.die_with(|file| {
+            file.truncate(0).unwrap();
+            file.write(0, b"all of it").unwrap();
+        });
+        world.put(KEY, b"all of it");
+        assert_eq!(world.upload().unwrap(), PutBack::WasStored { key: key(KEY) });
+        assert!(world.is_empty());
+    }
+
+    #[test]
+    fn after_the_machine_stopped_no_object_is_replaced() {
+        let world = World::new();
+        let dead = std::fs::read_dir(world.root.path()).unwrap().flatten().next().unwrap().path();
+        let path = dead.join("0.record");
+        let log = std::fs::read(&path).unwrap();
+        std::fs::write(&path, crate::write::of_another_boot(&log)).unwrap();
+        assert!(world.only().recorded().unwrap().is_doubtful());
+        let Ok(PutBack::Beside { key: beside }) = world.upload() else { panic!() };
+        assert_eq!((world.object(&key(KEY)), world.object(&beside)), (b"the old text".to_vec(), EDITED.to_vec()));
+    }
+
+    #[test]
+    fn bytes_that_the_disk_never_got_are_missed() {
+        let world = World::new();
+        let file = world.only();
+        File::options().write(true).open(&file.path).unwrap().set_len(9).unwrap();
+        let error = world.upload().unwrap_err();
+        assert!(error.to_string().contains("10 bytes that were written are lost"), "{error}");
+        assert_eq!(world.object(&key(KEY)), b"the old text");
+    }
+
+    #[test]
+    fn files_without_a_record_are_listed_exported_raw_and_discarded() {
+        for (change, problem) in [
+            (Box::new(|log: &mut Vec<u8>| log[15] = 9) as Box<dyn FnOnce(&mut Vec<u8>)>, RecordProblem::Version(9)),
+            (Box::new(|log: &mut Vec<u8>| log.truncate(20)), RecordProblem::Damaged),
+        ] {
+            let world = World::new();
+            world.change_log(change);
+            assert_eq!(world.only().record, Err(problem));
+            assert!(matches!(world.upload(), Err(FsError::Invalid { .. })));
+            let mut out = tempfile::tempfile().unwrap();
+            assert_eq!(world.kept().export_raw(&world.only(), &mut out).unwrap(), 22);
+            world.kept().discard(&world.only()).unwrap();
+            assert!(world.is_empty());
+        }
+        // Of an older version, with its note.
+        let world = World::new();
+        world.kept().discard(&world.only()).unwrap();
+        let dir = kept_directory(world.root.path());
+        std::fs::write(dir.join("1700000000-7-0-a.txt"), "bytes").unwrap();
+        std::fs::write(dir.join("1700000000-7-0-a.json"), r#"{"key": "a.txt", "size": 5, "not_here": []}"#).unwrap();
+        assert_eq!(world.only().record, Err(RecordProblem::Missing));
+        world.kept().discard(&world.only()).unwrap();
+        assert!(world.is_empty());
+    }
+
+    #[test]
+    fn only_one_process_works_on_a_file() {
+        let world = World::new();
+        let file = world.only();
+        let _other = world.kept().lock(&file).unwrap();
+        assert!(matches!(world.kept().discard(&file), Err(FsError::Busy { .. })));
+        assert!(matches!(world.upload(), Err(FsError::Busy { .. })));
+    }
+
+    #[test]
+    fn stored_and_removed_files_are_not_kept() {
+        let world = World::new();
+        world.kept().discard(&world.only()).unwrap();
+        world.die_with(|file| {
+            file.write(0, b"x").unwrap();
+            file.note_unlinked();
+        });
+        assert!(world.is_empty());
+        world.die_with(|file| {
+            file.write(0, b"x").unwrap();
+            let base = FromStore(Some(Arc::clone(&world.store)));
+            world.runtime.block_on(file.commit(&ObjectAttributes::default(), &Condition::Always, &base)).unwrap();
+        });
+        assert!(world.is_empty());
+        // Written again after it was stored.
+        world.die_with(|file| {
+            file.write(0, b"x").unwrap();
+            let base = FromStore(Some(Arc::clone(&world.store)));
+            let commit = file.commit(&ObjectAttributes::default(), &Condition::Always, &base);
+            world.runtime.block_on(commit).unwrap();
+            file.write(0, b"y").unwrap();
+        });
+        assert_eq!(world.export(Some(Arc::clone(&world.store))).unwrap(), b"yhe old text");
+    }
+
+    #[test]
+    fn a_new_empty_file_is_kept() {
+        let world = World::new();
+        world.kept().discard(&world.only()).unwrap();
+        world.die_with(|file| file.truncate(0).unwrap());
+        assert_eq!(world.upload().unwrap(), PutBack::Stored { key: key(KEY) });
+        assert_eq!(world.runtime.block_on(world.store.head(&key(KEY))).unwrap().size, 0);
+    }
+
+    #[test]
+    fn times_that_nobody_chose_are_those_of_the_last_write() {
+        for (times_set, expected) in [(true, Some("5")), (false, None)] {
+            let world = World::new();
+            world.kept().discard(&world.only()).unwrap();
+            world.die_with(|file| {
+                let metadata = [("mode", "33188"), ("mtime", "5")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+                file.write(0, b"T").unwrap();
+                file.describe(ObjectAttributes { metadata: metadata.into(), ..ObjectAttributes::default() }, times_set);
+            });
+            let modified = Time::from(world.only().modified).text();
+            world.upload().unwrap();
+            let stored = world.runtime.block_on(world.store.head(&key(KEY))).unwrap().attributes.metadata;
+            assert_eq!(stored["mode"], "33188");
+            assert_eq!(stored["mtime"], expected.unwrap_or(&modified));
+        }
+    }
 }

@@ -246,7 +246,7 @@ impl DirtyFile {
         if range.end <= len {
             return;
         }
-        let len_now = match self.staged.file.set_len(len) {
+        let len_now = match self.staged.set_len(len) {
             Ok(()) => len,
             Err(_) => self.staged.file.metadata().map_or(range.end, |meta| meta.len()),
         };
@@ -290,7 +290,7 @@ impl DirtyFile {
             state.base.take_if(|base| base.limit == 0);
             state.low_water = state.low_water.min(size);
             let what = || format!("cannot cut the staging file of {}", state.key);
-            self.staged.file.set_len(size).map_err(|source| FsError::Io { what: what(), source })?;
+            self.staged.set_len(size).map_err(|source| FsError::Io { what: what(), source })?;
             state.journal.resized(size);
             self.staged.give_back(freed);
             if let Some(stream) = state.stream.take() {

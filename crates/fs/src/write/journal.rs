@@ -87,6 +87,7 @@ impl Journal {
         self.file.write_all_at(&self.queue, self.len)?;
         self.len += self.queue.len() as u64;
         self.queue.clear();
+        super::crash::point();
         Ok(())
     }
 

@@ -27,10 +27,38 @@ use sandpail_store::{ObjectAttributes, PutOutcome, Store};
 pub use self::dirty_file::DirtyFile;
 pub use self::extents::RangeSet;
 pub use self::plan::{PartSource, UploadPlan, plan};
+#[cfg(test)]
+pub(crate) use self::record::of_another_boot;
 pub use self::record::{Origin, RecordProblem, Recorded};
 pub use self::staging::StagingArea;
 use crate::FsResult;
 use crate::read::ObjectVersion;
+
+/// Where a test looks at what a process that is killed just now would leave.
+mod crash {
+    /// A system call has changed a staging file or its record.
+    #[cfg(not(test))]
+    pub(super) fn point() {}
+
+    #[cfg(test)]
+    pub(super) fn point() {
+        HOOK.with(|hook| hook.borrow_mut().as_mut().map(|look| look()));
+    }
+
+    #[cfg(test)]
+    type Hook = Box<dyn FnMut()>;
+
+    #[cfg(test)]
+    thread_local! {
+        static HOOK: std::cell::RefCell<Option<Hook>> = const { std::cell::RefCell::new(None) };
+    }
+
+    /// From now on `look` is called at each point that this thread passes.
+    #[cfg(test)]
+    pub(super) fn watch(look: impl FnMut() + 'static) {
+        HOOK.with(|hook| *hook.borrow_mut() = Some(Box::new(look)));
+    }
+}
 
 /// Uploads of parts that are under way in one mount, over all files.
 const PARTS_AT_ONCE: usize = 16;

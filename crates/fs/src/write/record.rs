@@ -496,6 +496,17 @@ impl PartForm {
     }
 }
 
+/// The same log, as another start of the machine would have left it.
+#[cfg(test)]
+pub(crate) fn of_another_boot(log: &[u8]) -> Vec<u8> {
+    let (payload, next) = frame(log, HEAD_LEN).unwrap();
+    let Some(Event::Begin(begin)) = Event::decode(payload) else { panic!("no beginning") };
+    let mut changed = head();
+    Event::Begin(Begin { boot: "another".to_owned(), ..begin }).encode(&mut changed);
+    changed.extend(&log[next..]);
+    changed
+}
+
 /// A path that may hold any bytes.
 mod path_form {
     use std::ffi::OsString;

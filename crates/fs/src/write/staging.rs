@@ -141,6 +141,19 @@ impl Staged {
         Self { area: Arc::clone(area), file: Arc::new(file), path, reserved, is_kept }
     }
 
+    /// Where this file is.
+    #[cfg(test)]
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the file this long.
+    pub(super) fn set_len(&self, len: u64) -> std::io::Result<()> {
+        let done = self.file.set_len(len);
+        super::crash::point();
+        done
+    }
+
     /// Where the record of this file is.
     pub(super) fn record_path(&self) -> PathBuf {
         record_of(&self.path)
@@ -174,6 +187,7 @@ impl Staged {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let punched =
             self.area.can_punch.load(Ordering::Relaxed) && fallocate(&self.file, flags, range.start, len).is_ok();
+        super::crash::point();
         if punched {
             self.give_back(len);
         } else if self.area.can_punch.swap(false, Ordering::Relaxed) {
@@ -189,7 +203,9 @@ impl Staged {
     }
 
     pub(super) fn write(&self, offset: u64, data: &[u8]) -> FsResult<()> {
-        self.file.write_all_at(data, offset).map_err(io(|| format!("cannot stage to {}", self.area.root.display())))
+        let written = self.file.write_all_at(data, offset);
+        super::crash::point();
+        written.map_err(io(|| format!("cannot stage to {}", self.area.root.display())))
     }
 
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) -> FsResult<()> {
