@@ -656,11 +656,11 @@ mod tests {
         });
         assert!(world.is_empty());
         // Written again after it was stored.
+        assert_eq!(world.put(KEY, b"the old text"), world.base);
         world.die_with(|file| {
             file.write(0, b"x").unwrap();
             let base = FromStore(Some(Arc::clone(&world.store)));
-            let commit = file.commit(&ObjectAttributes::default(), &Condition::Always, &base);
-            world.runtime.block_on(commit).unwrap();
+            world.runtime.block_on(file.commit(&ObjectAttributes::default(), &Condition::Always, &base)).unwrap();
             file.write(0, b"y").unwrap();
         });
         assert_eq!(world.export(Some(Arc::clone(&world.store))).unwrap(), b"yhe old text");

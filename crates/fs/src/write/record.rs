@@ -618,7 +618,10 @@ mod tests {
             assert_eq!(read(&log[..len], 50), Ok((expected.clone(), ends[whole] as u64)), "cut at {len}");
             // What a disk shows in place of what it did not write.
             let zeros = [&log[..len], &[0; 40]].concat();
-            assert_eq!(read(&zeros, 50).unwrap().0, expected, "zeros from {len}");
+            let found = read(&zeros, 50).unwrap().0;
+            // Zeros may be what the entry had there.
+            let next = read(&log_of(&events[..events.len().min(whole + 1)]), 50).unwrap().0;
+            assert!(found == expected || found == next, "zeros from {len}: {found:?}");
         }
         for len in 0..ends[0] {
             assert_eq!(read(&log[..len], 50), Err(RecordProblem::Damaged), "cut at {len}");
