@@ -69,6 +69,10 @@ impl DirtyFile {
             if is_whole {
                 return Ok(committed);
             }
+            if !matches!(condition, Condition::Always) {
+                // The rest goes over what this upload has made.
+                condition = Condition::Matches(committed.outcome.etag);
+            }
         }
     }
 
