@@ -121,7 +121,8 @@ struct FromStore(Option<Arc<dyn Store>>);
 impl BaseReader for FromStore {
     async fn read_base(&self, _handle: u64, version: &ObjectVersion, range: Range<u64>) -> FsResult<Vec<Bytes>> {
         let Some(store) = &self.0 else {
-            let what = format!("the bytes that were not written are in the bucket, as {}; its store is needed", version.key);
+            let what =
+                format!("the bytes that were not written are in the bucket, as {}; its store is needed", version.key);
             return Err(FsError::Invalid { what });
         };
         let failed = |source| match source {
@@ -191,7 +192,14 @@ impl KeptFiles {
                 Err(problem) => (Err(problem), 0),
             };
             let modified = meta.modified().map_err(failed)?;
-            files.push(KeptFile { id: id_of(name.as_bytes()), path, data_len: meta.len(), modified, record, record_len });
+            files.push(KeptFile {
+                id: id_of(name.as_bytes()),
+                path,
+                data_len: meta.len(),
+                modified,
+                record,
+                record_len,
+            });
         }
         files.sort_by(|a, b| (a.modified, &a.path).cmp(&(b.modified, &b.path)));
         Ok(files)
@@ -213,7 +221,8 @@ impl KeptFiles {
         let recorded = file.recorded()?;
         let missing = recorded.missing(file.data_len);
         if missing > 0 {
-            let what = format!("{missing} bytes that were written are lost: the machine stopped before they were on its disk");
+            let what =
+                format!("{missing} bytes that were written are lost: the machine stopped before they were on its disk");
             return Err(FsError::Invalid { what });
         }
         let path = record_of(&file.path);
@@ -325,7 +334,8 @@ async fn put_back(
     if present.as_ref().is_some_and(|info| info.attributes.tag_count > 0) {
         // A new version has only the tags that come with it.
         let tagging = store.tagging(&key).await;
-        attributes.tagging = tagging.map_err(|source| FsError::Store { what: format!("cannot read the tags of {key}"), source })?;
+        attributes.tagging =
+            tagging.map_err(|source| FsError::Store { what: format!("cannot read the tags of {key}"), source })?;
     }
     let present = present.map(|info| (info.etag, info.size));
     // What may lack bytes replaces nothing.
@@ -450,10 +460,13 @@ mod tests {
         fn die_with(&self, change: impl FnOnce(&Arc<DirtyFile>)) {
             let elsewhere = tempfile::tempdir().unwrap();
             let staging = StagingArea::open(elsewhere.path(), None).unwrap();
-            let options =
-                WriteOptions { part_len: 5 << 20, max_parallel_parts: 2, stream_threshold: 1 << 30, let_go_above: None };
-            let context =
-                WriteContext::new(Arc::clone(&self.store), staging, options, self.runtime.handle().clone());
+            let options = WriteOptions {
+                part_len: 5 << 20,
+                max_parallel_parts: 2,
+                stream_threshold: 1 << 30,
+                let_go_above: None,
+            };
+            let context = WriteContext::new(Arc::clone(&self.store), staging, options, self.runtime.handle().clone());
             let context = context.with_origin(Origin { bucket: Some("b".to_owned()), ..Origin::default() });
             let version = ObjectVersion { key: key(KEY), etag: self.base.clone(), size: 12 };
             let file = DirtyFile::new(Arc::new(context), key(KEY), Some(Base { version, limit: 12 }), 12).unwrap();
@@ -681,7 +694,8 @@ mod tests {
             let world = World::new();
             world.kept().discard(&world.only()).unwrap();
             world.die_with(|file| {
-                let metadata = [("mode", "33188"), ("mtime", "5")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+                let metadata =
+                    [("mode", "33188"), ("mtime", "5")].map(|(name, value)| (name.to_owned(), value.to_owned()));
                 file.write(0, b"T").unwrap();
                 file.describe(ObjectAttributes { metadata: metadata.into(), ..ObjectAttributes::default() }, times_set);
             });

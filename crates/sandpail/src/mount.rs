@@ -116,7 +116,9 @@ fn note_kept(staging: &Path, is_chosen: bool) {
     let count = sandpail_fs::recover::count(staging);
     if count > 0 {
         let more = if is_chosen { format!(" --staging-dir {}", staging.display()) } else { String::new() };
-        eprintln!("sandpail: note: {count} file(s) of earlier mounts were not stored; see: sandpail recover list{more}");
+        eprintln!(
+            "sandpail: note: {count} file(s) of earlier mounts were not stored; see: sandpail recover list{more}"
+        );
     }
 }
 

@@ -33,7 +33,11 @@ pub(crate) fn run(arguments: &RecoverArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     match (&arguments.command, kept) {
         (RecoverCommand::List { json }, _) => {
-            if *json { print_json(&files)? } else { print_table(&files, &dir)? }
+            if *json {
+                print_json(&files)?
+            } else {
+                print_table(&files, &dir)?
+            }
             Ok(ExitCode::SUCCESS)
         }
         (RecoverCommand::Upload { which, store }, Some(kept)) => {
@@ -64,10 +68,7 @@ pub(crate) fn run(arguments: &RecoverArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Does something to each file, and says what came of it.
-fn each(
-    files: &[&KeptFile],
-    mut work: impl FnMut(&KeptFile) -> anyhow::Result<String>,
-) -> anyhow::Result<ExitCode> {
+fn each(files: &[&KeptFile], mut work: impl FnMut(&KeptFile) -> anyhow::Result<String>) -> anyhow::Result<ExitCode> {
     let mut failed = 0;
     for file in files {
         match work(file) {
@@ -184,7 +185,9 @@ async fn export(
         let recorded = file.recorded().map_err(without_record)?;
         let in_base = recorded.in_base();
         let store = if in_base > 0 {
-            let what = || format!("{in_base} bytes that were not written must come from the bucket, whose store cannot be used");
+            let what = || {
+                format!("{in_base} bytes that were not written must come from the bucket, whose store cannot be used")
+            };
             Some(stores.of(&recorded.origin).with_context(what)?)
         } else {
             None

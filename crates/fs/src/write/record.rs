@@ -462,7 +462,8 @@ pub(super) fn read(log: &[u8], data_len: u64) -> Result<(Recorded, u64), RecordP
         return Err(RecordProblem::Version(head[MAGIC.len()]));
     }
     let mut at = HEAD_LEN;
-    let Some((Event::Begin(begin), next)) = frame(log, at).and_then(|(payload, next)| Some((Event::decode(payload)?, next)))
+    let Some((Event::Begin(begin), next)) =
+        frame(log, at).and_then(|(payload, next)| Some((Event::decode(payload)?, next)))
     else {
         return Err(RecordProblem::Damaged);
     };
