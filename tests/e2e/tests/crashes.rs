@@ -257,7 +257,7 @@ both("cut", 0, cut)
 def fill(f):
     for n in range(200): os.write(f, bytes([n]) * 5000)
     os.pwrite(f, b"far", 9_000_000)
-both("d/new \u00e9\n\x7f", os.O_CREAT, fill)
+both("d/new \u00e9 %41 &", os.O_CREAT, fill)
 both("empty", os.O_CREAT, lambda f: None)
 gone = os.open("gone", os.O_CREAT | os.O_RDWR); os.write(gone, b"z" * 5000); os.unlink("gone")
 stored = os.open("stored", os.O_CREAT | os.O_RDWR); os.write(stored, b"stored"); os.fsync(stored)
@@ -271,7 +271,7 @@ stored = os.open("stored", os.O_CREAT | os.O_RDWR); os.write(stored, b"stored");
         world,
         r#"
         recover list >list; cat list >&2; [ "$(grep -c '^[0-9a-f]\{8\} ' list)" = 4 ]; grep -q '/cut$' list; fails grep -q gone list
-        new=$(printf 'd/new \u00e9\n\x7f'); recover list --json >list.json
+        new=$'d/new \u00e9 %41 &'; recover list --json >list.json
         recover export "$(id "$new")" out.new; same out.new "$LOCAL/$new"
         recover export "$(id edited)" out.edited; same out.edited edited
         recover export "$(id cut)" out.cut; same out.cut cut
