@@ -81,7 +81,8 @@ impl Time {
         Some(Self { secs, nanos })
     }
 
-    fn text(self) -> String {
+    /// Decimal seconds, as [`Time::parse`] reads them.
+    pub(crate) fn text(self) -> String {
         if self.nanos == 0 {
             return self.secs.to_string();
         }

@@ -3,7 +3,7 @@
 //! [`engine`] holds the operations, free of any kernel's types; [`adapter`] is the kernel's side, by the
 //! `fuser` crate, so that another transport can replace it. [`tree`] is what is known of names, [`read`] and
 //! [`write`] move bytes, [`cache`] keeps them on disk, [`receipt`] says where they are, and [`errno`] alone chooses
-//! error numbers.
+//! error numbers. [`recover`] puts back what a process that died had not stored.
 #![forbid(unsafe_code)]
 
 pub mod adapter;
@@ -16,6 +16,7 @@ mod error;
 mod ids;
 pub mod read;
 pub mod receipt;
+pub mod recover;
 pub mod tree;
 pub mod write;
 

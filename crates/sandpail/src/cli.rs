@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// List the mounts of this host
     List,
+    /// Look after files that a mount has left without storing them
+    Recover(RecoverArgs),
     /// Sandboxes of a running daemon
     Sandbox(crate::client::SandboxArgs),
     /// Buckets in a directory of this machine
@@ -255,6 +257,75 @@ pub(crate) enum BucketCommand {
     },
 }
 
+const RECOVER_EXAMPLES: &str = "\
+Examples:
+  sandpail recover list
+  sandpail recover upload --all              # back into the buckets they came from; keys as for mount
+  sandpail recover export 1a2b3c4d ./report.csv
+  sandpail recover discard 1a2b3c4d
+  sandpail recover list --staging-dir .sandpail/staging    # of the mounts of a daemon";
+
+#[derive(Args, Clone, Debug)]
+#[command(after_help = RECOVER_EXAMPLES)]
+pub(crate) struct RecoverArgs {
+    /// The staging directory of the mounts; that of \"sandpail mount\" if not given
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) staging_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: RecoverCommand,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum RecoverCommand {
+    /// List them
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Store files in the buckets they came from
+    ///
+    /// If the object was changed since, both are kept: the recovered one as "KEY (recovered HOST SECONDS)". Endpoint,
+    /// provider and region are those of the mount if not given.
+    Upload {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        store: Box<StoreArgs>,
+    },
+    /// Write one whole file to a local file
+    Export {
+        /// Its id, or the beginning of it
+        id: String,
+        /// The file to write; must not exist
+        file: PathBuf,
+        /// Only the staged bytes as they are, with holes where nothing was written
+        #[arg(long)]
+        raw: bool,
+        #[command(flatten)]
+        store: Box<StoreArgs>,
+    },
+    /// Remove files for good
+    Discard {
+        #[command(flatten)]
+        which: Which,
+        /// Do it, with --all
+        #[arg(long, requires = "all")]
+        yes: bool,
+    },
+}
+
+/// Which of the kept files.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Which {
+    /// Ids, or their beginnings
+    #[arg(value_name = "ID", required_unless_present = "all")]
+    pub(crate) ids: Vec<String>,
+    /// All of them
+    #[arg(long, conflicts_with = "ids")]
+    pub(crate) all: bool,
+}
+
 #[derive(Args, Clone, Debug)]
 pub(crate) struct DoctorArgs {
     /// Also test this bucket
@@ -471,5 +542,9 @@ mod tests {
         refused("sandpail mount b /mnt --provider s4", "unknown provider");
         refused("sandpail mount b /mnt --file-mode 0999", "0999");
         refused("sandpail mount b /mnt --part-size 1KiB", "5MiB");
+        refused("sandpail recover upload", "<ID");
+        refused("sandpail recover discard --all abcd", "cannot be used with");
+        refused("sandpail recover discard abcd --yes", "--all");
+        refused("sandpail recover export abcd", "<FILE>");
     }
 }

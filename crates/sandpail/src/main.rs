@@ -9,6 +9,7 @@ mod doctor;
 mod mount;
 mod probe;
 mod progress;
+mod recover;
 mod serve;
 mod store;
 mod sync;
@@ -50,6 +51,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Sync(arguments) => return sync::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments)?,
         Command::Sandbox(arguments) => return client::run(arguments),
+        Command::Recover(arguments) => return recover::run(&arguments),
         Command::List => registry::print_list()?,
         Command::Bucket(command) => bucket::run(command)?,
         Command::Doctor(arguments) => return doctor::run(&arguments),

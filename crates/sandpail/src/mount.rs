@@ -1,6 +1,7 @@
 //! `sandpail mount`: checks everything, starts the worker, and returns when the mount answers.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::Child;
 
 use anyhow::{Context, bail};
@@ -42,6 +43,7 @@ pub(crate) fn run(arguments: &MountArgs) -> anyhow::Result<()> {
     let answers = std::fs::read_dir(mountpoint).map(drop);
     let is_there = host::sandpail_mount(mountpoint).is_some();
     if is_there && answers.is_ok() {
+        note_kept(&plan.staging_dir, arguments.staging_dir.is_some());
         return Ok(());
     }
     let _ = worker.kill();
@@ -108,6 +110,17 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
         log: arguments.log.clone(),
         log_file: arguments.log_file.as_ref().map(std::path::absolute).transpose()?,
     })
+}
+
+/// Says what earlier mounts have left.
+fn note_kept(staging: &Path, is_chosen: bool) {
+    let count = sandpail_fs::recover::count(staging);
+    if count > 0 {
+        let more = if is_chosen { format!(" --staging-dir {}", staging.display()) } else { String::new() };
+        eprintln!(
+            "sandpail: note: {count} file(s) of earlier mounts were not stored; see: sandpail recover list{more}"
+        );
+    }
 }
 
 /// A worker that is killed unless it is let go.

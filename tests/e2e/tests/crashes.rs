@@ -11,6 +11,9 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("crashes::stored_at_last", stored_at_last),
     Test::new("crashes::umount_names_what_is_not_stored", umount_names).minutes(8, 8),
     Test::new("crashes::a_failed_upload_is_told", failed_upload).minutes(8, 8),
+    Test::new("crashes::recover_puts_back_what_a_killed_mount_staged", recover_killed).minutes(8, 8),
+    Test::new("crashes::recover_never_mixes_versions", recover_changed).minutes(8, 8),
+    Test::new("crashes::recover_after_a_mount_ended_without_its_store", recover_unstored).minutes(8, 8),
 ];
 
 fn closed_files_survive_kill(world: &World) -> Result<()> {
@@ -181,5 +184,177 @@ PY"#,
     proxy.heal();
     world.sh(&mount, "echo fine >other; [ \"$(cat other)\" = fine ]")?;
     drop(mount);
+    Ok(())
+}
+
+/// For scripts: `recover …` on the staging directory of the mount at `mnt`, and `id KEY`.
+const RECOVER: &str = r#"
+    recover() { "$SANDPAIL" recover --staging-dir "$LOCAL/../mnt.scratch/staging" "$@"; }
+    id() { recover list --json | "$PYTHON" -c '
+import json, sys
+print([file["id"] for file in json.load(sys.stdin) if file.get("key") == sys.argv[1]][0])' "$1"; }
+    same() { cmp "$1" "$2" || { ls -l "$1" "$2"; exit 1; } >&2; }
+"#;
+
+fn recover(world: &World, text: &str) -> Result<String> {
+    world.script_in(&world.local(), &format!("{RECOVER}\n{text}"))?.env("HOME", world.local()).run()
+}
+
+/// Writes files through the mount by a process that keeps them open, and beside, into `$LOCAL`, what they are then; ends
+/// when all is written. The process is ended with the mount.
+fn write_and_keep_open(world: &World, mount: &Mount, code: &str) -> Result<()> {
+    let script = format!(
+        r#"
+cat >"$LOCAL/write.py" <<'PY'
+import os, shutil, sys, time
+local = os.environ["LOCAL"]
+def both(name, flags, work):
+    for where in (".", local):
+        f = os.open(os.path.join(where, name), flags | os.O_RDWR)
+        work(f)
+{code}
+open(local + "/written", "w").close()
+time.sleep(100)
+PY
+"$PYTHON" "$LOCAL/write.py" >/dev/null 2>"$LOCAL/err" & writer=$!
+for n in $(seq 600); do [ ! -e "$LOCAL/written" ] || break; kill -0 $writer || break; sleep 0.1; done
+[ -e "$LOCAL/written" ] || {{ cat "$LOCAL/err" >&2; exit 1; }}
+echo $writer >"$LOCAL/writer"; rm "$LOCAL/written""#
+    );
+    world.sh(mount, &script)?;
+    Ok(())
+}
+
+fn end_writer(world: &World) -> Result<()> {
+    world.script_in(&world.local(), "kill -KILL \"$(cat writer)\" 2>/dev/null || true")?.run()?;
+    Ok(())
+}
+
+/// Parts of an object, a new file with holes, a cut one and an empty one are on the disk when the mount is killed. All come
+/// back byte for byte.
+fn recover_killed(world: &World) -> Result<()> {
+    if on_peer() {
+        return Ok(());
+    }
+    let mount = world.mount(&[])?;
+    world.sh(
+        &mount,
+        r#"head -c 30000000 /dev/urandom >"$LOCAL/edited"; head -c 100000 /dev/urandom >"$LOCAL/cut"
+        cp "$LOCAL/edited" "$LOCAL/cut" .; mkdir d; chmod 640 edited"#,
+    )?;
+    write_and_keep_open(
+        world,
+        &mount,
+        r#"
+os.makedirs(local + "/d", exist_ok=True)
+def edit(f):
+    for at in range(0, 30_000_000, 1_500_000): os.pwrite(f, os.pread(f, 1, at) + b"edit" * 700, at + 11)
+    os.pwrite(f, b"end" * 100_000, 30_500_000)
+both("edited", 0, edit)
+def cut(f):
+    os.ftruncate(f, 50_000); os.ftruncate(f, 80_000); os.pwrite(f, b"x" * 10, 60_000)
+both("cut", 0, cut)
+def fill(f):
+    for n in range(200): os.write(f, bytes([n]) * 5000)
+    os.pwrite(f, b"far", 9_000_000)
+both("d/new \u00e9 %41 &", os.O_CREAT, fill)
+both("empty", os.O_CREAT, lambda f: None)
+gone = os.open("gone", os.O_CREAT | os.O_RDWR); os.write(gone, b"z" * 5000); os.unlink("gone")
+stored = os.open("stored", os.O_CREAT | os.O_RDWR); os.write(stored, b"stored"); os.fsync(stored)
+"#,
+    )?;
+    let plan = mount.crash()?;
+    end_writer(world)?;
+    let mount = Mount::start(plan)?;
+    ensure!(mount.log().contains("sandpail recover list"), "no word of what is kept:\n{}", mount.log());
+    recover(
+        world,
+        r#"
+        recover list >list; cat list >&2; [ "$(grep -c '^[0-9a-f]\{8\} ' list)" = 4 ]; grep -q '/cut$' list; fails grep -q gone list
+        new=$'d/new \u00e9 %41 &'; recover list --json >list.json
+        recover export "$(id "$new")" out.new; same out.new "$LOCAL/$new"
+        recover export "$(id edited)" out.edited; same out.edited edited
+        recover export "$(id cut)" out.cut; same out.cut cut
+        fails recover export "$(id cut)" out.cut 2>err; grep -q 'exists already' err; fails recover export ffffffffff x 2>err; grep -q 'no kept file' err
+        recover export --raw "$(id cut)" out.raw; [ -s out.raw ]
+        fails recover discard --all 2>err; grep -q -- --yes err
+        recover discard "$(id empty)"; recover upload "$(id edited)" "$(id cut)"
+        [ "$(recover list | grep -c '^[0-9a-f]\{8\} ')" = 1 ]; recover upload --all; recover list | grep 'nothing is kept'
+        [ -z "$(ls "$LOCAL/../mnt.scratch/staging/kept")" ]; fails grep -rq "$AWS_SECRET_ACCESS_KEY" list.json
+        "#,
+    )?;
+    world.sh(
+        &mount,
+        r#"
+        for n in $(seq 100); do cmp -s edited "$LOCAL/edited" && break; sleep 0.1; done
+        cmp edited "$LOCAL/edited"; cmp cut "$LOCAL/cut"; for f in d/new*; do cmp "$f" "$LOCAL/$f"; done
+        [ "$(stat -c %a edited)" = 640 ]; fails test -e empty; fails test -e gone; [ "$(cat stored)" = stored ]
+        "#,
+    )?;
+    mount.unmount()
+}
+
+/// An object that was changed since is neither replaced nor mixed with what was staged over its older version.
+fn recover_changed(world: &World) -> Result<()> {
+    if on_peer() {
+        return Ok(());
+    }
+    let mount = world.mount(&[])?;
+    world.sh(&mount, "head -c 1000000 /dev/zero >edited; cp edited rewritten")?;
+    write_and_keep_open(
+        world,
+        &mount,
+        r#"
+f = os.open("edited", os.O_RDWR); os.pwrite(f, b"part", 5000)
+f = os.open("rewritten", os.O_RDWR | os.O_TRUNC); os.write(f, b"all of it")
+f = os.open("new", os.O_RDWR | os.O_CREAT); os.write(f, b"mine")
+"#,
+    )?;
+    mount.crash()?;
+    end_writer(world)?;
+    world.python("for key in ('edited', 'rewritten', 'new'): put(key, b'theirs')")?;
+    recover(
+        world,
+        r#"
+        fails recover export "$(id edited)" out 2>err; grep -q 'changed or removed since' err; [ ! -e out ]
+        fails recover upload --all 2>err >told; cat err told >&2; grep -q 'edited.*changed or removed since' err; grep -q '1 of 3 file(s) are still kept' err
+        [ "$(grep -c 'both are kept' told)" = 2 ]
+        recover export --raw "$(id edited)" raw; [ "$(tail -c 4 raw)" = part ]
+        recover discard --all --yes; recover list | grep 'nothing is kept'
+        "#,
+    )?;
+    world.python(
+        r#"
+        found = {key.split(" (recovered ")[0] + ("+" if "(" in key else ""): get(key) for key in keys()}
+        assert found == {"edited": b"theirs", "rewritten": b"theirs", "new": b"theirs", "rewritten+": b"all of it", "new+": b"mine"}, found
+        "#,
+    )?;
+    Ok(())
+}
+
+/// A store that refuses until the mount is forced to end: the bytes can be stored later.
+fn recover_unstored(world: &World) -> Result<()> {
+    if on_peer() {
+        return Ok(());
+    }
+    let (mount, proxy) = world.mount_counted(&[])?;
+    proxy.break_next("PUT ", Fault::AccessDenied, 1_000_000);
+    world.sh(
+        &mount,
+        r#"
+        fails "$PYTHON" -c 'f = open("late.txt", "w"); f.write("precious"); f.close()' 2>/dev/null
+        cd /; "$SANDPAIL" umount --force "$MNT"
+        "#,
+    )?;
+    drop(mount);
+    proxy.heal();
+    recover(
+        world,
+        r#"
+        recover list >list; cat list >&2; grep -q '/late.txt$' list; grep -qi 'denied' list
+        recover upload --endpoint "$ENDPOINT" --region us-east-1 "$(id late.txt)"; recover list | grep 'nothing is kept'
+        "#,
+    )?;
+    world.python("assert get('late.txt') == b'precious'")?;
     Ok(())
 }

@@ -27,6 +27,7 @@ use sandpail_fs::FsError;
 use sandpail_fs::adapter::{self, IdMap, MountOptions};
 use sandpail_fs::attr::Defaults;
 use sandpail_fs::engine::{Engine, EngineOptions, Metadata, OnConflict};
+use sandpail_fs::write::Origin;
 use sandpail_store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
@@ -407,7 +408,26 @@ fn engine_options(plan: &Plan) -> EngineOptions {
     options.staging_limit = plan.staging_limit;
     options.cache.clone_from(&plan.cache);
     options.status = plan.status;
+    options.origin = origin(plan);
     options
+}
+
+/// What the records of staged files say of where they belong.
+fn origin(plan: &Plan) -> Origin {
+    let remote = plan.store.as_ref();
+    let (bucket, directory) = match &plan.source {
+        Source::Bucket(name) => (Some(name.clone()), None),
+        Source::Directory(path) => (None, Some(path.clone())),
+    };
+    Origin {
+        endpoint: remote.map(|remote| remote.endpoint.clone()),
+        provider: remote.map(|remote| remote.provider.clone()),
+        region: remote.and_then(|remote| remote.region.clone()),
+        path_style: remote.and_then(|remote| remote.path_style),
+        bucket,
+        directory,
+        prefix: plan.prefix.clone(),
+    }
 }
 
 fn start_log(level: &str, file: &Path) -> anyhow::Result<()> {

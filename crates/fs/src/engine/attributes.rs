@@ -142,9 +142,10 @@ impl Engine {
             return self.store_directory(ino).await;
         }
         if let Some(content) = &content
-            && content.dirty().is_some_and(|dirty| dirty.is_dirty())
+            && let Some(dirty) = content.dirty().filter(|dirty| dirty.is_dirty())
         {
             // Goes up with the data.
+            self.describe(ino, &dirty);
             return Ok(());
         }
         let content = content.unwrap_or_else(|| {

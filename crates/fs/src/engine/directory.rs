@@ -356,6 +356,7 @@ impl Engine {
     pub(super) fn removed(&self, parent: u64, name: &[u8]) {
         let until = self.believed_until();
         let mut tree = self.tree();
+        note_unlinked(&tree, parent, name);
         tree.detach(parent, name);
         tree.note_removed(parent, &Name::from(name), until);
         touch(&mut tree, parent);
@@ -578,6 +579,13 @@ impl Drop for Change<'_> {
             self.engine.tell(&mut tree, self.parent);
             tree.end_mutation(self.parent, &self.name);
         }
+    }
+}
+
+/// What is staged of a name that is removed here is not wanted back after a crash.
+pub(super) fn note_unlinked(tree: &Tree, parent: u64, name: &[u8]) {
+    if let Some(dirty) = tree.child(parent, name).and_then(|node| node.content.as_ref()?.dirty()) {
+        dirty.note_unlinked();
     }
 }
 

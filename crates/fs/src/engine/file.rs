@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sandpail_store::CopySource;
+use sandpail_store::{CopySource, ObjectAttributes};
 
 use super::{Engine, FileHandle, Stat, failed, guard, stale, stat_of, status};
 use crate::attr::{Kind, Time};
@@ -90,6 +90,7 @@ impl Engine {
         let attr = self.new_attr(parent, Kind::File, perm, uid, gid);
         let (ino, content) = self.insert_new_file(parent, name, segment, attr);
         let made = content.dirty_or(|| DirtyFile::new(Arc::clone(&self.writing), key, None, 0)).and_then(|dirty| {
+            self.describe(ino, &dirty);
             // An empty file is something to store, too.
             dirty.truncate(0)
         });
@@ -181,11 +182,38 @@ impl Engine {
         }
         let version = self.object_version(ino)?;
         let key = self.file_key(&self.tree(), ino)?;
+        let replaces = version.as_ref().map(|version| version.etag.clone());
+        // Before the lock inside, which others take under the tree's.
+        let described = self.described(ino);
         content.dirty_or(|| {
             let size = version.as_ref().map_or(0, |version| version.size);
             let base = version.filter(|version| version.size > 0).map(|version| Base { limit: version.size, version });
-            DirtyFile::new(Arc::clone(&self.writing), key, base, size)
+            let dirty = DirtyFile::new(Arc::clone(&self.writing), key, base, size)?;
+            if let Some(etag) = replaces {
+                dirty.set_replaces(etag);
+            }
+            if content.is_unlinked() {
+                dirty.note_unlinked();
+            }
+            if let Some((attributes, times_were_set)) = described {
+                dirty.describe(attributes, times_were_set);
+            }
+            Ok(dirty)
         })
+    }
+
+    /// Tells a staged file what its object shall carry.
+    pub(super) fn describe(&self, ino: u64, dirty: &DirtyFile) {
+        if let Some((attributes, times_were_set)) = self.described(ino) {
+            dirty.describe(attributes, times_were_set);
+        }
+    }
+
+    fn described(&self, ino: u64) -> Option<(ObjectAttributes, bool)> {
+        let tree = self.tree();
+        let node = tree.get(ino)?;
+        let times_were_set = node.content.as_ref().is_some_and(|content| content.times_were_set());
+        Some((self.attributes_of(node), times_were_set))
     }
 
     /// The staged file of a node, without its contents.

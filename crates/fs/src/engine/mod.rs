@@ -37,7 +37,7 @@ use crate::cache::DiskCache;
 use crate::content::Content;
 use crate::read::{MemoryBudget, ReadContext};
 use crate::tree::Tree;
-use crate::write::{StagingArea, WriteContext, WriteOptions};
+use crate::write::{Origin, StagingArea, WriteContext, WriteOptions};
 use crate::{FsError, FsResult};
 
 /// Whether POSIX attributes are kept in the objects' metadata.
@@ -98,6 +98,8 @@ pub struct EngineOptions {
     pub neighbours: Option<PathBuf>,
     /// Whether the root has a virtual `.sandpail/status`.
     pub status: bool,
+    /// Where the files belong, for whoever finds them staged after this process died.
+    pub origin: Origin,
 }
 
 const MIB: u64 = 1 << 20;
@@ -124,6 +126,7 @@ impl EngineOptions {
             cache: None,
             neighbours: None,
             status: true,
+            origin: Origin::default(),
         }
     }
 }
@@ -236,7 +239,8 @@ impl Engine {
             // Under the other policies an upload may be refused at its end, and then all bytes must be here.
             let_go_above: (options.on_conflict == OnConflict::Overwrite).then_some(let_go_above),
         };
-        let writing = Arc::new(WriteContext::new(Arc::clone(&store), staging, write_options, runtime.clone()));
+        let writing = WriteContext::new(Arc::clone(&store), staging, write_options, runtime.clone());
+        let writing = Arc::new(writing.with_origin(options.origin.clone()));
         Ok(Arc::new(Self {
             tree: Mutex::new(Tree::new(options.defaults.clone())),
             store,

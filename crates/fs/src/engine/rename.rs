@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::{FutureExt, StreamExt};
 use sandpail_store::{CopySource, ListRequest, ListedObject, ObjectKey, PutOutcome};
 
-use super::directory::touch;
+use super::directory::{note_unlinked, touch};
 use super::{Engine, failed, object_key, stale};
 use crate::attr::{Kind, Time};
 use crate::read::ObjectVersion;
@@ -147,6 +147,7 @@ impl Engine {
             });
         }
         let mut tree = self.tree();
+        note_unlinked(&tree, new_parent, new_name);
         tree.detach(new_parent, new_name);
         tree.relink(ino, new_parent, Name::from(new_name), segment);
         self.moved(&mut tree, ino, &new_key, &outcome, version.size);

@@ -12,7 +12,8 @@ use sandpail_store::{
     Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, PutBody, PutOutcome, StoreError, UploadId,
 };
 
-use super::dirty_file::{Attempt, State, UnderWay};
+use super::dirty_file::{Attempt, State, UnderWay, note_base};
+use super::record::Event;
 use super::stream::Stream;
 use super::{Base, BaseReader, Committed, DirtyFile, PartSource, RangeSet, UploadPlan, plan};
 use crate::read::ObjectVersion;
@@ -69,6 +70,10 @@ impl DirtyFile {
             if is_whole {
                 return Ok(committed);
             }
+            if !matches!(condition, Condition::Always) {
+                // The rest goes over what this upload has made.
+                condition = Condition::Matches(committed.outcome.etag);
+            }
         }
     }
 
@@ -82,6 +87,7 @@ impl DirtyFile {
     ) -> FsResult<(Committed, bool)> {
         let (mut snapshot, since) = {
             let mut state = self.state();
+            state.journal.note(&[Event::Storing]);
             state.is_changed = false;
             let since = state.changed_since.take().unwrap_or_else(Instant::now);
             state.under_way = Some(UnderWay { since, bytes: state.dirty.len() });
@@ -111,6 +117,9 @@ impl DirtyFile {
                     state.changed_since = Some(since);
                 }
                 self.rebase(&mut state, version)?;
+                if !state.is_changed {
+                    state.journal.stored();
+                }
                 Ok((Committed { outcome, size: snapshot.size, attributes_stored }, left_out.is_empty()))
             }
             Err(error) => {
@@ -137,6 +146,8 @@ impl DirtyFile {
         for range in punched {
             self.stage_holes(state, range.start..range.end.min(limit))?;
         }
+        // After the holes, which hide it.
+        note_base(state);
         Ok(())
     }
 
@@ -174,13 +185,16 @@ impl DirtyFile {
                 continue;
             }
             self.staged.reserve(part.end - part.start)?;
-            let zeros = vec![0; 1 << 16];
-            let mut at = part.start;
-            while at < part.end {
-                let len = (part.end - at).min(zeros.len() as u64);
-                self.staged.write(at, &zeros[..usize::try_from(len).unwrap_or(0)])?;
-                at += len;
-            }
+            self.stage_unchanged(state, &part, |staged| {
+                let zeros = vec![0; 1 << 16];
+                let mut at = part.start;
+                while at < part.end {
+                    let len = (part.end - at).min(zeros.len() as u64);
+                    staged.write(at, &zeros[..usize::try_from(len).unwrap_or(0)])?;
+                    at += len;
+                }
+                Ok(())
+            })?;
             state.local.insert(part);
         }
         Ok(())

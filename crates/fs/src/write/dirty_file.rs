@@ -9,6 +9,8 @@ use bytes::{Bytes, BytesMut};
 use sandpail_store::{ETag, ObjectAttributes, ObjectInfo, ObjectKey};
 use tokio::sync::Notify;
 
+use super::journal::{Journal, boot, now_ms};
+use super::record::{Begin, Described, Event};
 use super::staging::Staged;
 use super::stream::Stream;
 use super::{Base, BaseReader, RangeSet, WriteContext};
@@ -57,6 +59,8 @@ pub(super) struct State {
     pub(super) low_water: u64,
     pub(super) attributes: ObjectAttributes,
     pub(super) stream: Option<Stream>,
+    /// What is known of the file if this process dies.
+    pub(super) journal: Journal,
 }
 
 /// What an upload set out with.
@@ -110,6 +114,18 @@ impl DirtyFile {
     /// [`FsError::Io`] if it cannot be staged.
     pub fn new(context: Arc<WriteContext>, key: ObjectKey, base: Option<Base>, size: u64) -> FsResult<Arc<Self>> {
         let staged = context.staging.create(key.as_str())?;
+        let replaces = base.as_ref().map(|base| base.version.etag.clone());
+        let begin = Begin {
+            boot: boot().to_owned(),
+            created: now_ms(),
+            origin: (*context.origin).clone(),
+            key: key.to_string(),
+            size,
+            base: base.as_ref().map(Into::into),
+            replaces: replaces.as_ref().map(|etag| etag.as_str().to_owned()),
+            part_len: context.options.part_len,
+        };
+        let journal = Journal::create(&staged.record_path(), begin).map_err(not_recorded(&key))?;
         let state = State {
             key,
             size,
@@ -118,7 +134,7 @@ impl DirtyFile {
             is_changed: false,
             changed_since: None,
             under_way: None,
-            replaces: base.as_ref().map(|base| base.version.etag.clone()),
+            replaces,
             base,
             attempt: None,
             in_upload: RangeSet::default(),
@@ -126,6 +142,7 @@ impl DirtyFile {
             low_water: size,
             attributes: ObjectAttributes::default(),
             stream: None,
+            journal,
         };
         Ok(Arc::new(Self { context, staged, state: Mutex::new(state), progress: Notify::new() }))
     }
@@ -158,9 +175,30 @@ impl DirtyFile {
         self.state().attributes = attributes;
     }
 
+    /// For whoever finds the file after this process died: what the object shall carry, and whether someone chose its
+    /// times.
+    pub fn describe(&self, attributes: ObjectAttributes, times_set: bool) {
+        self.state().journal.describe(Described { attributes, times_set });
+    }
+
+    /// The object that the next upload replaces has this tag, though none of its bytes may show.
+    pub fn set_replaces(&self, etag: ETag) {
+        let mut state = self.state();
+        if state.replaces.as_ref() != Some(&etag) {
+            state.journal.replaces(Some(etag.as_str().to_owned()));
+            state.replaces = Some(etag);
+        }
+    }
+
+    /// The file has no name any more: nobody wants it back if this process dies.
+    pub fn note_unlinked(&self) {
+        self.state().journal.note(&[Event::Unlinked]);
+    }
+
     /// The file has another key now.
     pub fn retarget(&self, key: ObjectKey) {
         let mut state = self.state();
+        state.journal.note(&[Event::Key(key.to_string())]);
         state.key = key;
         if let Some(stream) = state.stream.take() {
             self.abandon(stream);
@@ -175,6 +213,7 @@ impl DirtyFile {
             base.limit = base.limit.min(version.size);
             base.version = version;
         }
+        note_base(&mut state);
     }
 
     /// Writes `data` at `offset`.
@@ -195,7 +234,7 @@ impl DirtyFile {
             .map(|(r, _)| r.end - r.start)
             .sum();
         self.staged.reserve(new)?;
-        if let Err(error) = self.staged.write(offset, data) {
+        if let Err(error) = self.stage_written(&mut state, &range, data, new > 0) {
             self.staged.give_back(new);
             return Err(error);
         }
@@ -205,6 +244,46 @@ impl DirtyFile {
         state.size = state.size.max(range.end);
         self.on_change(&mut state, &range);
         Ok(())
+    }
+
+    fn stage_written(&self, state: &mut State, range: &Range<u64>, data: &[u8], is_new: bool) -> FsResult<()> {
+        let failed = not_recorded(&state.key);
+        state.journal.before_write(range, true).map_err(failed)?;
+        let written = self.staged.write(range.start, data);
+        let written = written.and_then(|()| {
+            let failed = not_recorded(&state.key);
+            state.journal.after_write(range, is_new).map_err(failed)
+        });
+        written.inspect_err(|_| self.undo_growth(state, range))
+    }
+
+    /// Writes bytes that hide the base, or are the base's, by `write`; they are no change.
+    pub(super) fn stage_unchanged(
+        &self,
+        state: &mut State,
+        range: &Range<u64>,
+        write: impl FnOnce(&Staged) -> FsResult<()>,
+    ) -> FsResult<()> {
+        let failed = not_recorded(&state.key);
+        state.journal.before_write(range, false).map_err(failed)?;
+        let written = write(&self.staged).and_then(|()| {
+            let failed = not_recorded(&state.key);
+            state.journal.after_fetch(range).map_err(failed)
+        });
+        written.inspect_err(|_| self.undo_growth(state, range))
+    }
+
+    /// After a write that failed: what it may have added to the staging file is no part of the file.
+    fn undo_growth(&self, state: &mut State, range: &Range<u64>) {
+        let len = state.journal.data_len();
+        if range.end <= len {
+            return;
+        }
+        let len_now = match self.staged.set_len(len) {
+            Ok(()) => len,
+            Err(_) => self.staged.file.metadata().map_or(range.end, |meta| meta.len()),
+        };
+        state.journal.after_failure(len_now);
     }
 
     /// Cuts the file, or grows it with zeros.
@@ -217,6 +296,13 @@ impl DirtyFile {
         if size < state.size && state.in_upload.intersects(&(0..size)) {
             return Err(FsError::InUpload { what: state.key.to_string() });
         }
+        let event = match size.cmp(&state.size) {
+            std::cmp::Ordering::Less => Some(Event::Cut(size)),
+            std::cmp::Ordering::Equal => None,
+            std::cmp::Ordering::Greater => Some(Event::Grow(size)),
+        };
+        let failed = not_recorded(&state.key);
+        state.journal.change(event).map_err(failed)?;
         state.changed();
         if size < state.size {
             let cut = size..u64::MAX;
@@ -237,7 +323,8 @@ impl DirtyFile {
             state.base.take_if(|base| base.limit == 0);
             state.low_water = state.low_water.min(size);
             let what = || format!("cannot cut the staging file of {}", state.key);
-            self.staged.file.set_len(size).map_err(|source| FsError::Io { what: what(), source })?;
+            self.staged.set_len(size).map_err(|source| FsError::Io { what: what(), source })?;
+            state.journal.resized(size);
             self.staged.give_back(freed);
             if let Some(stream) = state.stream.take() {
                 self.abandon(stream);
@@ -267,6 +354,8 @@ impl DirtyFile {
             if at >= base_limit {
                 let mut state = self.state();
                 let rest = at..range.end;
+                let failed = not_recorded(&state.key);
+                state.journal.change(Some(Event::Punch(rest.clone()))).map_err(failed)?;
                 state.local.remove(rest.clone());
                 state.dirty.insert(rest.clone());
                 state.changed();
@@ -386,6 +475,7 @@ impl DirtyFile {
                     Some((range, _)) => range.start..range.end.min(range.start + FETCH_LEN),
                     None => {
                         state.base = None;
+                        note_base(&mut state);
                         return Ok(());
                     }
                 }
@@ -406,7 +496,8 @@ impl DirtyFile {
                 if !is_local {
                     self.staged.reserve(part.end - part.start)?;
                     let slice = |offset: u64| usize::try_from(offset - at).unwrap_or(0);
-                    self.staged.write(part.start, &chunk[slice(part.start)..slice(part.end)])?;
+                    let data = &chunk[slice(part.start)..slice(part.end)];
+                    self.stage_unchanged(&mut state, &part, |staged| staged.write(part.start, data))?;
                     state.local.insert(part);
                 }
             }
@@ -415,33 +506,30 @@ impl DirtyFile {
         Ok(())
     }
 
-    /// Moves the staged bytes to where the operator finds them; what they lack is said in a note beside them.
+    /// Moves the staged bytes with their record to where the operator finds them.
     ///
     /// # Errors
     /// [`FsError::Io`].
     pub fn keep(&self, key: &str, reason: &str) -> FsResult<PathBuf> {
         let mut state = self.state();
-        // Parts that hold the only copy stay in the bucket.
-        let upload =
-            if state.in_upload.is_empty() { None } else { state.stream.take().and_then(|stream| stream.note()) };
-        let missing: Vec<_> = state
-            .local
-            .split(0..state.size)
-            .into_iter()
-            .filter(|(_, is_local)| !is_local)
-            .map(|(range, _)| serde_json::json!([range.start, range.end]))
-            .collect();
-        let base = state.base.as_ref().map(|base| {
-            serde_json::json!({
-                "key": base.version.key.as_str(), "etag": base.version.etag.as_str(), "limit": base.limit,
-            })
-        });
-        let note = serde_json::json!({
-            "key": key, "size": state.size, "reason": reason, "not_here": missing, "not_here_is_of": base,
-            "upload": upload,
-        });
-        self.staged.keep(key, &note)
+        let failed = not_recorded(&state.key);
+        let recorded = state.journal.kept(reason, &self.staged.file).map_err(failed);
+        // What is not recorded is kept all the same.
+        let path = self.staged.keep(key)?;
+        recorded.map(|()| path)
     }
+}
+
+/// Records on which object the file stands.
+pub(super) fn note_base(state: &mut State) {
+    let base = state.base.as_ref().map(Into::into);
+    let replaces = state.replaces.as_ref().map(|etag| etag.as_str().to_owned());
+    state.journal.note(&[Event::Base(base), Event::Replaces(replaces)]);
+}
+
+pub(super) fn not_recorded(key: &ObjectKey) -> impl FnOnce(std::io::Error) -> FsError + use<> {
+    let key = key.clone();
+    move |source| FsError::Io { what: format!("cannot record what is staged of {key}"), source }
 }
 
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];

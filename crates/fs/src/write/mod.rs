@@ -3,12 +3,17 @@
 //! A [`DirtyFile`] is a sparse staging file on the local disk and three facts about its byte ranges:
 //! which are *local* (valid in staging), which are *dirty* (changed since the last upload), and which
 //! are still those of the *base* object. What is none of these is a hole and reads as zeros.
+//! The same is written to a log beside the file ([`Recorded`]), so that it can be put back if this process dies.
 //! [`plan`] decides, without I/O, how to turn that into an object; [`DirtyFile::commit`] does it.
 
 mod commit;
 mod dirty_file;
 mod extents;
+mod journal;
+pub(crate) mod kept;
 mod plan;
+mod record;
+pub(crate) mod resume;
 mod staging;
 mod stream;
 
@@ -22,9 +27,38 @@ use sandpail_store::{ObjectAttributes, PutOutcome, Store};
 pub use self::dirty_file::DirtyFile;
 pub use self::extents::RangeSet;
 pub use self::plan::{PartSource, UploadPlan, plan};
+#[cfg(test)]
+pub(crate) use self::record::of_another_boot;
+pub use self::record::{Origin, RecordProblem, Recorded};
 pub use self::staging::StagingArea;
 use crate::FsResult;
 use crate::read::ObjectVersion;
+
+/// Where a test looks at what a process that is killed just now would leave.
+mod crash {
+    /// A system call has changed a staging file or its record.
+    #[cfg(not(test))]
+    pub(super) fn point() {}
+
+    #[cfg(test)]
+    pub(super) fn point() {
+        HOOK.with(|hook| hook.borrow_mut().as_mut().map(|look| look()));
+    }
+
+    #[cfg(test)]
+    type Hook = Box<dyn FnMut()>;
+
+    #[cfg(test)]
+    thread_local! {
+        static HOOK: std::cell::RefCell<Option<Hook>> = const { std::cell::RefCell::new(None) };
+    }
+
+    /// From now on `look` is called at each point that this thread passes.
+    #[cfg(test)]
+    pub(super) fn watch(look: impl FnMut() + 'static) {
+        HOOK.with(|hook| *hook.borrow_mut() = Some(Box::new(look)));
+    }
+}
 
 /// Uploads of parts that are under way in one mount, over all files.
 const PARTS_AT_ONCE: usize = 16;
@@ -81,6 +115,8 @@ pub struct WriteContext {
     runtime: tokio::runtime::Handle,
     /// One permit for each part in memory.
     parts: Arc<tokio::sync::Semaphore>,
+    /// What the records say of where files belong.
+    origin: Arc<Origin>,
 }
 
 impl WriteContext {
@@ -94,7 +130,13 @@ impl WriteContext {
         let limits = store.capabilities();
         options.part_len = options.part_len.clamp(limits.part_len_min, limits.part_len_max);
         let parts = Arc::new(tokio::sync::Semaphore::new(PARTS_AT_ONCE));
-        Self { store, staging, options, runtime, parts }
+        Self { store, staging, options, runtime, parts, origin: Arc::default() }
+    }
+
+    /// Its files belong there.
+    #[must_use]
+    pub fn with_origin(self, origin: Origin) -> Self {
+        Self { origin: Arc::new(origin), ..self }
     }
 
     /// Removes the staging directory of this process, unless something in it must be kept.

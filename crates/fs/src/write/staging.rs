@@ -2,7 +2,7 @@
 //!
 //! Each process has a directory of its own, locked while it lives. What a dead process left there was
 //! not stored, as far as anyone knows: the next one moves it to `kept/` and says so. Nothing is deleted
-//! that was not stored.
+//! that was not stored. Beside each file stands its record ([`super::record`]), which moves with it.
 
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
@@ -14,6 +14,7 @@ use std::time::SystemTime;
 
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
+use super::kept::{PROCESS, keep_leftovers, kept_name, lock_root, make_kept_directory, record_of};
 use crate::{FsError, FsResult};
 
 /// Each failed attempt means that another process started at the same moment.
@@ -34,13 +35,15 @@ pub struct StagingArea {
     can_punch: AtomicBool,
 }
 
-/// One staging file; removed when dropped, unless its bytes must be kept.
+/// One staging file; removed when dropped with its record, unless its bytes must be kept.
 #[derive(Debug)]
 pub(super) struct Staged {
     area: Arc<StagingArea>,
     pub(super) file: Arc<File>,
     path: PathBuf,
     reserved: AtomicU64,
+    /// It is in `kept/`, and nobody but its owner removes it.
+    pub(super) is_kept: AtomicBool,
 }
 
 fn io(what: impl FnOnce() -> String) -> impl FnOnce(std::io::Error) -> FsError {
@@ -56,7 +59,14 @@ impl StagingArea {
         let failed = || format!("cannot use staging directory {}", root.display());
         let mkdir = |path: &Path| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         mkdir(root).map_err(io(failed))?;
-        keep_leftovers(root);
+        let kept = keep_leftovers(root);
+        if kept > 0 {
+            tracing::warn!(
+                "{kept} file(s) that processes which died had not stored are kept in {dir}; see: sandpail recover list \
+                 --staging-dir {dir}",
+                dir = root.display()
+            );
+        }
         let (own, lock) = own_directory(root).map_err(io(failed))?;
         let (used, next, can_punch) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(true));
         Ok(Arc::new(Self { root: root.to_owned(), own, _lock: lock, limit, used, next, can_punch }))
@@ -77,7 +87,12 @@ impl StagingArea {
             .mode(0o600)
             .open(&path)
             .map_err(io(|| format!("cannot stage {key}")))?;
-        Ok(Staged { area: Arc::clone(self), file: Arc::new(file), path, reserved: AtomicU64::new(0) })
+        Ok(Staged::new(self, file, path, false))
+    }
+
+    /// A file that was kept, to be gone on with.
+    pub(super) fn resume(self: &Arc<Self>, file: File, path: PathBuf) -> Staged {
+        Staged::new(self, file, path, true)
     }
 }
 
@@ -89,7 +104,7 @@ fn own_directory(root: &Path) -> std::io::Result<(PathBuf, File)> {
     loop {
         attempt += 1;
         let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-        let own = root.join(format!("process-{}-{started}", std::process::id()));
+        let own = root.join(format!("{PROCESS}{}-{started}", std::process::id()));
         let locked = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&own).and_then(|()| {
             let lock = File::open(&own)?;
             flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
@@ -121,6 +136,29 @@ impl Drop for StagingArea {
 }
 
 impl Staged {
+    fn new(area: &Arc<StagingArea>, file: File, path: PathBuf, is_kept: bool) -> Self {
+        let (reserved, is_kept) = (AtomicU64::new(0), AtomicBool::new(is_kept));
+        Self { area: Arc::clone(area), file: Arc::new(file), path, reserved, is_kept }
+    }
+
+    /// Where this file is.
+    #[cfg(test)]
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the file this long.
+    pub(super) fn set_len(&self, len: u64) -> std::io::Result<()> {
+        let done = self.file.set_len(len);
+        super::crash::point();
+        done
+    }
+
+    /// Where the record of this file is.
+    pub(super) fn record_path(&self) -> PathBuf {
+        record_of(&self.path)
+    }
+
     /// Counts `len` more bytes as staged.
     pub(super) fn reserve(&self, len: u64) -> FsResult<()> {
         let before = self.area.used.fetch_add(len, Ordering::AcqRel);
@@ -149,6 +187,7 @@ impl Staged {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let punched =
             self.area.can_punch.load(Ordering::Relaxed) && fallocate(&self.file, flags, range.start, len).is_ok();
+        super::crash::point();
         if punched {
             self.give_back(len);
         } else if self.area.can_punch.swap(false, Ordering::Relaxed) {
@@ -164,25 +203,29 @@ impl Staged {
     }
 
     pub(super) fn write(&self, offset: u64, data: &[u8]) -> FsResult<()> {
-        self.file.write_all_at(data, offset).map_err(io(|| format!("cannot stage to {}", self.area.root.display())))
+        let written = self.file.write_all_at(data, offset);
+        super::crash::point();
+        written.map_err(io(|| format!("cannot stage to {}", self.area.root.display())))
     }
 
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) -> FsResult<()> {
         self.file.read_exact_at(data, offset).map_err(io(|| format!("cannot read {}", self.path.display())))
     }
 
-    /// Moves the file to where the operator finds it, with a note.
-    pub(super) fn keep(&self, key: &str, note: &serde_json::Value) -> FsResult<PathBuf> {
+    /// Moves the file and its record to where the operator finds them.
+    pub(super) fn keep(&self, key: &str) -> FsResult<PathBuf> {
         let failed = || format!("cannot keep {}", self.path.display());
-        let dir = self.area.root.join("kept");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(io(failed))?;
-        let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let number = self.area.next.fetch_add(1, Ordering::Relaxed);
-        let kept = dir.join(format!("{seconds}-{}-{number}-{}", std::process::id(), shown(key)));
-        std::fs::write(kept.with_extension("json"), note.to_string()).map_err(io(failed))?;
-        std::fs::rename(&self.path, &kept).map_err(io(failed))?;
-        self.file.sync_all().map_err(io(failed))?;
-        tracing::error!(key, path = %kept.display(), "bytes that could not be stored are kept here");
+        // Also if it cannot be moved: then the next process finds it here.
+        self.is_kept.store(true, Ordering::Release);
+        let dir = make_kept_directory(&self.area.root).map_err(io(failed))?;
+        let process = self.area.own.file_name().unwrap_or_default();
+        let kept = dir.join(kept_name(process, self.path.file_name().unwrap_or_default()));
+        {
+            let _lock = lock_root(&self.area.root).map_err(io(failed))?;
+            std::fs::rename(self.record_path(), record_of(&kept)).map_err(io(failed))?;
+            std::fs::rename(&self.path, &kept).map_err(io(failed))?;
+        }
+        tracing::error!(key, path = %kept.display(), "bytes that could not be stored are kept here; see: sandpail recover list");
         Ok(kept)
     }
 }
@@ -190,8 +233,12 @@ impl Staged {
 impl Drop for Staged {
     fn drop(&mut self) {
         self.give_back(u64::MAX);
-        // Kept files have moved away.
+        if self.is_kept.load(Ordering::Acquire) {
+            return;
+        }
+        // The record last: a file without one would be taken for something that was not stored.
         let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_file(self.record_path());
     }
 }
 
@@ -199,41 +246,6 @@ impl Drop for Staged {
 fn shown(key: &str) -> String {
     let safe = key.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' });
     safe.collect::<Vec<_>>().into_iter().rev().take(NAME_SHOWN).collect::<Vec<_>>().into_iter().rev().collect()
-}
-
-/// Moves what dead processes staged and did not store to `kept/`.
-fn keep_leftovers(root: &Path) {
-    let Ok(entries) = std::fs::read_dir(root) else { return };
-    for entry in entries.flatten() {
-        let dir = entry.path();
-        if !entry.file_name().to_string_lossy().starts_with("process-") {
-            continue;
-        }
-        let Ok(lock) = File::open(&dir) else { continue };
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            continue; // alive
-        }
-        if let Err(error) = keep_of(root, &dir) {
-            tracing::warn!(dir = %dir.display(), %error, "staged files of a process that died could not be moved");
-        }
-    }
-}
-
-fn keep_of(root: &Path, dir: &Path) -> std::io::Result<()> {
-    let process = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    for entry in std::fs::read_dir(dir)?.flatten() {
-        let is_empty = entry.metadata()?.len() == 0;
-        if is_empty {
-            std::fs::remove_file(entry.path())?;
-            continue;
-        }
-        let kept = root.join("kept");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&kept)?;
-        let to = kept.join(format!("{process}-{}", entry.file_name().to_string_lossy()));
-        std::fs::rename(entry.path(), &to)?;
-        tracing::error!(path = %to.display(), "a mount died before this was stored; its staged bytes are kept here");
-    }
-    std::fs::remove_dir(dir)
 }
 
 #[cfg(test)]

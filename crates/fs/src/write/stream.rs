@@ -11,12 +11,14 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use sandpail_store::{Condition, ObjectAttributes, ObjectKey, Part, PutBody, StoreError, UploadId};
 
 use super::commit::Stored;
 use super::dirty_file::State;
+use super::record::{Event, PartForm, Recorded};
 use super::{BaseReader, DirtyFile, RangeSet};
 use crate::{FsError, FsResult};
 
@@ -56,16 +58,49 @@ impl Stream {
         self.running > 0
     }
 
+    fn let_go_event(&self, number: u32, range: &Range<u64>) -> Option<Event> {
+        let part = self.parts.get(&number)?;
+        Some(Event::LetGo(PartForm {
+            key: self.key.to_string(),
+            upload: self.id.as_ref()?.0.clone(),
+            number,
+            etag: part.etag.as_str().to_owned(),
+            checksum: part.checksum.clone(),
+            start: range.start,
+            end: range.end,
+        }))
+    }
+
     /// Begins no more parts. Gives the stream's number.
     pub(super) fn begin_finish(&mut self) -> u64 {
         self.is_finishing = true;
         self.serial
     }
 
-    /// What an operator needs to find the upload.
-    pub(super) fn note(&self) -> Option<serde_json::Value> {
-        let id = &self.id.as_ref()?.0;
-        Some(serde_json::json!({ "key": self.key.as_str(), "id": id, "parts": self.parts.keys().collect::<Vec<_>>() }))
+    /// Goes on with an upload of a process that died: of its parts only those are named that nobody can upload again.
+    pub(super) fn resume(recorded: &Recorded, part_len: impl Fn(u32) -> u64) -> Option<Self> {
+        let (first, last) = (recorded.parts.first()?, recorded.parts.last()?);
+        // What was written again since then is in no part.
+        let mut rewritten = RangeSet::default();
+        for range in recorded.in_upload.iter() {
+            let pieces = recorded.local.split(range).into_iter().filter(|(_, is_local)| *is_local);
+            pieces.for_each(|(piece, _)| rewritten.insert(piece));
+        }
+        Some(Self {
+            serial: next_serial(),
+            key: ObjectKey::new(&first.key).ok()?,
+            attributes: recorded.attributes.clone(),
+            id: Some(first.upload_id()),
+            parts: recorded.parts.iter().map(|part| (part.number, part.part())).collect(),
+            rewritten,
+            next: last.number + 1,
+            next_start: last.end,
+            let_go_next: last.number + 1,
+            let_go_start: last.start + part_len(last.number),
+            running: 0,
+            is_finishing: false,
+            failure: None,
+        })
     }
 }
 
@@ -86,7 +121,7 @@ impl BaseReader for NoBase {
 }
 
 impl DirtyFile {
-    fn stream_part_len(&self, number: u32) -> u64 {
+    pub(super) fn stream_part_len(&self, number: u32) -> u64 {
         let limits = self.context.store.capabilities();
         if limits.equal_parts {
             return self.context.options.part_len;
@@ -215,13 +250,19 @@ impl DirtyFile {
 
     /// Lets go of uploaded parts, the oldest first, until no more than `keep` bytes are staged. Says whether it did.
     fn let_go(&self, state: &mut State, keep: u64) -> bool {
-        let State { stream: Some(stream), local, in_upload, times_let_go, .. } = state else { return false };
+        let State { stream: Some(stream), local, in_upload, times_let_go, journal, .. } = state else { return false };
         let before = *times_let_go;
         while self.staged.holds_more_than(keep) && stream.parts.contains_key(&stream.let_go_next) {
             let range = stream.let_go_start..stream.let_go_start + self.stream_part_len(stream.let_go_next);
             // What was written again since then is in no part.
             if local.covers(&range) && !stream.rewritten.intersects(&range) {
+                let Some(event) = stream.let_go_event(stream.let_go_next, &range) else { break };
+                if journal.let_go(event).is_err() {
+                    break;
+                }
                 if !self.staged.let_go(&range) {
+                    // They are here all the same.
+                    journal.note(&[Event::Write(range)]);
                     break;
                 }
                 local.remove(range.clone());
@@ -395,15 +436,18 @@ impl DirtyFile {
 
 /// A number that differs between streams of one process.
 fn next_serial() -> u64 {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Drop for DirtyFile {
     fn drop(&mut self) {
-        let stream = self.state().stream.take();
-        if let Some(stream) = stream {
+        let mut state = self.state();
+        let stream = state.stream.take();
+        // Parts that hold the only copy of what is kept stay in the bucket.
+        let is_needed = self.staged.is_kept.load(Ordering::Acquire) && !state.in_upload.is_empty();
+        if let Some(stream) = stream.filter(|_| !is_needed) {
             self.abandon(stream);
         }
     }

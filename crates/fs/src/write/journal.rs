@@ -1,0 +1,242 @@
+//! Writing the log beside a staging file while the file is written.
+//!
+//! What matters is the order. A process can be killed between any two system calls, and what the log says must then be
+//! true of the staging file: bytes are in it before the log says so, and the log says that they are gone, or end, before
+//! they are. Nothing is synced: a kill loses nothing that is in the kernel's hands; only a machine that stops does.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+use super::record::{Begin, Described, Event, Recorded, head};
+
+/// The log of one staging file, and what it needs to know to append little.
+#[derive(Debug)]
+pub(super) struct Journal {
+    file: File,
+    /// How much of the file is right.
+    len: u64,
+    /// What is to be appended with the next entry that must be there.
+    queue: Vec<u8>,
+    /// See [`Event::Tail`].
+    tail: Option<u64>,
+    /// Length of the staging file.
+    data_len: u64,
+    is_stored: bool,
+    described: Described,
+    has_warned: bool,
+}
+
+/// Which start of the machine this is; empty if the kernel does not say.
+pub(super) fn boot() -> &'static str {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    BOOT.get_or_init(|| {
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    })
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Journal {
+    /// A new log. Its first entries come with the first change.
+    pub(super) fn create(path: &Path, begin: Begin) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        let mut queue = head();
+        Event::Begin(begin).encode(&mut queue);
+        Ok(Self {
+            file,
+            len: 0,
+            queue,
+            tail: None,
+            data_len: 0,
+            is_stored: true,
+            described: Described::default(),
+            has_warned: false,
+        })
+    }
+
+    /// Goes on with a log whose first `len` bytes are whole.
+    pub(super) fn resume(file: File, len: u64, data_len: u64, recorded: &Recorded) -> io::Result<Self> {
+        // What was torn must not stand behind shorter new entries.
+        file.set_len(len)?;
+        let described = Described { attributes: recorded.attributes.clone(), times_set: recorded.times_set };
+        let mut journal = Self {
+            file,
+            len,
+            queue: Vec::new(),
+            tail: None,
+            data_len,
+            is_stored: recorded.is_stored,
+            described,
+            has_warned: false,
+        };
+        // Where an open tail ends must not depend on what is appended to the staging file now.
+        journal.append(&[Event::TailEnd(data_len)])?;
+        Ok(journal)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all_at(&self.queue, self.len)?;
+        self.len += self.queue.len() as u64;
+        self.queue.clear();
+        super::crash::point();
+        Ok(())
+    }
+
+    /// Appends entries, or nothing.
+    fn append(&mut self, events: &[Event]) -> io::Result<()> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let before = self.queue.len();
+        events.iter().for_each(|event| event.encode(&mut self.queue));
+        self.flush().inspect_err(|_| self.queue.truncate(before))
+    }
+
+    /// Appends entries; those that cannot be written now are written before the next.
+    pub(super) fn note(&mut self, events: &[Event]) {
+        events.iter().for_each(|event| event.encode(&mut self.queue));
+        if let Err(error) = self.flush()
+            && !std::mem::replace(&mut self.has_warned, true)
+        {
+            tracing::warn!(%error, "the record of a staged file cannot be written; it will be tried again");
+        }
+    }
+
+    /// What the object shall carry. Not written before there is something to store.
+    pub(super) fn describe(&mut self, described: Described) {
+        if described == self.described {
+            return;
+        }
+        Event::Described(described.clone()).encode(&mut self.queue);
+        self.described = described;
+        if !self.is_stored {
+            self.note(&[]);
+        }
+    }
+
+    /// The object that the file replaces has this tag.
+    pub(super) fn replaces(&mut self, etag: Option<String>) {
+        Event::Replaces(etag).encode(&mut self.queue);
+        if !self.is_stored {
+            self.note(&[]);
+        }
+    }
+
+    /// Length of the staging file.
+    pub(super) fn data_len(&self) -> u64 {
+        self.data_len
+    }
+
+    fn tail_end(&self) -> Option<Event> {
+        self.tail.map(|_| Event::TailEnd(self.data_len))
+    }
+
+    /// `range` is about to be written to the staging file; `is_change` unless it only is the base's.
+    pub(super) fn before_write(&mut self, range: &Range<u64>, is_change: bool) -> io::Result<()> {
+        let breaks_tail = range.end > self.data_len && (!is_change || range.start > self.data_len);
+        if breaks_tail && let Some(end) = self.tail_end() {
+            self.append(&[end])?;
+            self.tail = None;
+        }
+        Ok(())
+    }
+
+    /// `range` was written to the staging file by a program; `is_new` if some of it was not there before.
+    pub(super) fn after_write(&mut self, range: &Range<u64>, is_new: bool) -> io::Result<()> {
+        let mut tail = self.tail;
+        let grows = range.end > self.data_len;
+        let mut events = Vec::new();
+        if grows && tail.is_none_or(|start| start > range.start) {
+            tail = Some(range.start);
+            events.push(Event::Tail(range.start));
+        } else if !grows && is_new {
+            events.push(Event::Write(range.clone()));
+        } else if self.is_stored {
+            events.push(Event::Changed);
+        }
+        if self.described.times_set {
+            events.push(Event::TimesFree);
+        }
+        self.append(&events)?;
+        self.tail = tail;
+        self.data_len = self.data_len.max(range.end);
+        self.is_stored = false;
+        self.described.times_set = false;
+        Ok(())
+    }
+
+    /// Bytes of the base, or zeros that hide it, were written to the staging file.
+    pub(super) fn after_fetch(&mut self, range: &Range<u64>) -> io::Result<()> {
+        self.append(&[Event::Fetched(range.clone())])?;
+        self.data_len = self.data_len.max(range.end);
+        Ok(())
+    }
+
+    /// A write failed, after which the staging file may be longer than it was.
+    pub(super) fn after_failure(&mut self, data_len_now: u64) {
+        if data_len_now != self.data_len
+            && let Some(end) = self.tail_end()
+        {
+            self.tail = None;
+            self.note(&[end]);
+        }
+        self.data_len = data_len_now;
+    }
+
+    /// Something else changes, which must be written before the staging file changes. `None`: nothing but the times.
+    pub(super) fn change(&mut self, event: Option<Event>) -> io::Result<()> {
+        let mut events: Vec<Event> = self.tail_end().filter(|_| event.is_some()).into_iter().collect();
+        let keeps_tail = events.is_empty();
+        events.extend(event.or(self.is_stored.then_some(Event::Changed)));
+        if self.described.times_set {
+            events.push(Event::TimesFree);
+        }
+        self.append(&events)?;
+        self.tail = self.tail.filter(|_| keeps_tail);
+        self.is_stored = false;
+        self.described.times_set = false;
+        Ok(())
+    }
+
+    /// Bytes leave the staging file, which stays as long as it is.
+    pub(super) fn let_go(&mut self, event: Event) -> io::Result<()> {
+        let mut events: Vec<Event> = self.tail_end().into_iter().collect();
+        events.push(event);
+        self.append(&events)?;
+        self.tail = None;
+        Ok(())
+    }
+
+    /// The staging file was cut to, or extended to, `len`.
+    pub(super) fn resized(&mut self, len: u64) {
+        self.data_len = len;
+    }
+
+    /// The bucket has everything.
+    pub(super) fn stored(&mut self) {
+        self.note(&[Event::Stored]);
+        self.is_stored = true;
+    }
+
+    /// The file is kept as it is, on the disk, with `data`.
+    pub(super) fn kept(&mut self, reason: &str, data: &File) -> io::Result<()> {
+        data.sync_all()?;
+        self.append(&[Event::Kept(reason.to_owned())])?;
+        self.sync()
+    }
+
+    /// To the disk.
+    fn sync(&mut self) -> io::Result<()> {
+        self.flush()?;
+        self.file.sync_all()
+    }
+}
