@@ -309,8 +309,8 @@ pub(crate) enum RecoverCommand {
     Discard {
         #[command(flatten)]
         which: Which,
-        /// Do it, with --all
-        #[arg(long, requires = "all")]
+        /// Do it, which only --all asks for
+        #[arg(long)]
         yes: bool,
     },
 }
@@ -544,7 +544,6 @@ mod tests {
         refused("sandpail mount b /mnt --part-size 1KiB", "5MiB");
         refused("sandpail recover upload", "<ID");
         refused("sandpail recover discard --all abcd", "cannot be used with");
-        refused("sandpail recover discard abcd --yes", "--all");
         refused("sandpail recover export abcd", "<FILE>");
     }
 }

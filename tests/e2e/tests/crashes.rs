@@ -343,9 +343,9 @@ fn recover_unstored(world: &World) -> Result<()> {
         &mount,
         r#"
         fails "$PYTHON" -c 'f = open("late.txt", "w"); f.write("precious"); f.close()' 2>/dev/null
-        cd /; "$SANDPAIL" umount --force "$MNT"
         "#,
     )?;
+    world.script_in(&world.local(), r#""$SANDPAIL" umount --force "$MNT""#)?.env("MNT", mount.path()).run()?;
     drop(mount);
     proxy.heal();
     recover(

@@ -27,9 +27,14 @@ fn states(world: &World) -> Result<()> {
     let sh = |script: &str| world.sh(&mount, &format!("{STATE}\n{script}"));
     // Dirty while it is open and written; stored, with the tag that the store's HEAD gives, when it is closed.
     sh(r#"
-        exec 7>a; echo -n written >&7
-        [ "$(member a state) $(member a size) $(member a unstoredBytes) $(member a etag)" = 'dirty 7 7 None' ]
-        exec 7>&-; [ "$(member a state) $(member a size)" = 'stored 7' ]; member a etag >"$LOCAL/etag"
+        # By the process that has it open: another one that was forked from it would close the file, which stores it.
+        "$PYTHON" - <<'PY'
+import json, os
+f = os.open("a", os.O_CREAT | os.O_WRONLY); os.write(f, b"written")
+s = json.loads(os.getxattr("a", "user.sandpail.state"))
+assert (s["state"], s["size"], s["unstoredBytes"], s.get("etag")) == ("dirty", 7, 7, None), s
+PY
+        [ "$(member a state) $(member a size)" = 'stored 7' ]; member a etag >"$LOCAL/etag"
         [ "$(state a | wc -l)" = 0 ]; head -c 20000000 /dev/zero >large; member large etag >"$LOCAL/large"
     "#)?;
     for (key, file) in [("a", "etag"), ("large", "large")] {
@@ -93,14 +98,22 @@ fn status_file(world: &World) -> Result<()> {
         return Ok(());
     }
     let (mount, proxy) = world.mount_counted(&[])?;
-    let read = r#"status() { "$PYTHON" -c 'import json, sys; s = json.load(open(sys.argv[1])); print(eval(sys.argv[2]))' "$MNT/.sandpail/status" "$1"; }"#;
+    let read = r#"status() { "$PYTHON" -c 'import json, sys; s = json.load(open(sys.argv[1])); assert eval(sys.argv[2]), s' "$MNT/.sandpail/status" "$1"; }"#;
     let sh = |script: &str| world.sh(&mount, &format!("{read}\n{script}"));
     sh(r#"
         [ -z "$(ls -A)" ]; [ "$(find .)" = . ]; [ "$(ls .sandpail)" = status ]
-        [ "$(status 's["dirty"], s["uploading"], s["files"], s["oldestSeconds"]')" = "({'files': 0, 'bytes': 0}, {'files': 0, 'bytes': 0}, [], None)" ]
-        exec 7>open; echo -n 12345 >&7; cat .sandpail/status >"$LOCAL/s"
-        [ "$(status 's["dirty"]')" = "{'files': 1, 'bytes': 5}" ]; [ "$(status 's["files"][0]["path"]')" = /open ]
-        cp .sandpail/status "$LOCAL/copy"; grep -q '"/open"' "$LOCAL/copy"; grep -q '"/open"' "$LOCAL/s"
+        status 's["dirty"] == s["uploading"] == {"files": 0, "bytes": 0} and not s["files"] and s["oldestSeconds"] is None'
+        # In one process: another one that was forked from it would close the file, which stores it.
+        "$PYTHON" - <<'PY'
+import json, os
+f = os.open("open", os.O_CREAT | os.O_WRONLY); os.write(f, b"12345")
+with open(os.environ["LOCAL"] + "/copy", "wb") as copy: copy.write(open(".sandpail/status", "rb").read())
+for path in (".sandpail/status", os.environ["LOCAL"] + "/copy"):
+    s = json.load(open(path))
+    assert s["dirty"] == {"files": 1, "bytes": 5} and s["files"][0]["path"] == "/open", s
+os.close(f)
+assert json.load(open(".sandpail/status"))["files"] == []
+PY
     "#)?;
     sh(r#"
         fails rm -rf .sandpail 2>/dev/null; fails mkdir .sandpail 2>/dev/null; fails touch .sandpail/x 2>/dev/null
@@ -111,7 +124,7 @@ fn status_file(world: &World) -> Result<()> {
     proxy.break_next("PUT ", Fault::AccessDenied, 1_000_000);
     let text = sh(r#"
         fails "$PYTHON" -c 'f = open("late", "w"); f.write("precious"); f.close()' 2>/dev/null
-        [ "$(status 's["lastErrors"][0]["path"], s["lastErrors"][0]["errno"]')" = "('/late', 'EACCES')" ]; cat .sandpail/status
+        status '(s["lastErrors"][0]["path"], s["lastErrors"][0]["errno"]) == ("/late", "EACCES")'; cat .sandpail/status
     "#)?;
     for secret in [sandpail_e2e::server::ACCESS_KEY, sandpail_e2e::server::SECRET_KEY, "http://"] {
         ensure!(!text.contains(secret), "{secret} is in the status:\n{text}");
@@ -140,7 +153,14 @@ import boto3, mmap, os, subprocess
 from botocore.config import Config
 s3 = boto3.client("s3", endpoint_url=os.environ["ENDPOINT"], region_name="us-east-1", config=Config(s3={"addressing_style": "path"}))
 body = lambda key: s3.get_object(Bucket=os.environ["BUCKET"], Key=key)["Body"].read()
-sync = lambda *args: subprocess.run([os.environ["SANDPAIL"], "sync", *args], check=True, capture_output=True, text=True).stdout
+# Started before: a process that is forked from one with open files closes them, which stores them.
+helper = subprocess.Popen(["bash"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def sync(arg):
+    helper.stdin.write(f'"$SANDPAIL" sync {arg} 2>&1; echo "exit $?"\n'); helper.stdin.flush()
+    lines = []
+    while not lines or not lines[-1].startswith("exit "): lines.append(helper.stdout.readline())
+    assert lines.pop() == "exit 0\n", lines
+    return "".join(lines)
 files = []
 for n in range(40):
     f = os.open(f"open{n}", os.O_CREAT | os.O_RDWR); os.write(f, b"%d" % n); files.append(f)
@@ -199,11 +219,19 @@ fn named(world: &World) -> Result<()> {
     world.sh(
         &mount,
         r#"
-        "$PYTHON" -c 'f = open("left", "w"); f.write("behind"); f.close()' 2>/dev/null || true; cd /
+        "$PYTHON" -c 'f = open("left", "w"); f.write("behind"); f.close()' 2>/dev/null || true
+        "#,
+    )?;
+    world
+        .script_in(
+            &world.local(),
+            r#"
         "$SANDPAIL" umount --force "$MNT" 2>"$LOCAL/err"; grep -q 'left: .*denied' "$LOCAL/err"; grep -q 'kept/' "$LOCAL/err"
         fails mountpoint -q "$MNT"
         "#,
-    )?;
+        )?
+        .env("MNT", mount.path())
+        .run()?;
     drop(mount);
     Ok(())
 }

@@ -309,7 +309,9 @@ impl Engine {
             tracing::error!(path = left.path, reason = left.reason, "not stored; its bytes are kept in staging");
             kept.push(left);
         }
-        for ino in self.tree().unstored() {
+        // Not in the head of the loop, which would hold the tree's lock to its end.
+        let unstored = self.tree().unstored();
+        for ino in unstored {
             let (dirty, path, key) = {
                 let tree = self.tree();
                 let Some(node) = tree.get(ino) else { continue };
