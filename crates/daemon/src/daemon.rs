@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use sandpail_proxy::Threads;
 use sandpail_sandbox::{Runtime, RuntimeOptions, Sandbox, SandboxId};
 use tokio::sync::broadcast;
 
@@ -65,7 +66,9 @@ impl Daemon {
         hidden.push(state.join(""));
         let runtime =
             Runtime::new(RuntimeOptions { state_dir: state.join("sandboxes"), program: program.clone(), hidden })?;
-        let inner = Arc::new(Inner::new(config, state, runtime, program));
+        let threads =
+            Threads::start().map_err(|error| DaemonError::State(format!("no threads for networks: {error}")))?;
+        let inner = Arc::new(Inner::new(config, state, runtime, threads, program));
         prune_logs(&inner.state.join("logs"));
         worker::registry::prune();
         mounts::recover(&inner).await?;

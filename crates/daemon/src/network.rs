@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use sandpail_proxy::{BUNDLE_PATH, BUNDLE_PATHS, Ca, DummyKey, EgressPolicy, Guest, Network, Sockets, TRUST_VARIABLES};
+use sandpail_proxy::{
+    BUNDLE_PATH, BUNDLE_PATHS, Ca, DummyKey, EgressPolicy, Guest, Network, Sockets, TRUST_VARIABLES, Threads,
+};
 use sandpail_sandbox::{Listeners, NAME_SERVER, Sandbox, SandboxFile, SandboxId};
 use sandpail_spec::SecretKey;
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,7 @@ const REGION: &str = "auto";
 pub(crate) struct SandboxNetwork {
     guest: Arc<Guest>,
     audit: Arc<AuditLog>,
+    threads: Arc<Threads>,
     file: PathBuf,
     kept: Mutex<Kept>,
     /// Held while it is opened or its policy is changed.
@@ -113,7 +116,15 @@ impl SandboxNetwork {
         };
         let audit = Arc::new(AuditLog::new(id.clone(), inner.events.clone(), inner.config().slow_request));
         let guest = Arc::new(Guest::new(id.as_str(), key, Arc::clone(&audit) as Arc<dyn sandpail_proxy::Audit>));
-        Self { guest, audit, file: file_of(inner, id), kept: Mutex::new(kept), running: tokio::sync::Mutex::default() }
+        let threads = Arc::clone(&inner.threads);
+        Self {
+            guest,
+            audit,
+            threads,
+            file: file_of(inner, id),
+            kept: Mutex::new(kept),
+            running: tokio::sync::Mutex::default(),
+        }
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -161,7 +172,10 @@ impl SandboxNetwork {
             EgressPolicy::default()
         });
         let Listeners { connections, names } = sandbox.open_network().await?;
-        let started = Network::start(Arc::clone(&self.guest), Sockets { connections, names }, policy, authority);
+        let started = {
+            let _there = self.threads.next().enter();
+            Network::start(Arc::clone(&self.guest), Sockets { connections, names }, policy, authority)
+        };
         *running = Some(started.map_err(|error| failed("a sandbox's network")(&error))?);
         sandbox.set_environment(self.environment())?;
         Ok(())

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use sandpail_proxy::Threads;
 use sandpail_sandbox::{Runtime, Sandbox, SandboxId, SandboxSpec};
 use sandpail_spec::MountPath;
 use sandpail_store::Store;
@@ -92,6 +93,8 @@ pub(crate) struct Inner {
     pub(crate) config: RwLock<Arc<Config>>,
     pub(crate) state: StateDir,
     pub(crate) runtime: Runtime,
+    /// Serve the networks of sandboxes.
+    pub(crate) threads: Arc<Threads>,
     /// The executable of workers.
     pub(crate) program: PathBuf,
     pub(crate) events: Events,
@@ -107,11 +110,12 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    pub(crate) fn new(config: Config, state: StateDir, runtime: Runtime, program: PathBuf) -> Self {
+    pub(crate) fn new(config: Config, state: StateDir, runtime: Runtime, threads: Threads, program: PathBuf) -> Self {
         Self {
             config: RwLock::new(Arc::new(config)),
             state,
             runtime,
+            threads: Arc::new(threads),
             program,
             events: Events::new(),
             is_stopping: AtomicBool::new(false),

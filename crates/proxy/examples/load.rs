@@ -40,8 +40,17 @@ fn key() -> Credentials {
     Credentials { access_key_id: "test".into(), secret_access_key: SecretKey::new("testtest"), session_token: None }
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
+    let words: Vec<String> = std::env::args().collect();
+    // Both proxies run as the daemon runs a sandbox's: on one thread. See `sandpail_proxy::Threads`.
+    let mut runtime = match words.get(1).map(String::as_str) {
+        Some("proxy" | "plain") => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    runtime.enable_all().build()?.block_on(run_mode())
+}
+
+async fn run_mode() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {

@@ -49,6 +49,7 @@ mod signature;
 mod target;
 #[cfg(test)]
 mod testing;
+mod threads;
 mod tls;
 mod token;
 mod upload;
@@ -70,5 +71,6 @@ pub use permit::{Action, Permit};
 pub use rewrite::{BadAnswer, Rewritten};
 pub use route::{Access, OpenRoute, Route, RouteSpec};
 pub use serve::serve;
+pub use threads::Threads;
 pub use tls::{BUNDLE_PATH, BUNDLE_PATHS, Ca, CaError, TRUST_VARIABLES};
 pub use upstream::Upstream;

@@ -88,7 +88,7 @@ pub enum NetworkError {
 }
 
 impl Network {
-    /// Serves a sandbox's connections and questions, in tasks of the current tokio runtime. Mounts are those that are
+    /// Serves a sandbox's connections and questions, in tasks of the current tokio runtime, see [`Threads`](crate::Threads). Mounts are those that are
     /// open at `guest`, at each moment.
     ///
     /// # Errors
