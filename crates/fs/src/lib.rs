@@ -17,6 +17,7 @@ mod ids;
 pub mod read;
 pub mod receipt;
 pub mod recover;
+mod replay;
 pub mod tree;
 pub mod write;
 

@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sandpail_fs::FsResult;
 use sandpail_fs::attr::{Kind, Time};
-use sandpail_fs::engine::{Engine, EngineOptions, OpenMode, SetAttr, SetTime};
+use sandpail_fs::engine::{Engine, EngineOptions, OpenMode, SetAttr, SetTime, WriteBack};
 use sandpail_fs::errno::{Errno, errno};
 use sandpail_store::dir::DirStore;
 use sandpail_store::memory::MemoryStore;
@@ -46,20 +47,27 @@ struct Run {
     random: Random,
     bucket: Arc<dyn Store>,
     faults: Option<Arc<Faults>>,
+    /// Closing does not wait for the bucket; then the process is killed now and then.
+    write_back: Option<FaultPlan>,
     engine: Arc<Engine>,
     model: Model,
     open: Vec<Open>,
     trace: Vec<String>,
-    _staging: tempfile::TempDir,
+    staging: tempfile::TempDir,
 }
 
-fn new_engine(store: &Arc<dyn Store>, staging: &tempfile::TempDir) -> Arc<Engine> {
+fn new_engine(store: &Arc<dyn Store>, staging: &tempfile::TempDir, write_back: bool) -> Arc<Engine> {
     let mut options = EngineOptions::new(staging.path().to_owned());
     options.metadata_ttl = Duration::ZERO;
     options.part_len = 50_000;
     options.stream_threshold = 60_000;
     options.let_go_above = 80_000;
-    Engine::new(Arc::clone(store), options, tokio::runtime::Handle::current()).unwrap()
+    // Some uploads begin at once, and at times there is no room for more that wait.
+    let policy = WriteBack { delay: Duration::from_millis(3), bytes_max: 400_000, ..WriteBack::default() };
+    options.write_back = write_back.then_some(policy);
+    let engine = Engine::new(Arc::clone(store), options, tokio::runtime::Handle::current()).unwrap();
+    engine.write_back();
+    engine
 }
 
 fn split(path: &str) -> (&str, &str) {
@@ -462,8 +470,34 @@ impl Run {
         }
     }
 
+    /// Closes all files, and then the process is gone: a new one must find everything.
+    async fn kill(&mut self, plan: FaultPlan) {
+        self.trace.push("kill".to_owned());
+        self.pause();
+        for open in std::mem::take(&mut self.open) {
+            self.engine.release(open.handle).await;
+        }
+        let faults = self.faults.take().expect("a store to cut off");
+        faults.set_down(true);
+        // What is on its way arrives.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let staging = tempfile::tempdir().unwrap();
+        copy_staging(self.staging.path(), staging.path());
+        let (store, faults) = Faults::new(Arc::clone(&self.bucket), plan);
+        faults.pause();
+        let engine = new_engine(&store, &staging, true);
+        engine.replay(Duration::from_secs(60)).await.unwrap();
+        (self.engine, self.staging, self.faults) = (engine, staging, Some(faults));
+        self.compare(&self.engine, "after a kill").await;
+    }
+
     /// Another client changes the bucket.
     async fn someone_else(&mut self, path: String) {
+        if self.write_back.is_some() {
+            self.pause();
+            self.engine.sync().await;
+            self.resume();
+        }
         let is_ours = !self.open.is_empty() || self.engine.unstored_count() > 0;
         let is_file = self.kind(&path) == Some(Kind::File);
         let parent = split(&path).0;
@@ -504,8 +538,24 @@ impl Run {
         self.faults = None;
         self.compare(&self.engine, "at the end").await;
         let staging = tempfile::tempdir().unwrap();
-        let fresh = new_engine(&self.bucket, &staging);
+        let fresh = new_engine(&self.bucket, &staging, false);
         self.compare(&fresh, "on a new mount").await;
+    }
+}
+
+/// What a kill leaves. Records first: only uploads go on meanwhile, which add to staging files before they say so.
+fn copy_staging(from: &Path, to: &Path) {
+    for process in std::fs::read_dir(from).unwrap().flatten() {
+        let target = to.join(process.file_name());
+        std::fs::create_dir(&target).unwrap();
+        let mut files: Vec<_> = std::fs::read_dir(process.path()).unwrap().flatten().map(|file| file.path()).collect();
+        files.sort_by_key(|file| file.extension().is_none_or(|extension| extension != "record"));
+        for file in files {
+            // Stored meanwhile.
+            if let Err(error) = std::fs::copy(&file, target.join(file.file_name().unwrap())) {
+                assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+            }
+        }
     }
 }
 
@@ -564,21 +614,27 @@ fn model_of(tree: &Tree) -> Model {
     model
 }
 
-async fn run(seed: u64, count: u64, bucket: Arc<dyn Store>, plan: Option<FaultPlan>) {
+async fn run(seed: u64, count: u64, bucket: Arc<dyn Store>, plan: Option<FaultPlan>, write_back: bool) {
     let staging = tempfile::tempdir().unwrap();
-    let (store, faults) = match plan {
+    let (store, faults) = match plan.clone() {
         Some(plan) => {
             let (store, faults) = Faults::new(Arc::clone(&bucket), plan);
             (store, Some(faults))
         }
         None => (Arc::clone(&bucket), None),
     };
-    let engine = new_engine(&store, &staging);
+    let engine = new_engine(&store, &staging, write_back);
+    let write_back = plan.filter(|_| write_back);
     let (random, model) = (Random::new(seed), Model::new(0, 0));
     let (open, trace) = (Vec::new(), Vec::new());
-    let mut run = Run { seed, random, bucket, faults, engine, model, open, trace, _staging: staging };
+    let mut run = Run { seed, random, bucket, faults, write_back, engine, model, open, trace, staging };
     for _ in 0..count {
         run.step().await;
+        if let Some(plan) = run.write_back.clone()
+            && run.random.chance(0.03)
+        {
+            run.kill(plan).await;
+        }
     }
     run.finish().await;
 }
@@ -599,18 +655,23 @@ fn seeds(short: u64, long: u64) -> Range<u64> {
 }
 
 /// Several seeds side by side, for much of a run is waiting.
-async fn run_all(seeds: Range<u64>, count: u64, start: impl Fn(u64) -> (Arc<dyn Store>, Option<FaultPlan>)) {
+async fn run_all(
+    seeds: Range<u64>,
+    count: u64,
+    write_back: bool,
+    start: impl Fn(u64) -> (Arc<dyn Store>, Option<FaultPlan>),
+) {
     use futures_util::StreamExt;
     let runs = seeds.map(|seed| {
         let (bucket, plan) = start(seed);
-        run(seed, count, bucket, plan)
+        run(seed, count, bucket, plan, write_back)
     });
     futures_util::stream::iter(runs).buffer_unordered(8).collect::<()>().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_engine_is_what_the_reference_is() {
-    run_all(seeds(40, 2000), 200, |seed| (memory(seed), None)).await;
+    run_all(seeds(40, 2000), 200, false, |seed| (memory(seed), None)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -620,7 +681,7 @@ async fn over_a_bucket_directory() {
         let path = directory.path().join(format!("b{seed}"));
         (Arc::new(DirStore::create(&path).unwrap()), None)
     };
-    run_all(seeds(4, 100), 150, start).await;
+    run_all(seeds(4, 100), 150, false, start).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -636,5 +697,30 @@ async fn a_store_that_fails_makes_no_wrong_bytes() {
         };
         (memory(seed), Some(plan))
     };
-    run_all(seeds(40, 2000), 120, start).await;
+    run_all(seeds(40, 2000), 120, false, start).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_closed_outlives_its_process() {
+    let start = |seed| -> (Arc<dyn Store>, Option<FaultPlan>) {
+        let plan = FaultPlan { seed, delay_max: Duration::from_micros(200), ..FaultPlan::default() };
+        (memory(seed), Some(plan))
+    };
+    run_all(seeds(40, 2000), 200, true, start).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_closed_outlives_its_process_and_a_store_that_fails() {
+    let start = |seed| -> (Arc<dyn Store>, Option<FaultPlan>) {
+        let plan = FaultPlan {
+            seed,
+            refusals: 0.03,
+            throttles: 0.01,
+            lost_answers: 0.03,
+            truncations: 0.03,
+            delay_max: Duration::from_micros(200),
+        };
+        (memory(seed), Some(plan))
+    };
+    run_all(seeds(40, 2000), 120, true, start).await;
 }

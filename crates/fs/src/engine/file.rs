@@ -341,13 +341,19 @@ impl Engine {
         }
     }
 
-    /// A descriptor is being closed: what was written through it is stored.
+    /// A descriptor is being closed: what was written through it is stored, or with [`EngineOptions::write_back`] on the disk.
+    ///
+    /// [`EngineOptions::write_back`]: super::EngineOptions::write_back
     ///
     /// # Errors
     /// Why it could not be stored; it stays staged and is tried again.
     pub async fn flush(&self, handle: u64) -> FsResult<()> {
         let Some(file) = self.real_file(handle)? else { return Ok(()) };
-        if file.can_write && file.content.has_unstored() { self.store_file(file.ino).await } else { Ok(()) }
+        if file.can_write && file.content.has_unstored() {
+            self.close_changed(file.ino, &file.content).await
+        } else {
+            Ok(())
+        }
     }
 
     /// Stores what was written to the file.
@@ -365,7 +371,7 @@ impl Engine {
         file.content.forget_handle(handle);
         if file.can_write
             && file.content.has_unstored()
-            && let Err(error) = self.store_file(file.ino).await
+            && let Err(error) = self.close_changed(file.ino, &file.content).await
         {
             tracing::error!(path = self.tree().path_of(file.ino), %error, "not stored yet; it stays staged");
         }

@@ -15,6 +15,7 @@ mod receipts;
 mod rename;
 mod status;
 mod upload;
+mod write_back;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -32,6 +33,8 @@ use self::receipts::Failures;
 pub use self::receipts::Synced;
 use self::status::StatusFiles;
 pub use self::status::{STATUS_DIRECTORY, STATUS_FILE};
+use self::write_back::Waiting;
+pub use self::write_back::WriteBack;
 use crate::attr::{Attr, Defaults};
 use crate::cache::DiskCache;
 use crate::content::Content;
@@ -98,6 +101,8 @@ pub struct EngineOptions {
     pub neighbours: Option<PathBuf>,
     /// Whether the root has a virtual `.sandpail/status`.
     pub status: bool,
+    /// Whether closing returns before the bucket has the file; [`Engine::write_back`] must run then.
+    pub write_back: Option<WriteBack>,
     /// Where the files belong, for whoever finds them staged after this process died.
     pub origin: Origin,
 }
@@ -126,6 +131,7 @@ impl EngineOptions {
             cache: None,
             neighbours: None,
             status: true,
+            write_back: None,
             origin: Origin::default(),
         }
     }
@@ -193,6 +199,8 @@ pub struct Engine {
     failures: Mutex<HashMap<u64, String>>,
     recent_failures: Failures,
     status_files: StatusFiles,
+    /// What was closed and is not stored yet.
+    waiting: Arc<Waiting>,
     reading: Arc<ReadContext>,
     writing: Arc<WriteContext>,
     runtime: tokio::runtime::Handle,
@@ -253,6 +261,7 @@ impl Engine {
             failures: Mutex::default(),
             recent_failures: Failures::default(),
             status_files: StatusFiles::default(),
+            waiting: Arc::default(),
             reading,
             writing,
             runtime,

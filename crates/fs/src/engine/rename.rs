@@ -86,6 +86,9 @@ impl Engine {
         segment: Arc<str>,
         target: Option<u64>,
     ) -> FsResult<()> {
+        if self.rename_waiting(ino, new_parent, new_name, &segment, target).await? {
+            return Ok(());
+        }
         // What is not stored yet is stored under its old name first, so that one path does all the work.
         self.store_file(ino).await?;
         let _shared = self.structure.read().await;
@@ -158,6 +161,71 @@ impl Engine {
         from.done(&mut tree);
         to.done(&mut tree);
         Ok(())
+    }
+
+    /// With write-back: a file that the bucket has never had gets its new name before it goes up, at no cost. `false`: it
+    /// is not such a file.
+    async fn rename_waiting(
+        &self,
+        ino: u64,
+        new_parent: u64,
+        new_name: &[u8],
+        segment: &Arc<str>,
+        target: Option<u64>,
+    ) -> FsResult<bool> {
+        if self.options.write_back.is_none() {
+            return Ok(false);
+        }
+        let _shared = self.structure.read().await;
+        let Some(content) = self.tree().get(ino).and_then(|node| node.content.clone()) else { return Ok(false) };
+        // Never two locks, for which there is an order: the target's own upload replaces nothing that comes after it.
+        let target_content = target.and_then(|target| self.tree().get(target)?.content.clone());
+        if target_content.is_some_and(|content| content.has_unstored() || content.may_be_stored()) {
+            return Ok(false);
+        }
+        let _one = content.commit.lock().await;
+        let Some(dirty) = content.dirty().filter(|dirty| dirty.is_dirty() && dirty.is_whole()) else {
+            return Ok(false);
+        };
+        if let Some(target) = target {
+            self.save_for_handles(target).await?;
+        }
+        let tree = self.tree();
+        let is_new = tree.get(ino).is_some_and(|node| node.version.is_none() && node.is_linked);
+        let replaced = target.and_then(|target| tree.get(target)?.version.clone());
+        // Without its tag nobody could tell later whether it is still the object that is replaced.
+        if !is_new
+            || content.may_be_stored()
+            || target.is_some() && replaced.as_ref().is_none_or(|old| old.etag.is_none())
+        {
+            return Ok(false);
+        }
+        let Some((parent, name)) = tree.get(ino).map(|node| (node.parent, Arc::clone(&node.name))) else {
+            return Ok(false);
+        };
+        let new_key = self.key_in(&tree, new_parent, segment)?;
+        drop(tree);
+        let (from, to) = (self.begin(parent, &name), self.begin(new_parent, new_name));
+        dirty.retarget(new_key);
+        if let Some(etag) = replaced.as_ref().and_then(|old| old.etag.clone()) {
+            dirty.set_replaces(etag);
+        }
+        let until = self.believed_until();
+        let mut tree = self.tree();
+        note_unlinked(&tree, new_parent, new_name);
+        tree.detach(new_parent, new_name);
+        tree.relink(ino, new_parent, Name::from(new_name), Arc::clone(segment));
+        if let Some(node) = tree.get_mut(ino) {
+            // What stands in the bucket under its name now, and goes when the file does.
+            node.version = replaced;
+            node.attr.ctime = Time::now();
+        }
+        tree.note_removed(parent, &name, until);
+        touch(&mut tree, parent);
+        touch(&mut tree, new_parent);
+        from.done(&mut tree);
+        to.done(&mut tree);
+        Ok(true)
     }
 
     /// Whether an object is certainly not there: the answer to its removal may only have been lost.

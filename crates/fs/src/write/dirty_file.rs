@@ -30,6 +30,8 @@ pub struct DirtyFile {
     pub(super) state: Mutex<State>,
     /// A part of a stream was stored, or failed.
     pub(super) progress: Notify,
+    /// Held while the file is brought to the disk.
+    pub(super) persisting: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -59,6 +61,8 @@ pub(super) struct State {
     pub(super) low_water: u64,
     pub(super) attributes: ObjectAttributes,
     pub(super) stream: Option<Stream>,
+    /// What was staged is on the disk.
+    pub(super) is_synced: bool,
     /// What is known of the file if this process dies.
     pub(super) journal: Journal,
 }
@@ -76,6 +80,7 @@ impl State {
     /// Something is not stored from now on.
     pub(super) fn changed(&mut self) {
         self.is_changed = true;
+        self.is_synced = false;
         self.changed_since.get_or_insert_with(Instant::now);
     }
 }
@@ -126,6 +131,7 @@ impl DirtyFile {
             part_len: context.options.part_len,
         };
         let journal = Journal::create(&staged.record_path(), begin).map_err(not_recorded(&key))?;
+        staged.note_names();
         let state = State {
             key,
             size,
@@ -142,9 +148,11 @@ impl DirtyFile {
             low_water: size,
             attributes: ObjectAttributes::default(),
             stream: None,
+            is_synced: false,
             journal,
         };
-        Ok(Arc::new(Self { context, staged, state: Mutex::new(state), progress: Notify::new() }))
+        let persisting = tokio::sync::Mutex::default();
+        Ok(Arc::new(Self { context, staged, state: Mutex::new(state), progress: Notify::new(), persisting }))
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -193,6 +201,12 @@ impl DirtyFile {
     /// The file has no name any more: nobody wants it back if this process dies.
     pub fn note_unlinked(&self) {
         self.state().journal.note(&[Event::Unlinked]);
+    }
+
+    /// Whether every changed byte is here: none is only in an upload that has begun.
+    pub fn is_whole(&self) -> bool {
+        let state = self.state();
+        state.stream.is_none() && state.in_upload.is_empty() && state.attempt.is_none()
     }
 
     /// The file has another key now.

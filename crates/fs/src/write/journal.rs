@@ -2,14 +2,15 @@
 //!
 //! What matters is the order. A process can be killed between any two system calls, and what the log says must then be
 //! true of the staging file: bytes are in it before the log says so, and the log says that they are gone, or end, before
-//! they are. Nothing is synced: a kill loses nothing that is in the kernel's hands; only a machine that stops does.
+//! they are. Little is synced: a kill loses nothing that is in the kernel's hands; only a machine that stops does. What a
+//! program was told is safe ([`Event::Durable`]) is on the disk, and whatever takes bytes of it away is there before they go.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use super::record::{Begin, Described, Event, Recorded, head};
@@ -17,7 +18,7 @@ use super::record::{Begin, Described, Event, Recorded, head};
 /// The log of one staging file, and what it needs to know to append little.
 #[derive(Debug)]
 pub(super) struct Journal {
-    file: File,
+    file: Arc<File>,
     /// How much of the file is right.
     len: u64,
     /// What is to be appended with the next entry that must be there.
@@ -27,6 +28,10 @@ pub(super) struct Journal {
     /// Length of the staging file.
     data_len: u64,
     is_stored: bool,
+    /// See [`Event::Durable`].
+    is_durable: bool,
+    /// Something was appended since.
+    has_news: bool,
     described: Described,
     has_warned: bool,
 }
@@ -52,12 +57,14 @@ impl Journal {
         let mut queue = head();
         Event::Begin(begin).encode(&mut queue);
         Ok(Self {
-            file,
+            file: Arc::new(file),
             len: 0,
             queue,
             tail: None,
             data_len: 0,
             is_stored: true,
+            is_durable: false,
+            has_news: true,
             described: Described::default(),
             has_warned: false,
         })
@@ -69,12 +76,14 @@ impl Journal {
         file.set_len(len)?;
         let described = Described { attributes: recorded.attributes.clone(), times_set: recorded.times_set };
         let mut journal = Self {
-            file,
+            file: Arc::new(file),
             len,
             queue: Vec::new(),
             tail: None,
             data_len,
             is_stored: recorded.is_stored,
+            is_durable: recorded.is_durable,
+            has_news: true,
             described,
             has_warned: false,
         };
@@ -86,6 +95,7 @@ impl Journal {
     fn flush(&mut self) -> io::Result<()> {
         self.file.write_all_at(&self.queue, self.len)?;
         self.len += self.queue.len() as u64;
+        self.has_news |= !self.queue.is_empty();
         self.queue.clear();
         super::crash::point();
         Ok(())
@@ -200,7 +210,11 @@ impl Journal {
         if self.described.times_set {
             events.push(Event::TimesFree);
         }
+        let takes_away = events.iter().any(|event| matches!(event, Event::Cut(_) | Event::Punch(_)));
         self.append(&events)?;
+        if takes_away {
+            self.sync_if_durable()?;
+        }
         self.tail = self.tail.filter(|_| keeps_tail);
         self.is_stored = false;
         self.described.times_set = false;
@@ -212,6 +226,7 @@ impl Journal {
         let mut events: Vec<Event> = self.tail_end().into_iter().collect();
         events.push(event);
         self.append(&events)?;
+        self.sync_if_durable()?;
         self.tail = None;
         Ok(())
     }
@@ -225,6 +240,24 @@ impl Journal {
     pub(super) fn stored(&mut self) {
         self.note(&[Event::Stored]);
         self.is_stored = true;
+        self.is_durable = false;
+    }
+
+    /// Appends that the file is safe, for which the staging file must be on the disk already. Then the log must follow it
+    /// there. `None`: it is safe as it is.
+    pub(super) fn durable(&mut self) -> io::Result<Option<Arc<File>>> {
+        if self.is_durable && !self.has_news && self.queue.is_empty() {
+            return Ok(None);
+        }
+        self.append(&[Event::Durable])?;
+        self.is_durable = true;
+        self.has_news = false;
+        Ok(Some(Arc::clone(&self.file)))
+    }
+
+    /// The log could not be brought to the disk.
+    pub(super) fn not_durable(&mut self) {
+        self.has_news = true;
     }
 
     /// The file is kept as it is, on the disk, with `data`.
@@ -232,6 +265,10 @@ impl Journal {
         data.sync_all()?;
         self.append(&[Event::Kept(reason.to_owned())])?;
         self.sync()
+    }
+
+    fn sync_if_durable(&self) -> io::Result<()> {
+        if self.is_durable { self.file.sync_data() } else { Ok(()) }
     }
 
     /// To the disk.

@@ -11,6 +11,7 @@ mod dirty_file;
 mod extents;
 mod journal;
 pub(crate) mod kept;
+mod persist;
 mod plan;
 mod record;
 pub(crate) mod resume;
@@ -137,6 +138,11 @@ impl WriteContext {
     #[must_use]
     pub fn with_origin(self, origin: Origin) -> Self {
         Self { origin: Arc::new(origin), ..self }
+    }
+
+    /// Bytes that are staged now, by all files.
+    pub fn staged_len(&self) -> u64 {
+        self.staging.used()
     }
 
     /// Removes the staging directory of this process, unless something in it must be kept.

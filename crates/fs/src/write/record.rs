@@ -47,6 +47,14 @@ pub struct Origin {
     pub prefix: String,
 }
 
+impl Origin {
+    /// Whether both are the same bucket, whatever part of it was mounted.
+    pub fn is_same_bucket(&self, other: &Self) -> bool {
+        let place = |origin: &Self| (origin.endpoint.clone(), origin.bucket.clone(), origin.directory.clone());
+        place(self) == place(other)
+    }
+}
+
 impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (&self.bucket, &self.directory) {
@@ -176,6 +184,8 @@ pub(super) enum Event {
     TimesFree,
     /// It is on the disk, as it was when its process gave up (with the reason) or was found dead.
     Kept(String),
+    /// Everything up to here is on the disk, and a program was told that it is safe.
+    Durable,
 }
 
 impl Event {
@@ -203,6 +213,7 @@ impl Event {
             Self::Unlinked => (17, &[], None),
             Self::TimesFree => (18, &[], None),
             Self::Kept(reason) => (19, &[], json(reason)),
+            Self::Durable => (20, &[], None),
         };
         log.push(tag);
         numbers.iter().for_each(|number| log.extend(number.to_le_bytes()));
@@ -239,6 +250,7 @@ impl Event {
             17 => Self::Unlinked,
             18 => Self::TimesFree,
             19 => Self::Kept(serde_json::from_slice(rest).ok()?),
+            20 => Self::Durable,
             _ => return None,
         })
     }
@@ -307,6 +319,7 @@ pub struct Recorded {
     pub(super) is_storing: bool,
     pub(super) is_unlinked: bool,
     pub(super) is_kept: bool,
+    pub(super) is_durable: bool,
 }
 
 impl Recorded {
@@ -335,6 +348,7 @@ impl Recorded {
             is_storing: false,
             is_unlinked: false,
             is_kept: false,
+            is_durable: false,
         })
     }
 
@@ -397,7 +411,8 @@ impl Recorded {
             Event::Replaces(etag) => self.replaces = etag.as_deref().map(ETag::new),
             Event::Changed => self.change(),
             Event::Storing => self.is_storing = true,
-            Event::Stored => (self.is_stored, self.is_storing) = (true, false),
+            Event::Stored => (self.is_stored, self.is_storing, self.is_durable) = (true, false, false),
+            Event::Durable => self.is_durable = true,
             Event::Unlinked => self.is_unlinked = true,
             Event::TimesFree => self.times_set = false,
             Event::Kept(reason) => {
@@ -434,9 +449,15 @@ impl Recorded {
         self.is_storing
     }
 
+    /// Whether a program was told that the file is safe before the bucket had it: what was written until then is here,
+    /// also if the machine stopped.
+    pub fn is_durable(&self) -> bool {
+        self.is_durable
+    }
+
     /// Whether the machine stopped before the file was on its disk: bytes that were written last may be missing.
     pub fn is_doubtful(&self) -> bool {
-        !self.is_kept && (self.boot.is_empty() || self.boot != boot())
+        !self.is_kept && !self.is_durable && (self.boot.is_empty() || self.boot != boot())
     }
 
     /// Bytes that only the base object has.

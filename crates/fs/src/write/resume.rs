@@ -53,9 +53,11 @@ impl DirtyFile {
             low_water: recorded.size,
             attributes: recorded.attributes.clone(),
             stream: None,
+            is_synced: false,
             journal,
         };
-        let file = Self { context, staged, state: Mutex::new(state), progress: Notify::new() };
+        let persisting = tokio::sync::Mutex::default();
+        let file = Self { context, staged, state: Mutex::new(state), progress: Notify::new(), persisting };
         let stream = Stream::resume(recorded, |number| file.stream_part_len(number));
         file.state().stream = stream;
         Ok(Arc::new(file))

@@ -15,6 +15,7 @@ use std::time::SystemTime;
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
 use super::kept::{PROCESS, keep_leftovers, kept_name, lock_root, make_kept_directory, record_of};
+use super::persist::Names;
 use crate::{FsError, FsResult};
 
 /// Each failed attempt means that another process started at the same moment.
@@ -28,7 +29,8 @@ const NAME_SHOWN: usize = 120;
 pub struct StagingArea {
     root: PathBuf,
     own: PathBuf,
-    _lock: File,
+    /// The directory of this process, which is locked.
+    names: Names,
     limit: Option<u64>,
     used: AtomicU64,
     next: AtomicU64,
@@ -42,6 +44,8 @@ pub(super) struct Staged {
     pub(super) file: Arc<File>,
     path: PathBuf,
     reserved: AtomicU64,
+    /// When its name was made; see [`Names`].
+    named: AtomicU64,
     /// It is in `kept/`, and nobody but its owner removes it.
     pub(super) is_kept: AtomicBool,
 }
@@ -69,7 +73,15 @@ impl StagingArea {
         }
         let (own, lock) = own_directory(root).map_err(io(failed))?;
         let (used, next, can_punch) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(true));
-        Ok(Arc::new(Self { root: root.to_owned(), own, _lock: lock, limit, used, next, can_punch }))
+        Ok(Arc::new(Self {
+            root: root.to_owned(),
+            own,
+            names: Names::new(lock, File::open(root).map_err(io(failed))?),
+            limit,
+            used,
+            next,
+            can_punch,
+        }))
     }
 
     /// Bytes that are staged now.
@@ -137,8 +149,8 @@ impl Drop for StagingArea {
 
 impl Staged {
     fn new(area: &Arc<StagingArea>, file: File, path: PathBuf, is_kept: bool) -> Self {
-        let (reserved, is_kept) = (AtomicU64::new(0), AtomicBool::new(is_kept));
-        Self { area: Arc::clone(area), file: Arc::new(file), path, reserved, is_kept }
+        let (reserved, named, is_kept) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(is_kept));
+        Self { area: Arc::clone(area), file: Arc::new(file), path, reserved, named, is_kept }
     }
 
     /// Where this file is.
@@ -157,6 +169,16 @@ impl Staged {
     /// Where the record of this file is.
     pub(super) fn record_path(&self) -> PathBuf {
         record_of(&self.path)
+    }
+
+    /// The file and its record have their names now.
+    pub(super) fn note_names(&self) {
+        self.named.store(self.area.names.made(), Ordering::Release);
+    }
+
+    /// Returns when both names are on the disk.
+    pub(super) async fn sync_names(&self) -> std::io::Result<()> {
+        self.area.names.sync(self.named.load(Ordering::Acquire)).await
     }
 
     /// Counts `len` more bytes as staged.

@@ -1,0 +1,153 @@
+//! Closing before the bucket has it: what is closed is on the local disk with its record, and goes up a little later.
+//!
+//! Only contents wait. Names are changed in the bucket at once, after what they depend on: a rename or a move of a directory
+//! stores what is below first, a removal takes what waits along. So the bucket is never in an order that was not the
+//! program's, and what waits is whole files, of which only the last version goes up.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use tokio::sync::Notify;
+
+use super::{Engine, guard};
+use crate::FsResult;
+use crate::content::Content;
+
+/// Files that are uploaded at the same time.
+const UPLOADS_AT_ONCE: usize = 16;
+/// How many times the delay a file waits that is closed again and again.
+const DELAYS_MAX: u32 = 10;
+/// Each holds two descriptors of this process.
+const FILES_MAX: usize = 4096;
+
+/// How closing is done before the bucket has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteBack {
+    /// How long a closed file waits for being written again.
+    pub delay: Duration,
+    /// While more bytes than this are staged, closing stores, as it does without this.
+    pub bytes_max: u64,
+    /// While something has waited longer than this, closing stores.
+    pub age_max: Duration,
+}
+
+impl Default for WriteBack {
+    /// A second; 4 GiB; an hour.
+    fn default() -> Self {
+        Self { delay: Duration::from_secs(1), bytes_max: 4 << 30, age_max: Duration::from_secs(3600) }
+    }
+}
+
+/// Pauses between tries of one file.
+const RETRY_PAUSE_MIN: Duration = Duration::from_secs(2);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Closed files that are to be uploaded.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    files: Mutex<HashMap<u64, Closed>>,
+    news: Notify,
+}
+
+/// When a file was closed since it was stored.
+#[derive(Clone, Copy, Debug)]
+struct Closed {
+    first: Instant,
+    last: Instant,
+    /// When it is tried again, and how long is waited after that.
+    retry: Option<(Instant, Duration)>,
+}
+
+impl Closed {
+    fn due(&self, policy: &WriteBack) -> Instant {
+        match self.retry {
+            Some((at, _)) => at,
+            // One that is written again and again goes up all the same.
+            None => (self.last + policy.delay).min(self.first + policy.delay * DELAYS_MAX),
+        }
+    }
+}
+
+impl Engine {
+    /// A descriptor with changes is closed: stores the file, or brings it to the disk for later.
+    pub(super) async fn close_changed(&self, ino: u64, content: &Arc<Content>) -> FsResult<()> {
+        let Some(policy) = self.options.write_back else { return self.store_file(ino).await };
+        // Attributes alone have no record.
+        let Some(dirty) = content.dirty().filter(|dirty| dirty.is_dirty() || content.is_uploading()) else {
+            return self.store_file(ino).await;
+        };
+        self.describe(ino, &dirty);
+        let persisted = dirty.persist().await;
+        if let Err(error) = &persisted {
+            tracing::warn!(%error, "what is closed is stored at once");
+        }
+        if persisted.is_err() || !self.may_wait(&policy) {
+            return self.store_file(ino).await;
+        }
+        let now = Instant::now();
+        let first = Closed { first: now, last: now, retry: None };
+        guard(&self.waiting.files).entry(ino).or_insert(first).last = now;
+        self.waiting.news.notify_one();
+        Ok(())
+    }
+
+    /// Whether there is room for one more file that waits.
+    fn may_wait(&self, policy: &WriteBack) -> bool {
+        let files = guard(&self.waiting.files);
+        files.len() < FILES_MAX
+            && self.writing.staged_len() <= policy.bytes_max
+            && files.values().all(|closed| closed.first.elapsed() <= policy.age_max)
+    }
+
+    /// Uploads what was closed, as long as the engine lives. What fails is tried again by [`Engine::keep_trying`].
+    pub fn write_back(self: &Arc<Self>) {
+        let Some(policy) = self.options.write_back else { return };
+        let weak = Arc::downgrade(self);
+        self.runtime.spawn(async move {
+            loop {
+                let Some(engine) = weak.upgrade() else { return };
+                let next = engine.store_due(&policy).await;
+                // Not while it sleeps: it would keep the engine alive.
+                let waiting = Arc::clone(&engine.waiting);
+                drop(engine);
+                match next {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => waiting.news.notified().await,
+                }
+            }
+        });
+    }
+
+    /// Stores what has waited long enough. Gives when the next is due, if one is there.
+    async fn store_due(&self, policy: &WriteBack) -> Option<Duration> {
+        let now = Instant::now();
+        let due: Vec<(u64, Closed)> = {
+            let files = guard(&self.waiting.files);
+            files.iter().filter(|(_, closed)| closed.due(policy) <= now).map(|(ino, closed)| (*ino, *closed)).collect()
+        };
+        let stores = due.into_iter().map(|(ino, before)| async move {
+            let stored = self.store_file(ino).await;
+            let is_wanted = self.tree().get(ino).is_some_and(|node| node.is_linked);
+            let mut files = guard(&self.waiting.files);
+            let Some(closed) = files.get_mut(&ino) else { return };
+            match stored {
+                Err(error) if is_wanted => {
+                    let pause = before.retry.map_or(RETRY_PAUSE_MIN, |(_, pause)| (pause * 2).min(RETRY_PAUSE_MAX));
+                    closed.retry = Some((Instant::now() + pause, pause));
+                    tracing::warn!(ino, %error, "closed, and not stored yet; it is on the disk and tried again");
+                    return;
+                }
+                _ if closed.last == before.last => drop(files.remove(&ino)),
+                // What was closed meanwhile waits anew.
+                _ => *closed = Closed { first: closed.last, last: closed.last, retry: None },
+            }
+            drop(files);
+            self.close_stored(ino);
+        });
+        futures_util::stream::iter(stores).buffer_unordered(UPLOADS_AT_ONCE).for_each(|()| async {}).await;
+        let files = guard(&self.waiting.files);
+        files.values().map(|closed| closed.due(policy).saturating_duration_since(Instant::now())).min()
+    }
+}
