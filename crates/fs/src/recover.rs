@@ -233,6 +233,7 @@ impl KeptFiles {
             max_parallel_parts: PARALLEL_PARTS,
             stream_threshold: u64::MAX,
             let_go_above: None,
+            records_tags: false,
         };
         let runtime = tokio::runtime::Handle::current();
         let context = WriteContext::new(store, Arc::clone(&self.area), options, runtime);
@@ -338,6 +339,16 @@ async fn put_back(
             tagging.map_err(|source| FsError::Store { what: format!("cannot read the tags of {key}"), source })?;
     }
     let present = present.map(|info| (info.etag, info.size));
+    if let Some((etag, size)) = &present
+        && recorded.completing.as_ref() == Some(etag)
+        && !recorded.is_doubtful()
+        && dirty.stand_on(ObjectVersion { key: key.clone(), etag: etag.clone(), size: *size })
+    {
+        // Its process died when its upload was done and before it knew. What was written after that goes over it.
+        let has_conditions = store.capabilities().conditional_put;
+        let condition = if has_conditions { Condition::Matches(etag.clone()) } else { Condition::Always };
+        return dirty.commit(&attributes, &condition, base).await.map(|_| PutBack::Stored { key });
+    }
     // What may lack bytes replaces nothing.
     let is_sure = present.is_none() || !recorded.is_doubtful();
     let is_unchanged = is_sure && present.as_ref().map(|(etag, _)| etag) == recorded.replaces.as_ref();
@@ -465,6 +476,7 @@ mod tests {
                 max_parallel_parts: 2,
                 stream_threshold: 1 << 30,
                 let_go_above: None,
+                records_tags: false,
             };
             let context = WriteContext::new(Arc::clone(&self.store), staging, options, self.runtime.handle().clone());
             let context = context.with_origin(Origin { bucket: Some("b".to_owned()), ..Origin::default() });

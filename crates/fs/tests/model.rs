@@ -271,7 +271,8 @@ impl Run {
         for path in real.keys().chain(expected.keys()) {
             if !alike(real.get(path), expected.get(path)) {
                 let (is, wanted) = (short(real.get(path)), short(expected.get(path)));
-                self.fail(&format!("{when}: {path} is {is}, expected {wanted}"));
+                let more: Vec<_> = real.keys().filter(|path| !expected.contains_key(*path)).collect();
+                self.fail(&format!("{when}: {path} is {is}, expected {wanted}; not expected: {more:?}"));
             }
         }
         self.resume();

@@ -177,6 +177,18 @@ pub(crate) struct MountArgs {
     /// When an object was changed by someone else
     #[arg(long, value_name = "POLICY", default_value = "overwrite")]
     pub(crate) on_conflict: ConflictArg,
+    /// Let close return when the file is on the local disk; it goes to the bucket within seconds
+    ///
+    /// fsync and `sandpail sync` wait for the bucket. What was closed when the mount is killed, or the machine stops, goes up
+    /// when the bucket is mounted again with this option and the same staging directory.
+    #[arg(long)]
+    pub(crate) write_back: bool,
+    /// While more than this waits, close waits for the bucket
+    #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = parse_bytes)]
+    pub(crate) write_back_limit: u64,
+    /// While something has waited longer than this, close waits for the bucket
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_duration)]
+    pub(crate) write_back_age: Duration,
     /// Leave out the virtual file .sandpail/status, which says what is not stored yet
     #[arg(long)]
     pub(crate) no_status: bool,
@@ -480,6 +492,7 @@ fn merge(flags: MountArgs, options: MountArgs) -> MountArgs {
         cache_dir: flags.cache_dir.or(options.cache_dir),
         staging_dir: flags.staging_dir.or(options.staging_dir),
         staging_limit: flags.staging_limit.or(options.staging_limit),
+        write_back: flags.write_back || options.write_back,
         no_status: flags.no_status || options.no_status,
         foreground: flags.foreground || options.foreground,
         log_file: flags.log_file.or(options.log_file),

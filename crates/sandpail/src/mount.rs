@@ -7,7 +7,7 @@ use std::process::Child;
 use anyhow::{Context, bail};
 
 use sandpail_daemon::worker::backend::{self, Source};
-use sandpail_daemon::worker::{self, Conflict, FAILED, Place, Plan, READY};
+use sandpail_daemon::worker::{self, Conflict, FAILED, Place, Plan, READY, WriteBackPlan};
 
 use crate::cli::{ConflictArg, MetadataArg, MountArgs};
 use crate::progress::Waiting;
@@ -107,6 +107,9 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
             None => None,
         },
         status: !arguments.no_status,
+        write_back: arguments
+            .write_back
+            .then_some(WriteBackPlan { bytes_max: arguments.write_back_limit, age_max: arguments.write_back_age }),
         log: arguments.log.clone(),
         log_file: arguments.log_file.as_ref().map(std::path::absolute).transpose()?,
     })

@@ -25,6 +25,8 @@ pub struct MountOptions {
     pub s3fs_options: Vec<String>,
     /// Keep a plain directory equal instead of mounting.
     pub local_bucket: bool,
+    /// Closing a file does not wait for the bucket.
+    pub write_back: bool,
 }
 
 /// One `mountBucket` call.
@@ -108,6 +110,8 @@ pub struct MountPlan {
     pub prefix: KeyPrefix,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Closing a file does not wait for the bucket.
+    pub write_back: bool,
     /// The rest.
     pub s3fs: S3fsOptions,
 }
@@ -256,6 +260,7 @@ fn binding_plan(
         place: binding.remote.map_or(BucketPlace::Embedded, |remote| BucketPlace::Remote(with_options(remote, &s3fs))),
         prefix,
         read_only: options.read_only || s3fs.read_only,
+        write_back: options.write_back,
         s3fs,
     })
 }
@@ -302,6 +307,7 @@ fn endpoint_plan(
         place: BucketPlace::Remote(with_options(remote, &s3fs)),
         prefix,
         read_only: options.read_only || s3fs.read_only,
+        write_back: options.write_back,
         s3fs,
     })
 }

@@ -18,8 +18,18 @@ impl TagHasher {
     }
 }
 
+/// The tag of an object that is stored by one PUT of these bytes, where nothing encrypts it with keys of its own.
+pub fn put_tag<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> ETag {
+    let mut hasher = TagHasher::default();
+    chunks.into_iter().for_each(|chunk| hasher.update(chunk));
+    hasher.finish()
+}
+
 /// The tag of an object made of parts: MD5 of the parts' MD5s, a dash, the number of parts.
-pub(crate) fn multipart_tag<'a>(parts: impl IntoIterator<Item = &'a ETag>) -> StoreResult<ETag> {
+///
+/// # Errors
+/// [`StoreError::Invalid`] if a part's tag is no MD5, as with some providers and encryptions.
+pub fn multipart_tag<'a>(parts: impl IntoIterator<Item = &'a ETag>) -> StoreResult<ETag> {
     let mut all = Md5::new();
     let mut part_count = 0;
     for part in parts {

@@ -17,6 +17,7 @@ mod store;
 mod types;
 
 pub use cursor::token_after;
+pub use digest::{multipart_tag, put_tag};
 pub use error::{StoreError, StoreResult};
 pub use keys::{InvalidKey, KEY_LEN_MAX, ObjectKey};
 pub use store::{BodyStream, Download, Store, collect};

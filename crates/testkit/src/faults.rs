@@ -151,14 +151,15 @@ fn unreachable(operation: &str, message: &str) -> StoreError {
 #[async_trait]
 impl Hook for Faults {
     async fn before(&self, operation: &'static str) -> StoreResult<()> {
-        if self.down.load(Ordering::SeqCst) {
-            self.injected.fetch_add(1, Ordering::SeqCst);
-            return Err(unreachable(operation, "the store is down"));
-        }
         let delay_max = u64::try_from(self.plan.delay_max.as_micros()).unwrap_or(u64::MAX);
         if delay_max > 0 && !self.paused.load(Ordering::SeqCst) {
             let delay = lock(&self.random).below(delay_max);
             tokio::time::sleep(Duration::from_micros(delay)).await;
+        }
+        // After the delay: what is on its way when the store goes down does not arrive.
+        if self.down.load(Ordering::SeqCst) {
+            self.injected.fetch_add(1, Ordering::SeqCst);
+            return Err(unreachable(operation, "the store is down"));
         }
         if self.strikes(self.plan.refusals) {
             return Err(StoreError::Server { message: format!("{operation}: injected fault, nothing happened") });

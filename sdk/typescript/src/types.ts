@@ -30,6 +30,11 @@ export interface RemoteMountBucketOptions {
   prefix?: string | undefined;
   /** S3 clients inside may reach the bucket through the proxy, which holds the keys. */
   credentialProxy?: boolean | undefined;
+  /**
+   * Closing a file returns when it is on the daemon's disk; it goes to the bucket within seconds, also after a crash, when
+   * the bucket is mounted again so. `fsync` and `syncBucket` wait for the bucket. Default false.
+   */
+  writeBack?: boolean | undefined;
 }
 
 /** A bucket that the daemon's configuration knows by a binding. */
@@ -41,6 +46,11 @@ export interface R2BindingMountBucketOptions {
   readOnly?: boolean | undefined;
   /** Options in the words of s3fs; unknown ones are refused by name. */
   s3fsOptions?: string[] | undefined;
+  /**
+   * Closing a file returns when it is on the daemon's disk; it goes to the bucket within seconds, also after a crash, when
+   * the bucket is mounted again so. `fsync` and `syncBucket` wait for the bucket. Default false.
+   */
+  writeBack?: boolean | undefined;
 }
 
 /** A plain directory that is kept equal to a binding's bucket, both ways, about once a second. */

@@ -16,6 +16,7 @@ mod requests;
 mod sandboxes;
 mod set_up;
 mod two_mounts;
+mod write_back;
 
 fn main() -> std::process::ExitCode {
     let tests = [
@@ -35,6 +36,7 @@ fn main() -> std::process::ExitCode {
         limits::TESTS,
         sandboxes::TESTS,
         proxy::TESTS,
+        write_back::TESTS,
     ];
     sandpail_e2e::runner::main(&tests.concat())
 }

@@ -50,6 +50,9 @@ pub struct MountBucketOptions {
     /// Options in the words of s3fs.
     #[schema(rename = "s3fsOptions", nullable = false)]
     pub s3fs_options: Option<Vec<String>>,
+    /// Closing a file returns when it is on the daemon's disk; it goes to the bucket within seconds.
+    #[schema(nullable = false)]
+    pub write_back: Option<bool>,
     /// With `binding`: keep a plain directory equal to the bucket instead of mounting.
     #[schema(nullable = false)]
     pub local_bucket: Option<bool>,
@@ -148,6 +151,11 @@ fn parse_own_options(options: &Members, parsed: &mut MountOptions) -> Result<(),
             Some(name.parse::<Provider>().map_err(|unknown| invalid(format!("options.provider: {unknown}")))?)
         }
         Some(_) => return Err(invalid("options.provider must be a string when provided")),
+    };
+    parsed.write_back = match present(options, "writeBack") {
+        None => false,
+        Some(Value::Bool(on)) => *on,
+        Some(_) => return Err(invalid("options.writeBack must be a boolean when provided")),
     };
     parsed.local_bucket = match present(options, "localBucket") {
         None => false,
@@ -454,11 +462,13 @@ mod tests {
         assert!(parse(&body(json!({"provider": "s4"}))).unwrap_err().starts_with("options.provider: unknown provider"));
         refused("options.provider must be a string when provided", body(json!({"provider": 1})));
         refused("options.localBucket must be a boolean when provided", body(json!({"localBucket": "yes"})));
+        refused("options.writeBack must be a boolean when provided", body(json!({"writeBack": 1})));
         refused(
             "options.localBucket needs a binding, not options.endpoint",
             json!({"mountPath": "/d", "bucket": "b", "options": {"endpoint": "https://x", "localBucket": true}}),
         );
         assert!(parse(&body(json!({"localBucket": true}))).unwrap().options.local_bucket);
+        assert!(parse(&body(json!({"writeBack": true}))).unwrap().options.write_back);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use sandpail_store::{Store, StoreError};
 use crate::events::now_ms;
 use crate::sandboxes::{Inner, Slot};
 use crate::worker::backend::{self, RemotePlan, Source};
-use crate::worker::{Conflict, Place, Plan, store_cause};
+use crate::worker::{Conflict, Place, Plan, WriteBackPlan, store_cause};
 
 /// Connections to a store at the same time, for each mount.
 const CONNECTION_COUNT_MAX: usize = 64;
@@ -123,6 +123,7 @@ pub(super) fn worker_plan(inner: &Inner, slot: &Slot, sandbox: &Sandbox, plan: &
         staging_limit: Some(config.mounts.staging_limit.unwrap_or_else(|| usual_staging_limit(inner))),
         cache: config.mounts.cache.clone(),
         status: true,
+        write_back: plan.write_back.then(WriteBackPlan::default),
         log: config.mounts.log.clone(),
         log_file: Some(inner.state.join("logs").join(format!("{}-{}.log", slot.id, now_ms()))),
     })

@@ -26,7 +26,7 @@ use anyhow::Context;
 use sandpail_fs::FsError;
 use sandpail_fs::adapter::{self, IdMap, MountOptions};
 use sandpail_fs::attr::Defaults;
-use sandpail_fs::engine::{Engine, EngineOptions, Metadata, OnConflict};
+use sandpail_fs::engine::{Engine, EngineOptions, Metadata, OnConflict, WriteBack};
 use sandpail_fs::write::Origin;
 use sandpail_store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,8 @@ pub const READY: &str = "ready";
 /// What comes before the reason when there will be no mount.
 pub const FAILED: &str = "error: ";
 
+/// How long a mount waits for what an earlier one has left to be in the bucket.
+const REPLAY_PATIENCE: Duration = Duration::from_secs(10);
 /// Threads that move data; the FUSE threads come besides.
 const DATA_THREADS: usize = 2;
 
@@ -87,10 +89,28 @@ pub struct Plan {
     pub cache: Option<(PathBuf, u64)>,
     /// Whether the root has a virtual `.sandpail/status`.
     pub status: bool,
+    /// Whether closing returns before the bucket has the file, and within which limits.
+    pub write_back: Option<WriteBackPlan>,
     /// What to log.
     pub log: String,
     /// Where to log; beside the mount's entry if `None`.
     pub log_file: Option<PathBuf>,
+}
+
+/// When closing returns before the bucket has the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteBackPlan {
+    /// The most bytes that may be staged then.
+    pub bytes_max: u64,
+    /// The longest that something may wait then.
+    pub age_max: Duration,
+}
+
+impl Default for WriteBackPlan {
+    fn default() -> Self {
+        let WriteBack { bytes_max, age_max, .. } = WriteBack::default();
+        Self { bytes_max, age_max }
+    }
 }
 
 /// Where a mount appears.
@@ -282,6 +302,11 @@ fn serve_engine(
         Place::Sandbox { .. } => anyhow::anyhow!("{}", cause(&error)),
     })?;
     engine.keep_trying();
+    if plan.write_back.is_some() {
+        // Before anybody looks: what was closed in an earlier mount shall be there.
+        runtime.block_on(engine.replay(REPLAY_PATIENCE))?;
+        engine.write_back();
+    }
     let attached = attach(plan, device, engine)?;
     let entry = plan.entry(log_file)?;
     let remote = plan.store.clone().filter(|_| matches!(plan.place, Place::Sandbox { .. }));
@@ -408,6 +433,11 @@ fn engine_options(plan: &Plan) -> EngineOptions {
     options.staging_limit = plan.staging_limit;
     options.cache.clone_from(&plan.cache);
     options.status = plan.status;
+    options.write_back = plan.write_back.map(|WriteBackPlan { bytes_max, age_max }| WriteBack {
+        bytes_max,
+        age_max,
+        ..WriteBack::default()
+    });
     options.origin = origin(plan);
     options
 }

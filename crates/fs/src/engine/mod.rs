@@ -246,6 +246,7 @@ impl Engine {
             stream_threshold: options.stream_threshold,
             // Under the other policies an upload may be refused at its end, and then all bytes must be here.
             let_go_above: (options.on_conflict == OnConflict::Overwrite).then_some(let_go_above),
+            records_tags: options.write_back.is_some(),
         };
         let writing = WriteContext::new(Arc::clone(&store), staging, write_options, runtime.clone());
         let writing = Arc::new(writing.with_origin(options.origin.clone()));

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use sandpail_store::{
     Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, PutBody, PutOutcome, StoreError, UploadId,
+    multipart_tag, put_tag,
 };
 
 use super::dirty_file::{Attempt, State, UnderWay, note_base};
@@ -221,11 +222,16 @@ impl DirtyFile {
             UploadPlan::Put => {
                 let _permit = self.context.parts.acquire().await;
                 let body = self.read(0, 0..snapshot.size, base).await?;
-                let outcome = store.put(&key, PutBody::Chunks(body.clone()), attributes, condition).await;
-                if outcome.is_err() && snapshot.base.is_some() {
-                    // It may have been stored all the same, and the base be gone.
-                    self.stage_fetched(0, &body)?;
+                if snapshot.base.is_some()
+                    && let Err(error) = self.stage_fetched(0, &body)
+                {
+                    // The base will be gone even if the answer is lost, or this process killed, before that is known.
+                    tracing::debug!(?key, %error, "an edit is stored without a whole copy of the file here");
                 }
+                if self.context.options.records_tags {
+                    self.note_completing(&put_tag(body.iter().map(|chunk| &chunk[..])));
+                }
+                let outcome = store.put(&key, PutBody::Chunks(body), attributes, condition).await;
                 return Ok(Stored::all(outcome.map_err(failed)?, attributes));
             }
             UploadPlan::Multipart(parts) => parts,
@@ -356,6 +362,9 @@ impl DirtyFile {
         parts: &[Part],
         condition: &Condition,
     ) -> Result<PutOutcome, StoreError> {
+        if let Ok(tag) = multipart_tag(parts.iter().map(|part| &part.etag)) {
+            self.note_completing(&tag);
+        }
         let store = &self.context.store;
         match store.complete_multipart(&attempt.key, id, parts, condition).await {
             Err(error @ StoreError::NotFound { .. }) => match store.head(&attempt.key).await {
@@ -366,6 +375,11 @@ impl DirtyFile {
             },
             other => other,
         }
+    }
+
+    /// What the file stood on will be gone, and whoever finds the file must know that the object with this tag is its own.
+    fn note_completing(&self, tag: &ETag) {
+        self.state().journal.note(&[Event::Completing(tag.as_str().to_owned())]);
     }
 
     pub(super) async fn abort(&self, key: &ObjectKey, id: &UploadId) {

@@ -230,6 +230,30 @@ impl DirtyFile {
         note_base(&mut state);
     }
 
+    /// An upload of the file was completed, as was found out later, and made `version`: what it took from its base, or from
+    /// parts, is there now. `false` if that cannot be told from zeros.
+    pub(crate) fn stand_on(&self, version: ObjectVersion) -> bool {
+        let mut state = self.state();
+        let limit = state.base.as_ref().map_or(0, |base| base.limit);
+        if !state.in_upload.is_empty() {
+            let mut gaps = RangeSet::default();
+            gaps.insert(0..state.size);
+            let known = state.local.iter().chain(state.in_upload.iter()).chain(std::iter::once(0..limit));
+            known.for_each(|range| gaps.remove(range));
+            if !gaps.is_empty() {
+                return false;
+            }
+        }
+        let limit = limit.max(state.in_upload.end()).min(version.size);
+        state.in_upload = RangeSet::default();
+        // Complete: there is nothing to abort.
+        state.stream = None;
+        state.replaces = Some(version.etag.clone());
+        state.base = (limit > 0).then_some(Base { version, limit });
+        note_base(&mut state);
+        true
+    }
+
     /// Writes `data` at `offset`.
     ///
     /// # Errors
@@ -608,7 +632,13 @@ mod tests {
         let limits = Capabilities { part_len_min: 1, ..Capabilities::default() };
         let store: Arc<dyn Store> = Arc::new(MemoryStore::with_capabilities(limits));
         let staging = StagingArea::open(directory.path(), None).unwrap();
-        let options = WriteOptions { part_len: PART_LEN, max_parallel_parts: 2, stream_threshold: 2000, let_go_above };
+        let options = WriteOptions {
+            part_len: PART_LEN,
+            max_parallel_parts: 2,
+            stream_threshold: 2000,
+            let_go_above,
+            records_tags: true,
+        };
         let runtime = tokio::runtime::Handle::current();
         let context = WriteContext::new(Arc::clone(&store), staging, options, runtime);
         let key = ObjectKey::new("key").unwrap();

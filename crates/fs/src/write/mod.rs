@@ -105,6 +105,9 @@ pub struct WriteOptions {
     pub stream_threshold: u64,
     /// While more bytes than this are staged, those of parts that are uploaded are let go of. `None`: never.
     pub let_go_above: Option<u64>,
+    /// Whether the record of a file says which tag its one PUT makes, so that a file that was written again after it is put
+    /// back over it. Costs an MD5 of the file.
+    pub records_tags: bool,
 }
 
 /// What all staged files of a mount share.

@@ -186,6 +186,8 @@ pub(super) enum Event {
     Kept(String),
     /// Everything up to here is on the disk, and a program was told that it is safe.
     Durable,
+    /// An upload is about to be completed; the object will have this tag.
+    Completing(String),
 }
 
 impl Event {
@@ -214,6 +216,7 @@ impl Event {
             Self::TimesFree => (18, &[], None),
             Self::Kept(reason) => (19, &[], json(reason)),
             Self::Durable => (20, &[], None),
+            Self::Completing(tag) => (21, &[], json(tag)),
         };
         log.push(tag);
         numbers.iter().for_each(|number| log.extend(number.to_le_bytes()));
@@ -251,6 +254,7 @@ impl Event {
             18 => Self::TimesFree,
             19 => Self::Kept(serde_json::from_slice(rest).ok()?),
             20 => Self::Durable,
+            21 => Self::Completing(serde_json::from_slice(rest).ok()?),
             _ => return None,
         })
     }
@@ -320,6 +324,8 @@ pub struct Recorded {
     pub(super) is_unlinked: bool,
     pub(super) is_kept: bool,
     pub(super) is_durable: bool,
+    /// The tag of the object that an upload was to make, whose end is not known.
+    pub(crate) completing: Option<ETag>,
 }
 
 impl Recorded {
@@ -349,6 +355,7 @@ impl Recorded {
             is_unlinked: false,
             is_kept: false,
             is_durable: false,
+            completing: None,
         })
     }
 
@@ -397,6 +404,7 @@ impl Recorded {
             }
             Event::Key(key) => self.key = ObjectKey::new(key).ok()?,
             Event::Base(base) => {
+                self.completing = None;
                 self.base = match base {
                     Some(base) => Some(base.read()?),
                     None => None,
@@ -413,6 +421,7 @@ impl Recorded {
             Event::Storing => self.is_storing = true,
             Event::Stored => (self.is_stored, self.is_storing, self.is_durable) = (true, false, false),
             Event::Durable => self.is_durable = true,
+            Event::Completing(tag) => self.completing = Some(ETag::new(&tag)),
             Event::Unlinked => self.is_unlinked = true,
             Event::TimesFree => self.times_set = false,
             Event::Kept(reason) => {

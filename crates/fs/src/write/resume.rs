@@ -188,7 +188,13 @@ mod tests {
         let limits = Capabilities { part_len_min: 1, ..Capabilities::default() };
         let store: Arc<dyn Store> = Arc::new(MemoryStore::with_capabilities(limits));
         let staging = StagingArea::open(directory.path(), None).unwrap();
-        let options = WriteOptions { part_len: 1000, max_parallel_parts: 2, stream_threshold: 2000, let_go_above };
+        let options = WriteOptions {
+            part_len: 1000,
+            max_parallel_parts: 2,
+            stream_threshold: 2000,
+            let_go_above,
+            records_tags: true,
+        };
         let context = WriteContext::new(Arc::clone(&store), staging, options, tokio::runtime::Handle::current());
         let key = ObjectKey::new("a/key with \"odd\" \u{1} bytes.record").unwrap();
         let versions: Rc<RefCell<HashMap<ETag, Bytes>>> = Rc::default();
@@ -380,8 +386,13 @@ mod tests {
         runtime.block_on(async {
             let directory = tempfile::tempdir().unwrap();
             let staging = StagingArea::open(directory.path(), None).unwrap();
-            let options =
-                WriteOptions { part_len: 1000, max_parallel_parts: 1, stream_threshold: u64::MAX, let_go_above: None };
+            let options = WriteOptions {
+                part_len: 1000,
+                max_parallel_parts: 1,
+                stream_threshold: u64::MAX,
+                let_go_above: None,
+                records_tags: false,
+            };
             let store = Arc::new(MemoryStore::new());
             let context = WriteContext::new(store, staging, options, tokio::runtime::Handle::current());
             let file = DirtyFile::new(Arc::new(context), ObjectKey::new("k").unwrap(), None, 0).unwrap();

@@ -143,6 +143,9 @@ pub(crate) struct MountArgs {
     /// Keep a plain directory equal to the bucket instead of mounting it
     #[arg(long, conflicts_with = "endpoint")]
     pub(crate) local: bool,
+    /// Let close return when the file is on the daemon's disk; it goes to the bucket within seconds
+    #[arg(long)]
+    pub(crate) write_back: bool,
     /// Send the keys of this environment (AWS_*, else R2_*) with the request; without it the daemon uses its own
     #[arg(long, requires = "endpoint")]
     pub(crate) send_keys: bool,

@@ -100,6 +100,9 @@ fn mount_body(mount: &arguments::MountArgs) -> anyhow::Result<Value> {
     if mount.credential_proxy {
         set("credentialProxy", json!(true));
     }
+    if mount.write_back {
+        set("writeBack", json!(true));
+    }
     if mount.local {
         set("localBucket", json!(true));
     }
