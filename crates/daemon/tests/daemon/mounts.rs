@@ -19,6 +19,7 @@ crate::tests![
     a_mount_in_use_is_not_taken_away,
     what_was_there_comes_back,
     a_worker_that_dies_is_reported_and_takes_no_writes,
+    what_was_closed_survives_its_worker,
     endpoints_and_their_causes,
     s3fs_options_change_the_mount,
     a_local_bucket_is_kept_equal,
@@ -214,6 +215,26 @@ async fn a_worker_that_dies_is_reported_and_takes_no_writes() {
     // Mounting again is enough.
     world.mount(&one, "MY_BUCKET", "/data").await.unwrap();
     assert_eq!(world.run(&one, "ls /data; cat /data/a").await, "a\nstored\n");
+    world.end().await;
+}
+
+async fn what_was_closed_survives_its_worker() {
+    let world = World::new().await;
+    let one = id("one");
+    let mut events = world.daemon.events();
+    let write_back = || MountOptions { write_back: true, ..MountOptions::default() };
+    world.daemon.mount(&one, request("MY_BUCKET", "/data", write_back())).await.unwrap();
+    world.run(&one, "echo closed > /data/a.tmp && mv /data/a.tmp /data/a && mkdir /data/d && echo b > /data/d/b").await;
+    let pid = rustix::process::Pid::from_raw(workers_of(world.path())[0]).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    while events.recv().await.unwrap().kind != "mount.failed" {}
+    world.daemon.mount(&one, request("MY_BUCKET", "/data", write_back())).await.unwrap();
+    assert_eq!(world.get("MY_BUCKET", "a").await.unwrap(), "closed\n");
+    assert_eq!(world.run(&one, "cat /data/a /data/d/b; ls /data").await, "closed\nb\na\nd\n");
+    // The end of the sandbox waits for the bucket.
+    world.run(&one, "echo last > /data/last").await;
+    world.daemon.destroy_sandbox(&one).await.unwrap();
+    assert_eq!(world.keys("MY_BUCKET").await, ["a", "d/", "d/b", "last"]);
     world.end().await;
 }
 
