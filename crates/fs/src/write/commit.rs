@@ -379,7 +379,13 @@ impl DirtyFile {
 
     /// What the file stood on will be gone, and whoever finds the file must know that the object with this tag is its own.
     fn note_completing(&self, tag: &ETag) {
-        self.state().journal.note(&[Event::Completing(tag.as_str().to_owned())]);
+        let mut state = self.state();
+        state.journal.note(&[Event::Completing(tag.as_str().to_owned())]);
+        if state.base.is_some()
+            && let Err(error) = state.journal.sync_if_durable()
+        {
+            tracing::warn!(key = %state.key, %error, "the record of a staged file is not on the disk");
+        }
     }
 
     pub(super) async fn abort(&self, key: &ObjectKey, id: &UploadId) {

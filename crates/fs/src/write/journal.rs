@@ -267,7 +267,8 @@ impl Journal {
         self.sync()
     }
 
-    fn sync_if_durable(&self) -> io::Result<()> {
+    /// If somebody was told that the file is safe: brings the log to the disk.
+    pub(super) fn sync_if_durable(&self) -> io::Result<()> {
         if self.is_durable { self.file.sync_data() } else { Ok(()) }
     }
 

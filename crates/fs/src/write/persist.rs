@@ -92,3 +92,145 @@ impl Names {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use sandpail_store::ObjectKey;
+    use sandpail_store::memory::MemoryStore;
+
+    use super::*;
+    use crate::write::record::{self, of_another_boot};
+    use crate::write::{StagingArea, WriteContext, WriteOptions};
+
+    const PAGE: usize = 512;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Write(u64, usize, u8),
+        Truncate(u64),
+        Punch(u64, u64),
+        Persist,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            6 => (0..6000u64, 1..1500usize, 1..=255u8).prop_map(|(at, len, byte)| Step::Write(at, len, byte)),
+            2 => (0..6000u64).prop_map(Step::Truncate),
+            1 => (0..6000u64, 1..2000u64).prop_map(|(at, len)| Step::Punch(at, len)),
+            1 => Just(Step::Persist),
+        ];
+        prop::collection::vec(step, 1..20)
+    }
+
+    /// What is on the disk in the end, and what the file was, after one step.
+    struct After {
+        data: Vec<u8>,
+        log: Vec<u8>,
+        /// So much of the log was synced.
+        synced: usize,
+        content: Vec<u8>,
+    }
+
+    fn index(at: u64) -> usize {
+        usize::try_from(at).unwrap()
+    }
+
+    async fn play(steps: &[Step]) -> Vec<After> {
+        let directory = tempfile::tempdir().unwrap();
+        let staging = StagingArea::open(directory.path(), None).unwrap();
+        let options = WriteOptions {
+            part_len: 1 << 20,
+            max_parallel_parts: 1,
+            stream_threshold: u64::MAX,
+            let_go_above: None,
+            records_tags: true,
+        };
+        let runtime = tokio::runtime::Handle::current();
+        let context = WriteContext::new(Arc::new(MemoryStore::new()), staging, options, runtime);
+        let file = DirtyFile::new(Arc::new(context), ObjectKey::new("key").unwrap(), None, 0).unwrap();
+        let (mut content, mut synced, mut seen) = (Vec::<u8>::new(), 0, Vec::<After>::new());
+        let first = [Step::Write(0, 700, 7), Step::Persist];
+        for step in first.iter().chain(steps) {
+            let is_synced = match step {
+                Step::Write(at, len, byte) => {
+                    file.write(*at, &vec![*byte; *len]).unwrap();
+                    content.resize(content.len().max(index(*at) + len), 0);
+                    content[index(*at)..][..*len].fill(*byte);
+                    false
+                }
+                Step::Truncate(size) => {
+                    let cuts = *size < content.len() as u64;
+                    file.truncate(*size).unwrap();
+                    content.resize(index(*size), 0);
+                    cuts
+                }
+                Step::Punch(at, len) => {
+                    let end = (at + len).min(content.len() as u64);
+                    if *at < end {
+                        file.punch(*at..end).unwrap();
+                        content[index(*at)..index(end)].fill(0);
+                    }
+                    *at < end
+                }
+                Step::Persist => {
+                    file.persist().await.unwrap();
+                    seen.clear();
+                    true
+                }
+            };
+            let log = std::fs::read(file.staged.record_path()).unwrap();
+            if is_synced {
+                synced = log.len();
+            }
+            let data = std::fs::read(file.staged.path()).unwrap();
+            seen.push(After { data, log, synced, content: content.clone() });
+        }
+        seen
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+        /// The machine stops: of what was not synced any page may be on the disk or not, and the log may end anywhere.
+        #[test]
+        fn what_is_safe_survives_a_power_cut(
+            steps in steps(),
+            pages in prop::collection::vec(any::<prop::sample::Index>(), 16),
+            len_of in any::<prop::sample::Index>(),
+            cut in any::<prop::sample::Index>(),
+            has_zeros in any::<bool>(),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let safe_last = [&steps[..], &[Step::Persist]].concat();
+            for played in [&steps, &safe_last] {
+                let seen = runtime.block_on(play(played));
+                // Nothing was done since it was safe: the state then is the only one.
+                let Some(last) = seen.last() else { continue };
+                let mut data = seen[len_of.index(seen.len())].data.clone();
+                for (number, (page, chosen)) in data.chunks_mut(PAGE).zip(&pages).enumerate() {
+                    let from = &seen[chosen.index(seen.len())].data;
+                    for (at, byte) in page.iter_mut().enumerate() {
+                        *byte = from.get(number * PAGE + at).copied().unwrap_or(0);
+                    }
+                }
+                let mut log = last.log[..last.synced + cut.index(last.log.len() - last.synced + 1)].to_vec();
+                if has_zeros {
+                    log.extend([0; 100]);
+                }
+                let (recorded, _) = record::read(&of_another_boot(&log), data.len() as u64).unwrap();
+                prop_assert!(recorded.is_durable() && !recorded.is_doubtful());
+                prop_assert_eq!(recorded.missing(data.len() as u64), 0);
+                let lens = seen.iter().map(|after| after.content.len());
+                let found_len = index(recorded.size);
+                prop_assert!((lens.clone().min().unwrap()..=lens.max().unwrap().max(data.len())).contains(&found_len));
+                let is_local = |at: usize| recorded.local.intersects(&(at as u64..at as u64 + 1));
+                let found = (0..found_len).map(|at| if is_local(at) { data[at] } else { 0 });
+                for (at, byte) in found.enumerate() {
+                    let may_be = seen.iter().any(|after| after.content.get(at).copied().unwrap_or(0) == byte);
+                    prop_assert!(may_be, "byte {} is {}, which it never was since it was safe", at, byte);
+                }
+            }
+        }
+    }
+}

@@ -466,7 +466,11 @@ impl Recorded {
 
     /// Whether the machine stopped before the file was on its disk: bytes that were written last may be missing.
     pub fn is_doubtful(&self) -> bool {
-        !self.is_kept && !self.is_durable && (self.boot.is_empty() || self.boot != boot())
+        !self.is_kept && !self.is_durable && self.is_of_another_boot()
+    }
+
+    fn is_of_another_boot(&self) -> bool {
+        self.boot.is_empty() || self.boot != boot()
     }
 
     /// Bytes that only the base object has.
@@ -505,6 +509,10 @@ pub(super) fn read(log: &[u8], data_len: u64) -> Result<(Recorded, u64), RecordP
         at = next;
     }
     recorded.end_tail(data_len);
+    if recorded.is_durable && recorded.is_of_another_boot() {
+        // Written after somebody was told that the file is safe, and lost with the machine: nobody was told of that.
+        recorded.local.remove(data_len..u64::MAX);
+    }
     Ok((recorded, at as u64))
 }
 
