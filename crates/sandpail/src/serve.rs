@@ -10,13 +10,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::ServeArgs;
+use crate::host;
 
 pub(crate) fn run(arguments: &ServeArgs) -> anyhow::Result<()> {
     // Before it holds a key.
     sandpail_daemon::worker::secrecy::keep_memory_private().context("cannot keep the process's memory private")?;
     let config = configure(arguments)?;
     start_log(&config)?;
-    raise_file_limit();
+    host::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     runtime.block_on(serve(arguments, config))
 }
@@ -98,13 +99,4 @@ fn start_log(config: &Config) -> anyhow::Result<()> {
         LogFormat::Json => builder.json().try_init(),
     };
     started.map_err(|error| anyhow::anyhow!("cannot log: {error}"))
-}
-
-/// Each sandbox and each stream takes descriptors; the usual soft limit is from another time.
-fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
 }

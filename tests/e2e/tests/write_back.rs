@@ -133,6 +133,7 @@ fn limits(world: &World) -> Result<()> {
         &mount,
         r#"
         put() { "$PYTHON" -c 'import sys; f = open(sys.argv[1], "w"); f.write("x" * int(sys.argv[2])); f.close()' "$1" "$2" 2>/dev/null; }
+        for n in $(seq 600); do echo $n >many$n; done; rm many*
         put a 90000; fails put b 90000; [ "$(stat -c %s b)" = 90000 ]
         "#,
     )?;

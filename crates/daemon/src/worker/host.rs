@@ -123,6 +123,20 @@ pub fn check_fuse() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Lets this process have as many open files as its user may have, and says how many: each sandbox, each stream and each
+/// staged file takes some, and the usual soft limit is from another time.
+pub fn raise_file_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    match setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open files stays as it is");
+            limit.current.unwrap_or(u64::MAX)
+        }
+    }
+}
+
 /// Finds a program on the path.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;

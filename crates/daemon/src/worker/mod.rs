@@ -243,7 +243,12 @@ fn serve(
         (Source::Bucket(name), Some(remote)) => remote.store(name)?,
         (Source::Bucket(name), None) => anyhow::bail!("bucket {name:?} has no endpoint"),
     };
+    let file_limit = host::raise_file_limit();
     let mut options = engine_options(plan);
+    if let Some(policy) = &mut options.write_back {
+        // Half of the descriptors for these.
+        policy.files_max = policy.files_max.min(usize::try_from(file_limit / 4).unwrap_or(usize::MAX));
+    }
     options.neighbours = Some(registry::directory()?.join(plan.neighbours_file()));
     let engine = Engine::new(store, options, runtime.handle().clone())?;
     let result = serve_engine(plan, device, log_file, &runtime, &engine, ready);

@@ -19,8 +19,6 @@ use crate::content::Content;
 const UPLOADS_AT_ONCE: usize = 16;
 /// How many times the delay a file waits that is closed again and again.
 const DELAYS_MAX: u32 = 10;
-/// Each holds two descriptors of this process.
-const FILES_MAX: usize = 4096;
 
 /// How closing is done before the bucket has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,12 +29,14 @@ pub struct WriteBack {
     pub bytes_max: u64,
     /// While something has waited longer than this, closing stores.
     pub age_max: Duration,
+    /// While more files than this wait, closing stores. Each holds two descriptors of this process.
+    pub files_max: usize,
 }
 
 impl Default for WriteBack {
-    /// A second; 4 GiB; an hour.
+    /// A second; 4 GiB; an hour; 4,096 files.
     fn default() -> Self {
-        Self { delay: Duration::from_secs(1), bytes_max: 4 << 30, age_max: Duration::from_secs(3600) }
+        Self { delay: Duration::from_secs(1), bytes_max: 4 << 30, age_max: Duration::from_secs(3600), files_max: 4096 }
     }
 }
 
@@ -96,7 +96,7 @@ impl Engine {
     /// Whether there is room for one more file that waits.
     fn may_wait(&self, policy: &WriteBack) -> bool {
         let files = guard(&self.waiting.files);
-        files.len() < FILES_MAX
+        files.len() < policy.files_max
             && self.writing.staged_len() <= policy.bytes_max
             && files.values().all(|closed| closed.first.elapsed() <= policy.age_max)
     }
@@ -136,7 +136,10 @@ impl Engine {
                 Err(error) if is_wanted => {
                     let pause = before.retry.map_or(RETRY_PAUSE_MIN, |(_, pause)| (pause * 2).min(RETRY_PAUSE_MAX));
                     closed.retry = Some((Instant::now() + pause, pause));
-                    tracing::warn!(ino, %error, "closed, and not stored yet; it is on the disk and tried again");
+                    // Once: a store may be away for long, and many files wait.
+                    if before.retry.is_none() {
+                        tracing::warn!(ino, %error, "closed, and not stored yet; it is on the disk and tried again");
+                    }
                     return;
                 }
                 _ if closed.last == before.last => drop(files.remove(&ino)),
