@@ -8,8 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use super::{Engine, guard};
 use crate::FsResult;
@@ -58,9 +57,15 @@ struct Closed {
     last: Instant,
     /// When it is tried again, and how long is waited after that.
     retry: Option<(Instant, Duration)>,
+    /// An upload has begun, or has its turn soon.
+    is_under_way: bool,
 }
 
 impl Closed {
+    fn new(now: Instant) -> Self {
+        Self { first: now, last: now, retry: None, is_under_way: false }
+    }
+
     fn due(&self, policy: &WriteBack) -> Instant {
         match self.retry {
             Some((at, _)) => at,
@@ -87,8 +92,7 @@ impl Engine {
             return self.store_file(ino).await;
         }
         let now = Instant::now();
-        let first = Closed { first: now, last: now, retry: None };
-        guard(&self.waiting.files).entry(ino).or_insert(first).last = now;
+        guard(&self.waiting.files).entry(ino).or_insert_with(|| Closed::new(now)).last = now;
         self.waiting.news.notify_one();
         Ok(())
     }
@@ -101,37 +105,47 @@ impl Engine {
             && files.values().all(|closed| closed.first.elapsed() <= policy.age_max)
     }
 
-    /// Uploads what was closed, as long as the engine lives. What fails is tried again by [`Engine::keep_trying`].
+    /// Uploads what was closed, as long as the engine lives.
     pub fn write_back(self: &Arc<Self>) {
         let Some(policy) = self.options.write_back else { return };
         let weak = Arc::downgrade(self);
+        let waiting = Arc::clone(&self.waiting);
+        let slots = Arc::new(Semaphore::new(UPLOADS_AT_ONCE));
         self.runtime.spawn(async move {
             loop {
-                let Some(engine) = weak.upgrade() else { return };
-                let next = engine.store_due(&policy).await;
-                // Not while it sleeps: it would keep the engine alive.
-                let waiting = Arc::clone(&engine.waiting);
-                drop(engine);
-                match next {
-                    Some(pause) => tokio::time::sleep(pause).await,
+                let now = Instant::now();
+                for (ino, closed) in waiting.take_due(&policy, now) {
+                    // The semaphore is never closed.
+                    let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+                    let Some(engine) = weak.upgrade() else { return };
+                    tokio::spawn(async move {
+                        engine.store_waiting(ino, closed).await;
+                        drop(slot);
+                        engine.waiting.news.notify_one();
+                    });
+                }
+                // Nothing holds the engine here, so that it can end.
+                if weak.strong_count() == 0 {
+                    return;
+                }
+                match waiting.next_due(&policy) {
+                    Some(at) => {
+                        let _news = tokio::time::timeout_at(at.into(), waiting.news.notified()).await;
+                    }
                     None => waiting.news.notified().await,
                 }
             }
         });
     }
 
-    /// Stores what has waited long enough. Gives when the next is due, if one is there.
-    async fn store_due(&self, policy: &WriteBack) -> Option<Duration> {
-        let now = Instant::now();
-        let due: Vec<(u64, Closed)> = {
-            let files = guard(&self.waiting.files);
-            files.iter().filter(|(_, closed)| closed.due(policy) <= now).map(|(ino, closed)| (*ino, *closed)).collect()
-        };
-        let stores = due.into_iter().map(|(ino, before)| async move {
-            let stored = self.store_file(ino).await;
-            let is_wanted = self.tree().get(ino).is_some_and(|node| node.is_linked);
+    /// Stores one file that has waited long enough.
+    async fn store_waiting(&self, ino: u64, before: Closed) {
+        let stored = self.store_file(ino).await;
+        let is_wanted = self.tree().get(ino).is_some_and(|node| node.is_linked);
+        {
             let mut files = guard(&self.waiting.files);
             let Some(closed) = files.get_mut(&ino) else { return };
+            closed.is_under_way = false;
             match stored {
                 Err(error) if is_wanted => {
                     let pause = before.retry.map_or(RETRY_PAUSE_MIN, |(_, pause)| (pause * 2).min(RETRY_PAUSE_MAX));
@@ -144,13 +158,30 @@ impl Engine {
                 }
                 _ if closed.last == before.last => drop(files.remove(&ino)),
                 // What was closed meanwhile waits anew.
-                _ => *closed = Closed { first: closed.last, last: closed.last, retry: None },
+                _ => *closed = Closed::new(closed.last),
             }
-            drop(files);
-            self.close_stored(ino);
-        });
-        futures_util::stream::iter(stores).buffer_unordered(UPLOADS_AT_ONCE).for_each(|()| async {}).await;
-        let files = guard(&self.waiting.files);
-        files.values().map(|closed| closed.due(policy).saturating_duration_since(Instant::now())).min()
+        }
+        self.close_stored(ino);
+    }
+}
+
+impl Waiting {
+    /// The files whose time has come; they are under way now.
+    fn take_due(&self, policy: &WriteBack, now: Instant) -> Vec<(u64, Closed)> {
+        let mut files = guard(&self.files);
+        let due = files.iter_mut().filter(|(_, closed)| !closed.is_under_way && closed.due(policy) <= now);
+        let mut due: Vec<(u64, Closed)> = due
+            .map(|(ino, closed)| {
+                closed.is_under_way = true;
+                (*ino, *closed)
+            })
+            .collect();
+        due.sort_by_key(|(_, closed)| closed.first);
+        due
+    }
+
+    fn next_due(&self, policy: &WriteBack) -> Option<Instant> {
+        let files = guard(&self.files);
+        files.values().filter(|closed| !closed.is_under_way).map(|closed| closed.due(policy)).min()
     }
 }
