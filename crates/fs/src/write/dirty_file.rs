@@ -394,6 +394,12 @@ impl DirtyFile {
                 let rest = at..range.end;
                 let failed = not_recorded(&state.key);
                 state.journal.change(Some(Event::Punch(rest.clone()))).map_err(failed)?;
+                // Old bytes must not come back in place of new ones that a machine which stops loses.
+                for (part, is_local) in state.local.split(rest.clone()) {
+                    if is_local {
+                        self.staged.clear(&part)?;
+                    }
+                }
                 state.local.remove(rest.clone());
                 state.dirty.insert(rest.clone());
                 state.changed();

@@ -218,6 +218,23 @@ impl Staged {
         punched
     }
 
+    /// Makes a range zeros, without giving anything back.
+    pub(super) fn clear(&self, range: &Range<u64>) -> FsResult<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if fallocate(&self.file, flags, range.start, range.end - range.start).is_ok() {
+            super::crash::point();
+            return Ok(());
+        }
+        let zeros = [0; 1 << 12];
+        let mut at = range.start;
+        while at < range.end {
+            let len = (range.end - at).min(zeros.len() as u64);
+            self.write(at, &zeros[..usize::try_from(len).unwrap_or(0)])?;
+            at += len;
+        }
+        Ok(())
+    }
+
     pub(super) fn give_back(&self, len: u64) {
         let len = len.min(self.reserved.load(Ordering::Acquire));
         self.reserved.fetch_sub(len, Ordering::AcqRel);
