@@ -648,6 +648,19 @@ fn memory(seed: u64) -> Arc<dyn Store> {
     Arc::new(MemoryStore::with_capabilities(limits))
 }
 
+/// A store that fails in every way.
+fn failing(seed: u64) -> (Arc<dyn Store>, Option<FaultPlan>) {
+    let plan = FaultPlan {
+        seed,
+        refusals: 0.03,
+        throttles: 0.01,
+        lost_answers: 0.03,
+        truncations: 0.03,
+        delay_max: Duration::from_micros(200),
+    };
+    (memory(seed), Some(plan))
+}
+
 fn seeds(short: u64, long: u64) -> Range<u64> {
     match std::env::var("SANDPAIL_SEED").ok().and_then(|seed| seed.parse().ok()) {
         Some(seed) => seed..seed + 1,
@@ -687,18 +700,7 @@ async fn over_a_bucket_directory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_fails_makes_no_wrong_bytes() {
-    let start = |seed| -> (Arc<dyn Store>, Option<FaultPlan>) {
-        let plan = FaultPlan {
-            seed,
-            refusals: 0.03,
-            throttles: 0.01,
-            lost_answers: 0.03,
-            truncations: 0.03,
-            delay_max: Duration::from_micros(200),
-        };
-        (memory(seed), Some(plan))
-    };
-    run_all(seeds(40, 2000), 120, false, start).await;
+    run_all(seeds(40, 2000), 120, false, failing).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -712,16 +714,5 @@ async fn what_was_closed_outlives_its_process() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_closed_outlives_its_process_and_a_store_that_fails() {
-    let start = |seed| -> (Arc<dyn Store>, Option<FaultPlan>) {
-        let plan = FaultPlan {
-            seed,
-            refusals: 0.03,
-            throttles: 0.01,
-            lost_answers: 0.03,
-            truncations: 0.03,
-            delay_max: Duration::from_micros(200),
-        };
-        (memory(seed), Some(plan))
-    };
-    run_all(seeds(40, 2000), 120, true, start).await;
+    run_all(seeds(40, 2000), 120, true, failing).await;
 }

@@ -34,7 +34,9 @@ impl Engine {
 
     /// Stores what nobody has open and could not be stored before. Gives how many files are left.
     async fn store_closed(&self) -> usize {
-        let failed: Vec<u64> = guard(&self.failures).keys().copied().collect();
+        let mut failed: Vec<u64> = guard(&self.failures).keys().copied().collect();
+        // Those of write-back have tries of their own.
+        failed.retain(|ino| !self.waiting.holds(*ino));
         let mut left = 0;
         for ino in failed {
             let is_closed = self.tree().get(ino).filter(|node| node.is_local()).map(|node| node.opens == 0);

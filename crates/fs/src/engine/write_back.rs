@@ -166,6 +166,10 @@ impl Engine {
 }
 
 impl Waiting {
+    pub(super) fn holds(&self, ino: u64) -> bool {
+        guard(&self.files).contains_key(&ino)
+    }
+
     /// The files whose time has come; they are under way now.
     fn take_due(&self, policy: &WriteBack, now: Instant) -> Vec<(u64, Closed)> {
         let mut files = guard(&self.files);
