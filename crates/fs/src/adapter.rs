@@ -6,7 +6,7 @@
 use std::ffi::{CString, OsStr};
 use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -22,10 +22,11 @@ use fuser::{
 };
 
 use crate::FsError;
+use sandpail_fuse::RESENT;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::attr::{Kind, S_IFMT, S_IFREG};
-use crate::engine::{Engine, Metadata, OpenMode, Opened, SetAttr, SetTime, Stat, Whence};
+use crate::engine::{Engine, Metadata, OpenMode, Opened, SetAttr, SetTime, Stat, Whence, as_request};
 use crate::errno::{Errno, errno};
 pub use crate::ids::IdMap;
 
@@ -59,14 +60,17 @@ pub struct MountOptions {
 #[derive(Debug)]
 pub struct Mounted {
     session: Option<BackgroundSession>,
+    device: OwnedFd,
     mountpoint: PathBuf,
-    is_root: bool,
+    /// Unmounted by `fusermount3`, which the session calls.
+    is_sessions: bool,
 }
 
 /// A device that is served; whoever opened it mounts and unmounts.
 #[derive(Debug)]
 pub struct Served {
     session: BackgroundSession,
+    device: OwnedFd,
 }
 
 /// Serves `engine` on an open `/dev/fuse` whose file system somebody else has made (with `allow_other` and
@@ -75,15 +79,57 @@ pub struct Served {
 /// # Errors
 /// What the kernel says.
 pub fn serve_device(engine: Arc<Engine>, device: OwnedFd, ids: IdMap) -> io::Result<Served> {
-    let mut config = Config::default();
-    config.acl = SessionACL::All;
-    config.n_threads = Some(FUSE_THREADS);
+    let kept = device.try_clone()?;
     let adapter = Adapter::new(engine, ids);
-    let session = fuser::Session::from_fd(adapter, device, SessionACL::All, config)?.spawn()?;
-    Ok(Served { session })
+    let session = fuser::Session::from_fd(adapter, device, SessionACL::All, device_config(SessionACL::All))?.spawn()?;
+    Ok(Served { session, device: kept })
+}
+
+/// Serves `engine`, which [took the mount up](Engine::take_up), on the device that a process which was killed has served.
+/// What that process had not answered is answered.
+///
+/// # Errors
+/// What the kernel says: before Linux 6.9 it does not ask again.
+pub fn take_up_device(engine: Arc<Engine>, device: OwnedFd, ids: IdMap) -> io::Result<Served> {
+    let session = take_up_session(Adapter::new(engine, ids), &device, SessionACL::All)?;
+    Ok(Served { session, device })
+}
+
+/// The same for a mount of the host, made by [`mount`] with the same options.
+///
+/// # Errors
+/// As [`take_up_device`].
+pub fn take_up(
+    engine: Arc<Engine>,
+    device: OwnedFd,
+    mountpoint: &Path,
+    options: &MountOptions,
+) -> io::Result<Mounted> {
+    let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let session = take_up_session(Adapter::new(engine, IdMap::SAME), &device, acl)?;
+    Ok(Mounted { session: Some(session), device, mountpoint: mountpoint.to_owned(), is_sessions: false })
+}
+
+fn take_up_session(adapter: Adapter, device: &OwnedFd, acl: SessionACL) -> io::Result<BackgroundSession> {
+    let session = sandpail_fuse::take_up(adapter, device, acl, device_config(acl))?;
+    // Before anything is read: what is being answered then would be asked again, too.
+    sandpail_fuse::resend(device)?;
+    session.spawn()
+}
+
+fn device_config(acl: SessionACL) -> Config {
+    let mut config = Config::default();
+    config.acl = acl;
+    config.n_threads = Some(FUSE_THREADS);
+    config
 }
 
 impl Served {
+    /// The device, for whoever keeps the mount alive.
+    pub fn device(&self) -> &OwnedFd {
+        &self.device
+    }
+
     /// Waits until the file system is gone, whoever unmounts it.
     ///
     /// # Errors
@@ -121,18 +167,23 @@ pub fn mount(engine: Arc<Engine>, mountpoint: &Path, options: &MountOptions) -> 
     config.n_threads = Some(FUSE_THREADS);
     let adapter = Adapter::new(engine, IdMap::SAME);
     let is_root = rustix::process::geteuid().is_root();
-    let session = if is_root {
+    let (session, device) = if is_root {
         let device = mount_as_root(mountpoint, options)?;
-        let session = fuser::Session::from_fd(adapter, device, config.acl, config).and_then(fuser::Session::spawn);
+        let session = device.try_clone().and_then(|kept| {
+            let session = fuser::Session::from_fd(adapter, device, config.acl, config)?;
+            Ok((session.spawn()?, kept))
+        });
         session.inspect_err(|_| {
             // The first error is the one to tell.
             let _ = rustix::mount::unmount(mountpoint, UnmountFlags::DETACH);
         })?
     } else {
-        fuser::Session::new(adapter, mountpoint, &config)?.spawn()?
+        let session = fuser::Session::new(adapter, mountpoint, &config)?;
+        let kept = session.as_fd().try_clone_to_owned()?;
+        (session.spawn()?, kept)
     };
     raise_read_ahead(mountpoint);
-    Ok(Mounted { session: Some(session), mountpoint: mountpoint.to_owned(), is_root })
+    Ok(Mounted { session: Some(session), device, mountpoint: mountpoint.to_owned(), is_sessions: !is_root })
 }
 
 /// Mounts without a helper, so that the mount table shows the type `fuse.sandpail`, which `fuser` leaves out.
@@ -173,6 +224,11 @@ fn raise_read_ahead(mountpoint: &Path) {
 }
 
 impl Mounted {
+    /// The device, for whoever keeps the mount alive.
+    pub fn device(&self) -> &OwnedFd {
+        &self.device
+    }
+
     /// Where it is mounted.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
@@ -195,7 +251,7 @@ impl Mounted {
     /// What the kernel says; `EBUSY` if the mount is in use.
     pub fn unmount(mut self) -> io::Result<()> {
         let Some(session) = self.session.take() else { return Ok(()) };
-        if !self.is_root {
+        if self.is_sessions {
             return session.umount_and_join();
         }
         rustix::mount::unmount(&self.mountpoint, UnmountFlags::NOFOLLOW)?;
@@ -238,6 +294,23 @@ impl Adapter {
             self.runtime.spawn(future);
         }
     }
+
+    /// Whether a request is sent again which a process that was killed had begun, and may have done.
+    fn is_begun(&self, request: &Request) -> bool {
+        let number = request.unique().0;
+        number & RESENT != 0 && self.engine.was_begun(number & !RESENT)
+    }
+
+    /// What a process that was killed had opened for a request that is sent again.
+    fn opened_before(&self, request: &Request) -> Option<Opened> {
+        let number = request.unique().0;
+        if number & RESENT == 0 { None } else { self.engine.opened_before(number & !RESENT) }
+    }
+}
+
+/// The number of a request, whether it is sent the first time or again.
+fn number_of(request: &Request) -> u64 {
+    request.unique().0 & !RESENT
 }
 
 fn number(error: Errno) -> fuser::Errno {
@@ -347,7 +420,9 @@ macro_rules! answer {
     ($self:ident, $name:literal, $reply:ident, |$engine:ident| $work:expr, |$value:pat_param| $ok:expr) => {{
         let $engine = Arc::clone(&$self.engine);
         $self.run(async move {
-            match $work.await {
+            let result = $work.await;
+            $engine.settle();
+            match result {
                 Ok($value) => $ok,
                 Err(error) => $reply.error(report($name, &error)),
             }
@@ -455,14 +530,22 @@ impl Filesystem for Adapter {
             return reply.error(fuser::Errno::EPERM);
         }
         let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl(), self.ids, self.asker(request));
+        let (before, is_begun) = (self.opened_before(request), self.is_begun(request));
         let work = move |engine: Arc<Engine>| async move {
             let mode_of_open = OpenMode { write: true, ..OpenMode::default() };
-            let opened = engine.create(parent.0, &name, mode & !umask, uid, gid, mode_of_open).await?;
+            let opened = match before {
+                Some(opened) => opened,
+                None => match engine.create(parent.0, &name, mode & !umask, uid, gid, mode_of_open).await {
+                    Err(FsError::Exists { .. }) if is_begun => return engine.lookup(parent.0, &name).await,
+                    other => other?,
+                },
+            };
             let stored = engine.flush(opened.handle).await;
             engine.release(opened.handle).await;
             stored.map(|()| opened.stat)
         };
-        answer!(self, "mknod", reply, |engine| work(engine), |stat| reply.entry(
+        let number = number_of(request);
+        answer!(self, "mknod", reply, |engine| as_request(number, work(Arc::clone(&engine))), |stat| reply.entry(
             &ttl,
             &file_attr(&stat, ids),
             GENERATION
@@ -471,32 +554,60 @@ impl Filesystem for Adapter {
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl(), self.ids, self.asker(request));
-        answer!(self, "mkdir", reply, |engine| engine.mkdir(parent.0, &name, mode & !umask, uid, gid), |stat| {
+        let (number, is_begun) = (number_of(request), self.is_begun(request));
+        let work = move |engine: Arc<Engine>| async move {
+            match engine.mkdir(parent.0, &name, mode & !umask, uid, gid).await {
+                Err(FsError::Exists { .. }) if is_begun => engine.lookup(parent.0, &name).await,
+                other => other,
+            }
+        };
+        answer!(self, "mkdir", reply, |engine| as_request(number, work(Arc::clone(&engine))), |stat| {
             reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
         });
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.as_bytes().to_vec();
-        answer!(self, "unlink", reply, |engine| engine.unlink(parent.0, &name), |()| reply.ok());
+        let (number, is_begun) = (number_of(request), self.is_begun(request));
+        let work = move |engine: Arc<Engine>| async move {
+            match engine.unlink(parent.0, &name).await {
+                Err(FsError::NotFound { .. }) if is_begun => Ok(()),
+                other => other,
+            }
+        };
+        answer!(self, "unlink", reply, |engine| as_request(number, work(Arc::clone(&engine))), |()| reply.ok());
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.as_bytes().to_vec();
-        answer!(self, "rmdir", reply, |engine| engine.rmdir(parent.0, &name), |()| reply.ok());
+        let (number, is_begun) = (number_of(request), self.is_begun(request));
+        let work = move |engine: Arc<Engine>| async move {
+            match engine.rmdir(parent.0, &name).await {
+                Err(FsError::NotFound { .. }) if is_begun => Ok(()),
+                other => other,
+            }
+        };
+        answer!(self, "rmdir", reply, |engine| as_request(number, work(Arc::clone(&engine))), |()| reply.ok());
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (name, target) = (name.as_bytes().to_vec(), target.as_os_str().as_bytes().to_vec());
         let (ttl, ids, (uid, gid)) = (self.ttl(), self.ids, self.asker(request));
-        answer!(self, "symlink", reply, |engine| engine.symlink(parent.0, &name, &target, uid, gid), |stat| {
+        let (number, is_begun) = (number_of(request), self.is_begun(request));
+        let work = move |engine: Arc<Engine>| async move {
+            match engine.symlink(parent.0, &name, &target, uid, gid).await {
+                Err(FsError::Exists { .. }) if is_begun => engine.lookup(parent.0, &name).await,
+                other => other,
+            }
+        };
+        answer!(self, "symlink", reply, |engine| as_request(number, work(Arc::clone(&engine))), |stat| {
             reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
         });
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -510,10 +621,15 @@ impl Filesystem for Adapter {
             return reply.error(fuser::Errno::EINVAL);
         }
         let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
+        let (number, is_begun) = (number_of(request), self.is_begun(request));
         let work = move |engine: Arc<Engine>| async move {
-            engine.rename(parent.0, &name, new_parent.0, &new_name, no_replace).await
+            if is_begun {
+                engine.rename_again(parent.0, &name, new_parent.0, &new_name).await
+            } else {
+                engine.rename(parent.0, &name, new_parent.0, &new_name, no_replace).await
+            }
         };
-        answer!(self, "rename", reply, |engine| work(engine), |()| reply.ok());
+        answer!(self, "rename", reply, |engine| as_request(number, work(Arc::clone(&engine))), |()| reply.ok());
     }
 
     fn link(&self, _request: &Request, _ino: INodeNo, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
@@ -521,9 +637,13 @@ impl Filesystem for Adapter {
         reply.error(fuser::Errno::EPERM);
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let mode = open_mode(flags.0);
-        answer!(self, "open", reply, |engine| engine.open(ino.0, mode), |opened| {
+        if let Some(opened) = self.opened_before(request) {
+            return reply.opened(FileHandle(opened.handle), fopen_flags(&opened));
+        }
+        let number = number_of(request);
+        answer!(self, "open", reply, |engine| as_request(number, engine.open(ino.0, mode)), |opened| {
             reply.opened(FileHandle(opened.handle), fopen_flags(&opened));
         });
     }
@@ -540,11 +660,16 @@ impl Filesystem for Adapter {
     ) {
         let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl(), self.ids, self.asker(request));
         let open = open_mode(flags);
+        if let Some(opened) = self.opened_before(request) {
+            let (attr, flags) = (file_attr(&opened.stat, ids), fopen_flags(&opened));
+            return reply.created(&ttl, &attr, GENERATION, FileHandle(opened.handle), flags);
+        }
+        let number = number_of(request);
         answer!(
             self,
             "create",
             reply,
-            |engine| engine.create(parent.0, &name, mode & !umask, uid, gid, open),
+            |engine| as_request(number, engine.create(parent.0, &name, mode & !umask, uid, gid, open)),
             |opened| {
                 let flags = fopen_flags(&opened);
                 reply.created(&ttl, &file_attr(&opened.stat, ids), GENERATION, FileHandle(opened.handle), flags);
@@ -570,7 +695,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -584,11 +709,17 @@ impl Filesystem for Adapter {
         let kill_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // The data is borrowed from the request's buffer, so it is taken before anything waits. Pages of a
         // shared mapping come without the O_APPEND of the handle that they are written through.
-        match self.engine.write(handle.0, offset, data, kill_set_id) {
+        let written = if request.unique().0 & RESENT == 0 {
+            self.engine.write(handle.0, offset, data, kill_set_id)
+        } else {
+            self.engine.write_again(handle.0, offset, data, kill_set_id)
+        };
+        match written {
             Ok(len) => {
                 let engine = Arc::clone(&self.engine);
                 self.run(async move {
                     engine.backpressure(handle.0).await;
+                    engine.settle();
                     reply.written(u32::try_from(len).unwrap_or(u32::MAX));
                 });
             }
@@ -623,6 +754,7 @@ impl Filesystem for Adapter {
         let engine = Arc::clone(&self.engine);
         self.run(async move {
             engine.release(handle.0).await;
+            engine.settle();
             reply.ok();
         });
     }
@@ -631,17 +763,20 @@ impl Filesystem for Adapter {
         answer!(self, "fsync", reply, |engine| engine.fsync(handle.0), |()| reply.ok());
     }
 
-    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.engine.opendir(ino.0) {
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-            Err(error) => reply.error(report("opendir", &error)),
+    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if let Some(opened) = self.opened_before(request) {
+            return reply.opened(FileHandle(opened.handle), FopenFlags::empty());
         }
+        let number = number_of(request);
+        answer!(self, "opendir", reply, |engine| as_request(number, async { engine.opendir(ino.0) }), |handle| {
+            reply.opened(FileHandle(handle), FopenFlags::empty());
+        });
     }
 
     fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let work =
             move |engine: Arc<Engine>| async move { engine.readdir(handle.0, offset, NAMES_PER_READDIR, false).await };
-        answer!(self, "readdir", reply, |engine| work(engine), |listed| {
+        answer!(self, "readdir", reply, |engine| work(Arc::clone(&engine)), |listed| {
             for entry in listed {
                 let kind = file_type(entry.stat.attr.kind);
                 if reply.add(INodeNo(entry.stat.ino), entry.next, kind, OsStr::from_bytes(&entry.name)) {
@@ -683,6 +818,7 @@ impl Filesystem for Adapter {
                             engine.forget(entry.stat.ino, 1);
                         }
                     }
+                    engine.settle();
                     reply.ok();
                 }
                 Err(error) => reply.error(report("readdirplus", &error)),
@@ -692,6 +828,7 @@ impl Filesystem for Adapter {
 
     fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
         self.engine.releasedir(handle.0);
+        self.engine.settle();
         reply.ok();
     }
 
@@ -755,7 +892,9 @@ impl Filesystem for Adapter {
         let _entered = self.runtime.enter();
         let zero = mode & (PUNCH_HOLE | ZERO_RANGE) != 0;
         let range = offset..offset.saturating_add(length);
-        match self.engine.fallocate(handle.0, range, mode & KEEP_SIZE != 0, zero) {
+        let done = self.engine.fallocate(handle.0, range, mode & KEEP_SIZE != 0, zero);
+        self.engine.settle();
+        match done {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(report("fallocate", &error)),
         }

@@ -83,12 +83,16 @@ impl Content {
 
     /// Whether something was changed since the last upload began.
     pub(crate) fn has_changes(&self) -> bool {
-        lock(&self.attributes_pending).is_some() || self.dirty().is_some_and(|dirty| dirty.is_dirty())
+        self.has_pending_attributes() || self.dirty().is_some_and(|dirty| dirty.is_dirty())
     }
 
     pub(crate) fn set_attributes_pending(&self, pending: bool) {
         let mut since = lock(&self.attributes_pending);
         *since = pending.then(|| since.unwrap_or_else(Instant::now));
+    }
+
+    pub(crate) fn has_pending_attributes(&self) -> bool {
+        lock(&self.attributes_pending).is_some()
     }
 
     /// Since when something waits to be stored, and how many bytes.

@@ -3,7 +3,8 @@
 //! [`engine`] holds the operations, free of any kernel's types; [`adapter`] is the kernel's side, by the
 //! `fuser` crate, so that another transport can replace it. [`tree`] is what is known of names, [`read`] and
 //! [`write`] move bytes, [`cache`] keeps them on disk, [`receipt`] says where they are, and [`errno`] alone chooses
-//! error numbers. [`recover`] puts back what a process that died had not stored.
+//! error numbers. [`recover`] puts back what a process that died had not stored, and [`ledger`] is for the process that takes
+//! its mount up.
 #![forbid(unsafe_code)]
 
 pub mod adapter;
@@ -13,7 +14,9 @@ pub mod content;
 pub mod engine;
 pub mod errno;
 mod error;
+mod frames;
 mod ids;
+pub mod ledger;
 pub mod read;
 pub mod receipt;
 pub mod recover;

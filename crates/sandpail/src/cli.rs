@@ -48,6 +48,9 @@ pub(crate) enum Command {
     /// The process behind a mount (started by `mount`)
     #[command(hide = true)]
     MountWorker,
+    /// The process that starts another worker when one is killed (started by `mount`)
+    #[command(hide = true)]
+    MountKeeper,
 }
 
 /// Where attributes live.
@@ -192,7 +195,10 @@ pub(crate) struct MountArgs {
     /// Leave out the virtual file .sandpail/status, which says what is not stored yet
     #[arg(long)]
     pub(crate) no_status: bool,
-    /// Stay in the foreground
+    /// Let the mount be gone when its process is killed, instead of going on with another one
+    #[arg(long)]
+    pub(crate) no_restart: bool,
+    /// Stay in the foreground; implies --no-restart
     #[arg(long, short = 'f')]
     pub(crate) foreground: bool,
     /// What to log: error, warn, info, debug or trace
@@ -494,6 +500,7 @@ fn merge(flags: MountArgs, options: MountArgs) -> MountArgs {
         staging_limit: flags.staging_limit.or(options.staging_limit),
         write_back: flags.write_back || options.write_back,
         no_status: flags.no_status || options.no_status,
+        no_restart: flags.no_restart || options.no_restart,
         foreground: flags.foreground || options.foreground,
         log_file: flags.log_file.or(options.log_file),
         ..options

@@ -47,6 +47,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Mount(arguments) => mount::run(&arguments)?,
         Command::MountWorker => return Ok(worker::main()),
+        Command::MountKeeper => return Ok(worker::keeper::main()),
         Command::Umount(arguments) => return umount::run(&arguments),
         Command::Sync(arguments) => return sync::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments)?,

@@ -7,7 +7,8 @@ use std::process::Child;
 use anyhow::{Context, bail};
 
 use sandpail_daemon::worker::backend::{self, Source};
-use sandpail_daemon::worker::{self, Conflict, FAILED, Place, Plan, READY, WriteBackPlan};
+use sandpail_daemon::worker::start::Given;
+use sandpail_daemon::worker::{self, Begin, Conflict, FAILED, Place, Plan, READY, WriteBackPlan, keeper};
 
 use crate::cli::{ConflictArg, MetadataArg, MountArgs};
 use crate::progress::Waiting;
@@ -23,7 +24,7 @@ pub(crate) fn run(arguments: &MountArgs) -> anyhow::Result<()> {
     let Place::Host { mountpoint, .. } = &plan.place else { bail!("no mountpoint") };
     if arguments.foreground {
         let shown = mountpoint.display().to_string();
-        return worker::run(&plan, None, || {
+        return worker::run(&plan, Begin::Mount, || {
             println!("mounted on {shown}");
             Ok(())
         });
@@ -107,6 +108,7 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
             None => None,
         },
         status: !arguments.no_status,
+        survives: !arguments.no_restart && !arguments.foreground,
         write_back: arguments
             .write_back
             .then_some(WriteBackPlan { bytes_max: arguments.write_back_limit, age_max: arguments.write_back_age }),
@@ -126,14 +128,15 @@ fn note_kept(staging: &Path, is_chosen: bool) {
     }
 }
 
-/// A worker that is killed unless it is let go.
+/// A worker, or its keeper, that is killed unless it is let go.
 fn start(plan: &Plan) -> anyhow::Result<Child> {
     registry::prune();
-    let (mut command, socket) = worker::start::command(&worker::start::own_program()?)?;
+    let argument = if plan.survives { keeper::ARGUMENT } else { worker::ARGUMENT };
+    let (mut command, socket) = worker::start::command(&worker::start::own_program()?, argument)?;
     let mut worker = command.spawn().context("cannot start the mount's process")?;
     // The worker's end of the socket is in there.
     drop(command);
-    if let Err(error) = worker::start::hand_plan(&socket, plan, None) {
+    if let Err(error) = worker::start::hand_plan(&socket, plan, Given::Nothing) {
         let _ = worker.kill();
         let _ = worker.wait();
         return Err(error);

@@ -75,6 +75,7 @@ struct Raw {
     staging_limit: Option<Size>,
     drain_timeout: Option<Time>,
     sync_interval: Option<Time>,
+    restart_mounts: Option<bool>,
     egress: RawEgress,
     slow_request: Option<Time>,
     embedded_listen: Option<SocketAddr>,
@@ -109,7 +110,7 @@ enum Form {
 }
 
 /// Every key, and how its variable is read; `limits.memory` is `SANDPAIL_LIMITS_MEMORY`.
-const KEYS: [(&str, Form); 34] = [
+const KEYS: [(&str, Form); 35] = [
     ("listen", Form::Text),
     ("state_dir", Form::Path),
     ("api_key", Form::Text),
@@ -132,6 +133,7 @@ const KEYS: [(&str, Form); 34] = [
     ("staging_limit", Form::Text),
     ("drain_timeout", Form::Text),
     ("sync_interval", Form::Text),
+    ("restart_mounts", Form::Toml),
     ("egress.enable_internet", Form::Toml),
     ("egress.allowed_hosts", Form::Toml),
     ("egress.denied_hosts", Form::Toml),
@@ -253,6 +255,7 @@ fn config(
         staging_limit: raw.staging_limit.map(|size| size.0),
         drain_timeout: raw.drain_timeout.map_or(usual.drain_timeout, |time| time.0),
         sync_interval: raw.sync_interval.map_or(usual.sync_interval, |time| time.0),
+        survive: raw.restart_mounts.unwrap_or(usual.survive),
         log: raw.mount_log.unwrap_or(usual.log),
     };
     let state_dir = dir.join(raw.state_dir.unwrap_or_else(|| ".sandpail".into()));

@@ -80,6 +80,8 @@ pub struct MountDefaults {
     pub drain_timeout: Duration,
     /// Time between two looks of a local bucket.
     pub sync_interval: Duration,
+    /// Whether a mount whose process is killed goes on with another one.
+    pub survive: bool,
     /// What the processes of mounts log.
     pub log: String,
 }
@@ -92,6 +94,7 @@ impl Default for MountDefaults {
             staging_limit: None,
             drain_timeout: Duration::from_secs(120),
             sync_interval: Duration::from_secs(1),
+            survive: true,
             log: "info".to_owned(),
         }
     }

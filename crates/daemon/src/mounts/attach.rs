@@ -18,6 +18,7 @@ use super::{Engine, Mount, MountEvent, is_local, leave, sync_state_file, watch};
 use super::{own, route};
 use crate::config::Config;
 use crate::sandboxes::{Inner, Slot};
+use crate::worker::start::Given;
 use crate::worker::store_cause;
 use crate::{DaemonError, MountError};
 
@@ -147,11 +148,15 @@ async fn attach(
     let Device { requests, mount: detached } =
         made.map_err(|error| failed(format!("the file system cannot be made: {error}")))?;
     let told = worker_plan(inner, slot, sandbox, plan).map_err(failed)?;
-    let worker = Worker::spawn(&inner.program, &told, &requests).await.map_err(failed)?;
+    let worker = Worker::spawn(&inner.program, &told, Given::Device(&requests)).await.map_err(failed)?;
+    let survives = told.survives;
     drop(told);
-    // The worker holds the only one: when it ends, nobody waits for answers.
+    // Without one that is kept the worker holds the only one: when it ends, nobody waits for answers.
     drop(requests);
-    mount.now().engine = Some(Engine::Worker(worker));
+    mount.now().engine = Some(Engine::Worker(worker.clone()));
+    if survives {
+        mount.now().kept = Some(Arc::new(worker.keep().await.map_err(failed)?));
+    }
     mount.on(MountEvent::Spawned);
     // From here on something could be left behind by a daemon that is killed.
     inner.persist(slot)?;
@@ -253,6 +258,7 @@ async fn take_back(inner: &Arc<Inner>, slot: &Slot, sandbox: &Sandbox, mount: &M
     if let Some(worker) = mount.worker() {
         worker.end(inner.config().mounts.drain_timeout).await;
     }
+    mount.now().kept = None;
     if let Some(sync) = mount.sync() {
         // Dropping it ends it; nothing was promised yet.
         drop(sync);

@@ -109,7 +109,15 @@ impl From<String> for Left {
 /// Whether everything is in the bucket now; if not, what is not, and why.
 async fn stored(mount: &Mount, timeout: Duration) -> Result<(), Left> {
     if let Some(worker) = mount.worker() {
-        return match worker.ask(Ask::Drain, timeout).await {
+        let (worker, asked) = match worker.ask(Ask::Drain, timeout).await {
+            // It was killed meanwhile: another one has everything.
+            Err(_) if let Some(next) = mount.next_worker(&worker).await => {
+                let asked = next.ask(Ask::Drain, timeout).await;
+                (next, asked)
+            }
+            asked => (worker, asked),
+        };
+        return match asked {
             Ok(answer) => not_stored(answer.failed),
             Err(why) => Err(still_waiting(&worker, why).await),
         };
@@ -165,6 +173,7 @@ async fn end_worker(worker: &Worker, timeout: Duration, force: bool) {
 /// The path is free again.
 fn forget(inner: &Inner, slot: &Slot, mount: &Mount) {
     mount.close_door(slot);
+    mount.now().kept = None;
     slot.now().mounts.remove(&mount.shown.path);
     inner.persist_or_warn(slot);
     if is_local(&mount.shown) {
@@ -220,6 +229,7 @@ pub(crate) async fn store_before_end(inner: &Arc<Inner>, slot: &Slot, mount: &Mo
 
 /// The second half: the sandbox is gone, and with it everything that held the mount.
 pub(crate) async fn end_after_sandbox(inner: &Arc<Inner>, slot: &Slot, mount: &Mount) {
+    mount.now().kept = None;
     if let Some(worker) = mount.worker() {
         end_worker(&worker, inner.config().mounts.drain_timeout, false).await;
     }

@@ -31,6 +31,8 @@ use crate::network::SandboxNetwork;
 use crate::sandboxes::{Inner, Slot, random_text};
 use crate::state::{MountRecord, Shown};
 use crate::worker::control::Ask;
+use crate::worker::keeper::{Kept, Lives};
+use crate::worker::start::Given;
 
 pub(crate) use self::worker_plan::open_store;
 
@@ -39,6 +41,12 @@ const ID_LEN: usize = 20;
 
 /// How long a mount may take to say how much it has not stored.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long somebody who asks a mount waits for the process that follows a killed one.
+const NEXT_WORKER_TIMEOUT: Duration = Duration::from_secs(10);
+const NEXT_WORKER_PAUSE: Duration = Duration::from_millis(20);
+/// Time between two tries to start a process on a mount whose own was killed.
+const TAKE_UP_PAUSE: Duration = Duration::from_millis(200);
 
 /// A mount of a sandbox.
 #[derive(Debug)]
@@ -52,6 +60,8 @@ struct Now {
     state: MountState,
     /// What moves the bytes.
     engine: Option<Engine>,
+    /// What keeps the file system alive when its process is killed.
+    kept: Option<Arc<Kept>>,
     /// The way of S3 clients inside.
     door: Option<OpenRoute>,
     made: Option<PathBuf>,
@@ -88,7 +98,7 @@ impl Mount {
 
     fn new(shown: Shown) -> Self {
         let now =
-            Now { state: MountState::Reserved, engine: None, door: None, made: None, device: 0, is_attached: false };
+            Now { state: MountState::Reserved, engine: None, kept: None, door: None, made: None, device: 0, is_attached: false };
         Self { shown, now: Mutex::new(now) }
     }
 
@@ -123,6 +133,23 @@ impl Mount {
             Some(Engine::Worker(worker)) => Some(worker.clone()),
             _ => None,
         }
+    }
+
+    /// The process that follows one which has ended; `None` if there is none soon.
+    async fn next_worker(&self, before: &Worker) -> Option<Worker> {
+        self.now().kept.as_ref()?;
+        let followed = async {
+            loop {
+                if let Some(next) = self.worker().filter(|next| next.record() != before.record()) {
+                    return Some(next);
+                }
+                if before.ended_within(Duration::ZERO).await.is_none() || self.is_failed() {
+                    return None;
+                }
+                tokio::time::sleep(NEXT_WORKER_PAUSE).await;
+            }
+        };
+        tokio::time::timeout(NEXT_WORKER_TIMEOUT, followed).await.ok().flatten()
     }
 
     fn sync(&self) -> Option<Arc<Sync>> {
@@ -195,22 +222,69 @@ impl Mount {
     }
 }
 
-/// Reports when the process behind a mount ends unasked.
+/// Starts another process when the one behind a mount is killed, and reports when that cannot be done.
 fn watch(inner: &Arc<Inner>, slot: &Arc<Slot>, mount: &Arc<Mount>, worker: &Worker) {
     let (inner, slot, mount, worker) = (Arc::downgrade(inner), Arc::clone(slot), Arc::clone(mount), worker.clone());
     tokio::spawn(async move {
-        let reason = worker.ended().await;
-        let Some(inner) = inner.upgrade() else { return };
-        // A sandbox that ended took its mounts along: that is no failure of theirs.
-        if slot.living().is_none() || mount.on(MountEvent::Ended { reason: reason.clone() }) != Action::Report {
+        let (mut worker, mut lives) = (worker, Lives::begin());
+        loop {
+            let reason = worker.ended().await;
+            let Some(inner) = inner.upgrade() else { return };
+            // A sandbox that ended took its mounts along: that is no failure of theirs.
+            if slot.living().is_none() {
+                mount.now().kept = None;
+                return;
+            }
+            let path = mount.shown.path.as_str();
+            if let Some(next) = take_up(&inner, &slot, &mount, &mut lives).await {
+                let detail = format!("the process behind it ended ({reason}); another one goes on");
+                tracing::warn!(sandbox = slot.id.as_str(), path, reason, "a mount goes on with another process");
+                inner.events.tell("mount.restarted", &slot.id, Some(path), detail);
+                worker = next;
+                continue;
+            }
+            // From here on every call in the mount fails at once.
+            mount.now().kept = None;
+            if mount.on(MountEvent::Ended { reason: reason.clone() }) != Action::Report {
+                return;
+            }
+            let detail = format!("the process behind it ended ({reason}); what it had not stored is kept in staging");
+            tracing::error!(sandbox = slot.id.as_str(), path, reason, "a mount failed");
+            inner.events.tell("mount.failed", &slot.id, Some(path), detail);
+            inner.persist_or_warn(&slot);
             return;
         }
-        let path = mount.shown.path.as_str();
-        let detail = format!("the process behind it ended ({reason}); what it had not stored is kept in staging");
-        tracing::error!(sandbox = slot.id.as_str(), path, reason, "a mount failed");
-        inner.events.tell("mount.failed", &slot.id, Some(path), detail);
-        inner.persist_or_warn(&slot);
     });
+}
+
+/// Starts another process on a mount whose own was killed. `None`: it shall end, or cannot be taken up.
+async fn take_up(inner: &Arc<Inner>, slot: &Slot, mount: &Mount, lives: &mut Lives) -> Option<Worker> {
+    let path = mount.shown.path.as_str();
+    loop {
+        let kept = {
+            let now = mount.now();
+            let is_wanted = matches!(now.state, MountState::Serving | MountState::Draining);
+            now.kept.clone().filter(|_| is_wanted)?
+        };
+        if !kept.wants_another() {
+            return None;
+        }
+        if !lives.may_begin_again() {
+            tracing::error!(sandbox = slot.id.as_str(), path, "the mount's processes die one after the other");
+            return None;
+        }
+        match Worker::spawn(&inner.program, &kept.plan, Given::Mount(&kept)).await {
+            Ok(next) => {
+                mount.now().engine = Some(Engine::Worker(next.clone()));
+                inner.persist_or_warn(slot);
+                return Some(next);
+            }
+            Err(why) => {
+                tracing::error!(sandbox = slot.id.as_str(), path, why, "the mount cannot be taken up; trying again");
+                tokio::time::sleep(TAKE_UP_PAUSE).await;
+            }
+        }
+    }
 }
 
 /// The file in which a local bucket remembers what was equal.

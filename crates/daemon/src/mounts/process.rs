@@ -15,7 +15,9 @@ use tokio::sync::watch;
 
 use crate::state::WorkerRecord;
 use crate::worker::control::{self, Answer, Ask};
-use crate::worker::{FAILED, Plan, READY, registry, start};
+use crate::worker::keeper::{KEEP_TIMEOUT, Kept};
+use crate::worker::start::{self, Given};
+use crate::worker::{ARGUMENT, FAILED, Plan, READY, registry};
 
 /// How long a worker may take until its bucket has answered. The bucket itself is given 5 s; the keys of a profile may
 /// have to be fetched first.
@@ -45,12 +47,12 @@ impl Drop for KillOnDrop {
 }
 
 impl Worker {
-    /// Starts a worker for `plan` on `device`, and returns when its bucket has answered and it serves.
+    /// Starts a worker for `plan` on what is `given`, and returns when its bucket has answered and it serves.
     ///
     /// # Errors
     /// Why not, in words for people. No process is left then.
-    pub(crate) async fn spawn(program: &Path, plan: &Plan, device: &OwnedFd) -> Result<Self, String> {
-        let (command, socket) = start::command(program).map_err(|error| format!("{error:#}"))?;
+    pub(crate) async fn spawn(program: &Path, plan: &Plan, given: Given<'_>) -> Result<Self, String> {
+        let (command, socket) = start::command(program, ARGUMENT).map_err(|error| format!("{error:#}"))?;
         let mut command = tokio::process::Command::from(command);
         let mut child = command.spawn().map_err(|error| format!("cannot start the mount's process: {error}"))?;
         // The worker's end of the socket is in there.
@@ -59,7 +61,7 @@ impl Worker {
         let handle = open_handle(pid).map_err(|error| format!("cannot watch the mount's process: {error}"))?;
         let mut guard = KillOnDrop(Some(Arc::clone(&handle)));
         let output = child.stdout.take().ok_or("the mount's process has no output")?;
-        start::hand_plan(&socket, plan, Some(device.as_fd())).map_err(|error| format!("{error:#}"))?;
+        start::hand_plan(&socket, plan, given).map_err(|error| format!("{error:#}"))?;
         let mut line = String::new();
         let mut output = BufReader::new(output);
         let read = tokio::time::timeout(START_TIMEOUT, output.read_line(&mut line)).await;
@@ -104,6 +106,16 @@ impl Worker {
     fn socket(&self) -> Result<PathBuf, String> {
         let pid = u32::try_from(self.record.pid).map_err(|error| error.to_string())?;
         registry::socket_of(pid).map_err(|error| format!("{error:#}"))
+    }
+
+    /// What keeps its mount alive without it.
+    ///
+    /// # Errors
+    /// When it does not hand that over.
+    pub(crate) async fn keep(&self) -> Result<Kept, String> {
+        let socket = self.socket()?;
+        let kept = tokio::task::spawn_blocking(move || control::keep(&socket, KEEP_TIMEOUT)).await;
+        kept.map_err(|error| error.to_string())?.map_err(|error| format!("{error:#}"))
     }
 
     /// Asks it.

@@ -89,6 +89,13 @@ async fn adopt_mount(inner: &Arc<Inner>, slot: &Arc<Slot>, sandbox: &Sandbox, re
             mount.now().state = MountState::Serving;
             if let Some(worker) = worker {
                 mount.now().engine = Some(Engine::Worker(worker.clone()));
+                if inner.config().mounts.survive {
+                    match worker.keep().await {
+                        Ok(kept) => mount.now().kept = Some(Arc::new(kept)),
+                        // Of an older version, or told not to.
+                        Err(why) => tracing::warn!(path = path.as_str(), why, "the mount will fail if its process is killed"),
+                    }
+                }
                 match route::reopen(inner, slot, sandbox, &mount.shown, &worker).await {
                     Ok(door) => mount.now().door = door,
                     Err(why) => {

@@ -1,6 +1,7 @@
 //! The socket through which `umount` and the daemon speak to a mount's process.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::backend::RemotePlan;
+use super::hand_over;
+use super::keeper::Kept;
 
 /// Room for the usual answer.
 const TEXT_LEN: usize = 16 << 10;
@@ -28,6 +31,9 @@ pub enum Ask {
     /// How the bucket is reached, keys included: a daemon that was restarted has nobody else to ask. The socket is in a
     /// directory of the daemon's own user, who started the process with these keys.
     Remote,
+    /// What whoever keeps the mount alive must hold: the plan, keys included, and descriptors. Answered in another form, to
+    /// [`keep`].
+    Keep,
 }
 
 /// The answer, one JSON line.
@@ -49,16 +55,16 @@ pub struct Answer {
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub fn serve(path: &Path, engine: Arc<Engine>, remote: Option<RemotePlan>) -> anyhow::Result<()> {
-    let remote = remote.map(Arc::new);
+pub fn serve(path: &Path, engine: Arc<Engine>, remote: Option<RemotePlan>, kept: Option<Kept>) -> anyhow::Result<()> {
+    let (remote, kept) = (remote.map(Arc::new), kept.map(Arc::new));
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::thread::Builder::new().name("control".to_owned()).spawn(move || {
         for stream in listener.incoming().flatten() {
-            let (engine, remote) = (Arc::clone(&engine), remote.clone());
+            let (engine, remote, kept) = (Arc::clone(&engine), remote.clone(), kept.clone());
             // Each by itself: storing may take long, and how much is left is asked meanwhile.
             let answering = std::thread::Builder::new().name("answer".to_owned()).spawn(move || {
-                if let Err(error) = answer(&stream, &engine, remote.as_deref()) {
+                if let Err(error) = answer(&stream, &engine, remote.as_deref(), kept.as_deref()) {
                     tracing::debug!(%error, "a control connection failed");
                 }
             });
@@ -70,7 +76,12 @@ pub fn serve(path: &Path, engine: Arc<Engine>, remote: Option<RemotePlan>) -> an
     Ok(())
 }
 
-fn answer(stream: &UnixStream, engine: &Engine, remote: Option<&RemotePlan>) -> anyhow::Result<()> {
+fn answer(
+    stream: &UnixStream,
+    engine: &Engine,
+    remote: Option<&RemotePlan>,
+    kept: Option<&Kept>,
+) -> anyhow::Result<()> {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     let answer = match serde_json::from_str(&line)? {
@@ -79,6 +90,11 @@ fn answer(stream: &UnixStream, engine: &Engine, remote: Option<&RemotePlan>) -> 
             Answer { unstored, failed: pairs(engine.unstored(NAMED_COUNT_MAX)), ..Answer::default() }
         }
         Ask::Remote => Answer { remote: remote.cloned(), ..Answer::default() },
+        Ask::Keep => {
+            let kept = kept.context("this mount cannot be kept alive")?;
+            let text = Zeroizing::new(serde_json::to_string(&kept.plan)?);
+            return Ok(hand_over::send(stream, text.as_bytes(), &kept.descriptors())?);
+        }
         Ask::Drain => {
             let synced = engine.runtime().block_on(engine.sync());
             let unstored = engine.unstored_count();
@@ -95,6 +111,18 @@ fn answer(stream: &UnixStream, engine: &Engine, remote: Option<&RemotePlan>) -> 
 
 fn pairs(files: Vec<Unstored>) -> Vec<(String, String)> {
     files.into_iter().map(|left| (left.path, left.reason)).collect()
+}
+
+/// Asks a mount's process for what keeps the mount alive without it.
+///
+/// # Errors
+/// When it does not answer within `timeout`, or cannot be kept alive.
+pub fn keep(path: &Path, timeout: Duration) -> anyhow::Result<Kept> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.write_all(format!("{}\n", serde_json::to_string(&Ask::Keep)?).as_bytes())?;
+    let (text, descriptors) = hand_over::receive(stream.as_fd())?;
+    Kept::new(serde_json::from_str(&text)?, descriptors).context("the mount's process did not hand over what it should")
 }
 
 /// Asks a mount's process.

@@ -13,6 +13,8 @@ use rustix::net::{
 };
 use zeroize::Zeroizing;
 
+/// The most descriptors of one message.
+const DESCRIPTOR_COUNT_MAX: usize = 3;
 /// The one byte that carries the descriptors.
 const GREETING: [u8; 1] = [1];
 
@@ -20,12 +22,11 @@ const GREETING: [u8; 1] = [1];
 ///
 /// # Errors
 /// When the other side does not take it.
-pub(super) fn send(socket: &UnixStream, text: &[u8], device: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+pub(super) fn send(socket: &UnixStream, text: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTOR_COUNT_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors: Vec<BorrowedFd<'_>> = device.into_iter().collect();
-    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(io::Error::other("the descriptor does not fit into the message"));
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("the descriptors do not fit into the message"));
     }
     sendmsg(socket, &[IoSlice::new(&GREETING)], &mut control, SendFlags::NOSIGNAL)?;
     let mut writer = socket;
@@ -37,24 +38,24 @@ pub(super) fn send(socket: &UnixStream, text: &[u8], device: Option<BorrowedFd<'
 ///
 /// # Errors
 /// When the other side goes away, or `socket` is none.
-pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<(Zeroizing<String>, Option<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<(Zeroizing<String>, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTOR_COUNT_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut greeting = [0; 1];
     let got = recvmsg(socket, &mut [IoSliceMut::new(&mut greeting)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
     if got.bytes != 1 || greeting != GREETING {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let mut device = None;
+    let mut descriptors = Vec::new();
     for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-            device = descriptors.last().or(device);
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            descriptors.extend(received);
         }
     }
     // Large enough for any plan: a text that grew would leave copies of keys behind.
     let mut text = Zeroizing::new(String::with_capacity(64 << 10));
     File::from(socket.as_fd().try_clone_to_owned()?).read_to_string(&mut text)?;
-    Ok((text, device))
+    Ok((text, descriptors))
 }
 
 #[cfg(test)]
@@ -67,11 +68,11 @@ mod tests {
         let mut pipe = std::io::pipe().unwrap();
         let text = "x".repeat(100_000);
         let sent = text.clone();
-        let sender = std::thread::spawn(move || send(&here, sent.as_bytes(), Some(pipe.1.as_fd())).map(|()| here));
-        let (received, device) = receive(there.as_fd()).unwrap();
+        let sender = std::thread::spawn(move || send(&here, sent.as_bytes(), &[pipe.1.as_fd()]).map(|()| here));
+        let (received, descriptors) = receive(there.as_fd()).unwrap();
         assert_eq!(*received, text);
         sender.join().unwrap().unwrap();
-        File::from(device.unwrap()).write_all(b"same pipe").unwrap();
+        File::from(descriptors.into_iter().next().unwrap()).write_all(b"same pipe").unwrap();
         let mut read = [0; 9];
         pipe.0.read_exact(&mut read).unwrap();
         assert_eq!(&read, b"same pipe");
@@ -80,8 +81,8 @@ mod tests {
     #[test]
     fn without_a_descriptor() {
         let (here, there) = UnixStream::pair().unwrap();
-        send(&here, b"plan", None).unwrap();
-        let (text, device) = receive(there.as_fd()).unwrap();
-        assert_eq!((text.as_str(), device.is_none()), ("plan", true));
+        send(&here, b"plan", &[]).unwrap();
+        let (text, descriptors) = receive(there.as_fd()).unwrap();
+        assert_eq!((text.as_str(), descriptors.is_empty()), ("plan", true));
     }
 }

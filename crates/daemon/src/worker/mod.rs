@@ -7,6 +7,7 @@ pub mod backend;
 pub mod control;
 mod hand_over;
 pub mod host;
+pub mod keeper;
 pub mod log;
 pub mod profiles;
 pub mod registry;
@@ -26,12 +27,13 @@ use anyhow::Context;
 use sandpail_fs::FsError;
 use sandpail_fs::adapter::{self, IdMap, MountOptions};
 use sandpail_fs::attr::Defaults;
-use sandpail_fs::engine::{Engine, EngineOptions, Metadata, OnConflict, WriteBack};
+use sandpail_fs::engine::{Engine, EngineOptions, Left, Metadata, OnConflict, WriteBack};
 use sandpail_fs::write::Origin;
 use sandpail_store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use self::backend::{RemotePlan, Source};
+use self::keeper::Kept;
 use self::registry::Entry;
 
 /// The first argument of the process behind a mount.
@@ -91,6 +93,8 @@ pub struct Plan {
     pub status: bool,
     /// Whether closing returns before the bucket has the file, and within which limits.
     pub write_back: Option<WriteBackPlan>,
+    /// Whether the mount goes on when its process is killed; somebody must keep it then.
+    pub survives: bool,
     /// What to log.
     pub log: String,
     /// Where to log; beside the mount's entry if `None`.
@@ -191,12 +195,12 @@ pub fn main() -> ExitCode {
     // Before it holds a key.
     let private = secrecy::keep_memory_private().context("cannot keep the process's memory private");
     let received = private.and_then(|()| Ok(hand_over::receive(rustix::stdio::stdin())?));
-    let result = received.and_then(|(text, device)| {
+    let result = received.and_then(|(text, descriptors)| {
         let plan = serde_json::from_str::<Plan>(&text).context("the plan makes no sense")?;
         drop(text);
         // Away from the terminal and its signals.
         rustix::process::setsid().context("cannot leave the terminal")?;
-        run(&plan, device, || {
+        run(&plan, Begin::with(descriptors), || {
             println!("{READY}");
             std::io::stdout().flush()
         })
@@ -211,15 +215,37 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Mounts (or serves `device`), says so through `ready`, and serves until it is unmounted.
+/// What a worker begins with.
+#[derive(Debug)]
+pub enum Begin {
+    /// It mounts itself.
+    Mount,
+    /// A device that nobody has served.
+    Device(OwnedFd),
+    /// A mount whose process was killed: its device, and what that process left.
+    TakeUp(OwnedFd, Left),
+}
+
+impl Begin {
+    fn with(descriptors: Vec<OwnedFd>) -> Self {
+        let mut descriptors = descriptors.into_iter();
+        match (descriptors.next(), descriptors.next(), descriptors.next()) {
+            (Some(device), Some(ledger), Some(staging)) => Self::TakeUp(device, Left { ledger, staging }),
+            (Some(device), ..) => Self::Device(device),
+            _ => Self::Mount,
+        }
+    }
+}
+
+/// Mounts (or serves what it begins with), says so through `ready`, and serves until it is unmounted.
 ///
 /// # Errors
 /// Why there is no mount, or what ended it.
-pub fn run(plan: &Plan, device: Option<OwnedFd>, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
+pub fn run(plan: &Plan, begin: Begin, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
     let default_log = registry::directory()?.join(format!("{}.log", registry::name_of(std::process::id())));
     let log_file = plan.log_file.clone().unwrap_or(default_log);
     start_log(&plan.log, &log_file)?;
-    let result = serve(plan, device, &log_file, ready);
+    let result = serve(plan, begin, &log_file, ready);
     // A daemon's mounts come and go: only logs that tell something stay.
     if plan.log_file.is_none() || matches!(plan.place, Place::Sandbox { .. }) {
         registry::remove_quiet_log(&log_file);
@@ -229,7 +255,7 @@ pub fn run(plan: &Plan, device: Option<OwnedFd>, ready: impl FnOnce() -> std::io
 
 fn serve(
     plan: &Plan,
-    device: Option<OwnedFd>,
+    begin: Begin,
     log_file: &Path,
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> anyhow::Result<()> {
@@ -250,10 +276,24 @@ fn serve(
         policy.files_max = policy.files_max.min(usize::try_from(file_limit / 4).unwrap_or(usize::MAX));
     }
     options.neighbours = Some(registry::directory()?.join(plan.neighbours_file()));
-    let engine = Engine::new(store, options, runtime.handle().clone())?;
+    let handle = runtime.handle().clone();
+    let (engine, device) = match begin {
+        Begin::Mount => (Engine::new(store, options, handle)?, Device::None),
+        Begin::Device(device) => (Engine::new(store, options, handle)?, Device::New(device)),
+        Begin::TakeUp(device, left) => (Engine::take_up(store, options, handle, left)?, Device::Left(device)),
+    };
     let result = serve_engine(plan, device, log_file, &runtime, &engine, ready);
     engine.end();
     result
+}
+
+/// What is served.
+enum Device {
+    /// What is mounted then.
+    None,
+    New(OwnedFd),
+    /// By a process that was killed.
+    Left(OwnedFd),
 }
 
 /// A mount of either kind.
@@ -263,6 +303,13 @@ enum Attached {
 }
 
 impl Attached {
+    fn device(&self) -> &OwnedFd {
+        match self {
+            Self::Host(mounted) => mounted.device(),
+            Self::Device(served) => served.device(),
+        }
+    }
+
     fn wait(self) -> std::io::Result<()> {
         match self {
             Self::Host(mounted) => mounted.wait(),
@@ -271,52 +318,65 @@ impl Attached {
     }
 }
 
-fn attach(plan: &Plan, device: Option<OwnedFd>, engine: &Arc<Engine>) -> anyhow::Result<Attached> {
-    match (&plan.place, device) {
-        (Place::Host { mountpoint, allow_other, kernel_options }, _) => {
+fn attach(plan: &Plan, device: Device, engine: &Arc<Engine>) -> anyhow::Result<Attached> {
+    let engine = Arc::clone(engine);
+    match &plan.place {
+        Place::Host { mountpoint, allow_other, kernel_options } => {
             let options = MountOptions {
                 source: plan.shown_source(),
                 allow_other: *allow_other,
                 read_only: plan.read_only,
                 extra: kernel_options.clone(),
             };
-            let mounted = adapter::mount(Arc::clone(engine), mountpoint, &options)
-                .with_context(|| format!("cannot mount on {}", mountpoint.display()))?;
-            Ok(Attached::Host(mounted))
+            let mounted = match device {
+                Device::Left(device) => adapter::take_up(engine, device, mountpoint, &options),
+                Device::None | Device::New(_) => adapter::mount(engine, mountpoint, &options),
+            };
+            let what = || format!("cannot mount on {}", mountpoint.display());
+            Ok(Attached::Host(mounted.with_context(what)?))
         }
-        (Place::Sandbox { ids: (base, len), .. }, Some(device)) => {
+        Place::Sandbox { ids: (base, len), .. } => {
             let ids = IdMap { base: *base, len: *len };
-            let served = adapter::serve_device(Arc::clone(engine), device, ids).context("cannot serve the device")?;
-            Ok(Attached::Device(served))
+            let served = match device {
+                Device::New(device) => adapter::serve_device(engine, device, ids),
+                Device::Left(device) => adapter::take_up_device(engine, device, ids),
+                Device::None => anyhow::bail!("no device was handed over"),
+            };
+            Ok(Attached::Device(served.context("cannot serve the device")?))
         }
-        (Place::Sandbox { .. }, None) => anyhow::bail!("no device was handed over"),
     }
 }
 
 fn serve_engine(
     plan: &Plan,
-    device: Option<OwnedFd>,
+    device: Device,
     log_file: &Path,
     runtime: &tokio::runtime::Runtime,
     engine: &Arc<Engine>,
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> anyhow::Result<()> {
     let pid = std::process::id();
-    runtime.block_on(engine.probe()).map_err(|error| match &plan.place {
-        Place::Host { .. } => error.into(),
-        Place::Sandbox { .. } => anyhow::anyhow!("{}", cause(&error)),
-    })?;
+    let is_taken_up = matches!(device, Device::Left(_));
+    if !is_taken_up {
+        runtime.block_on(engine.probe()).map_err(|error| match &plan.place {
+            Place::Host { .. } => error.into(),
+            Place::Sandbox { .. } => anyhow::anyhow!("{}", cause(&error)),
+        })?;
+    }
     engine.keep_trying();
     if plan.write_back.is_some() {
-        // Before anybody looks: what was closed in an earlier mount shall be there.
-        runtime.block_on(engine.replay(REPLAY_PATIENCE))?;
+        // Before anybody looks: what was closed in an earlier mount shall be there. In one that is taken up, somebody waits.
+        runtime.block_on(engine.replay(if is_taken_up { Duration::ZERO } else { REPLAY_PATIENCE }))?;
         engine.write_back();
     }
     let attached = attach(plan, device, engine)?;
     let entry = plan.entry(log_file)?;
     let remote = plan.store.clone().filter(|_| matches!(plan.place, Place::Sandbox { .. }));
     let socket = registry::socket_of(pid)?;
-    let registered = entry.write().and_then(|()| control::serve(&socket, Arc::clone(engine), remote));
+    let registered = Kept::of(plan, attached.device(), engine).and_then(|kept| {
+        entry.write()?;
+        control::serve(&socket, Arc::clone(engine), remote, kept)
+    });
     if let Err(error) = registered.and_then(|()| Ok(ready()?)) {
         entry.remove();
         if let Attached::Host(mounted) = attached {
@@ -324,8 +384,20 @@ fn serve_engine(
         }
         return Err(error);
     }
-    tracing::info!(source = entry.source, mountpoint = %entry.mountpoint.display(), "mounted");
+    let (source, mountpoint) = (&entry.source, entry.mountpoint.display());
+    if is_taken_up {
+        tracing::warn!(source, %mountpoint, "taken up, as the process before was killed");
+    } else {
+        tracing::info!(source, %mountpoint, "mounted");
+    }
     let served = wait(runtime, engine, &plan.place, attached)?;
+    if plan.survives
+        && let Err(error) = &served
+    {
+        tracing::error!(%error, "the mount is left to another process");
+        // At once: whatever is cleaned up here, the next one needs.
+        std::process::exit(FAILED_CODE);
+    }
     let left = runtime.block_on(engine.keep_unstored());
     entry.remove();
     tracing::info!(left = left.len(), "unmounted");
@@ -411,6 +483,9 @@ async fn on_signals(engine: &Engine, place: &Place) -> std::io::Result<()> {
     }
 }
 
+/// The exit code of a worker that leaves its mount to another.
+const FAILED_CODE: i32 = 70;
+
 /// S3's largest object of one PUT, in bytes.
 const PUT_LEN_MAX: u64 = 5 << 30;
 
@@ -438,6 +513,7 @@ fn engine_options(plan: &Plan) -> EngineOptions {
     options.staging_limit = plan.staging_limit;
     options.cache.clone_from(&plan.cache);
     options.status = plan.status;
+    options.survives = plan.survives;
     options.write_back = plan.write_back.map(|WriteBackPlan { bytes_max, age_max }| WriteBack {
         bytes_max,
         age_max,

@@ -1,7 +1,7 @@
 //! Starting the process behind a mount, and hearing what became of it.
 
 use std::ffi::OsString;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 use anyhow::Context;
 use zeroize::Zeroizing;
 
-use super::{ARGUMENT, Plan, hand_over};
+use super::keeper::Kept;
+use super::{Plan, hand_over};
 
 /// Variables that a worker gets. Only these: a new one of Amazon's may hold a key, and keys come over the socket.
 const VARIABLES: [&str; 23] = [
@@ -68,15 +69,15 @@ pub fn own_program() -> anyhow::Result<PathBuf> {
     })
 }
 
-/// The command that starts a worker, and the socket that its plan must be [sent](hand_plan) over. Its standard output
-/// is a pipe.
+/// The command that starts a worker (by [`ARGUMENT`](super::ARGUMENT), or its [keeper](super::keeper)), and the socket that its plan must be
+/// [sent](hand_plan) over. Its standard output is a pipe.
 ///
 /// # Errors
 /// When there is no socket to be had.
-pub fn command(program: &std::path::Path) -> anyhow::Result<(Command, UnixStream)> {
+pub fn command(program: &std::path::Path, argument: &str) -> anyhow::Result<(Command, UnixStream)> {
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket")?;
     let mut command = Command::new(program);
-    command.arg(ARGUMENT).env_clear().current_dir("/");
+    command.arg(argument).env_clear().current_dir("/");
     command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::piped()).stderr(Stdio::null());
     let variables = std::env::vars_os().filter_map(|(name, value)| {
         let value = passed_on(name.to_str()?, value)?;
@@ -86,13 +87,29 @@ pub fn command(program: &std::path::Path) -> anyhow::Result<(Command, UnixStream
     Ok((command, ours))
 }
 
-/// Hands a worker its plan, and the device that it shall serve.
+/// What a worker gets besides its plan.
+#[derive(Clone, Copy, Debug)]
+pub enum Given<'a> {
+    /// Nothing: it mounts itself.
+    Nothing,
+    /// A device that nobody has served.
+    Device(&'a OwnedFd),
+    /// A mount whose process was killed.
+    Mount(&'a Kept),
+}
+
+/// Hands a worker its plan, and what it shall serve.
 ///
 /// # Errors
 /// When it is not taken: the worker has ended.
-pub fn hand_plan(socket: &UnixStream, plan: &Plan, device: Option<BorrowedFd<'_>>) -> anyhow::Result<()> {
+pub fn hand_plan(socket: &UnixStream, plan: &Plan, given: Given<'_>) -> anyhow::Result<()> {
     let text = Zeroizing::new(serde_json::to_string(plan)?);
-    hand_over::send(socket, text.as_bytes(), device).context("cannot hand the plan to the mount's process")
+    let descriptors: Vec<BorrowedFd<'_>> = match given {
+        Given::Nothing => Vec::new(),
+        Given::Device(device) => vec![device.as_fd()],
+        Given::Mount(kept) => kept.descriptors().to_vec(),
+    };
+    hand_over::send(socket, text.as_bytes(), &descriptors).context("cannot hand the plan to the mount's process")
 }
 
 #[cfg(test)]

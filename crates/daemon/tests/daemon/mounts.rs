@@ -192,7 +192,7 @@ async fn what_was_there_comes_back() {
 }
 
 async fn a_worker_that_dies_is_reported_and_takes_no_writes() {
-    let world = World::new().await;
+    let world = World::with(|config| config.mounts.survive = false).await;
     let one = id("one");
     let mut events = world.daemon.events();
     world.mount(&one, "MY_BUCKET", "/data").await.unwrap();
@@ -219,7 +219,7 @@ async fn a_worker_that_dies_is_reported_and_takes_no_writes() {
 }
 
 async fn what_was_closed_survives_its_worker() {
-    let world = World::new().await;
+    let world = World::with(|config| config.mounts.survive = false).await;
     let one = id("one");
     let mut events = world.daemon.events();
     let write_back = || MountOptions { write_back: true, ..MountOptions::default() };

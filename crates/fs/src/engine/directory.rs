@@ -51,12 +51,14 @@ impl Engine {
             self.tree().dir(ino).ok_or(FsError::NotADirectory)?;
         }
         let handle = self.new_handle();
-        guard(&self.dirs).insert(handle, Arc::new(DirHandle { ino, snapshot: Mutex::default() }));
+        guard(&self.dirs).insert(handle, Arc::new(DirHandle { ino, snapshot: Mutex::default(), resumed: None }));
+        self.note_opened(handle, ino, None);
         Ok(handle)
     }
 
     /// Closes a directory.
     pub fn releasedir(&self, handle: u64) {
+        self.note_closed(handle);
         guard(&self.dirs).remove(&handle);
     }
 
@@ -75,7 +77,13 @@ impl Engine {
         let snapshot = match known {
             Some(snapshot) => snapshot,
             None => {
-                let snapshot = Arc::new(self.snapshot(dir.ino).await?);
+                let mut items = self.snapshot(dir.ino).await?;
+                if position != 0
+                    && let Some((position, name)) = &dir.resumed
+                {
+                    align(&mut items, *position, name);
+                }
+                let snapshot = Arc::new(items);
                 *guard(&dir.snapshot) = Some(Arc::clone(&snapshot));
                 snapshot
             }
@@ -97,6 +105,9 @@ impl Engine {
             }
         }
         let from = first.saturating_sub(2);
+        if let Some(before) = from.checked_sub(1).and_then(|at| snapshot.get(at)) {
+            self.note_position(handle, position, &before.name);
+        }
         let items = snapshot.get(from..).unwrap_or_default();
         let items = &items[..items.len().min(count_max)];
         self.head_unknown(dir.ino, items, plus).await;
@@ -526,6 +537,7 @@ impl Engine {
     }
 
     pub(super) fn begin(&self, parent: u64, name: &[u8]) -> Change<'_> {
+        self.note_begun();
         self.tree().begin_mutation(parent, name);
         Change { engine: self, parent, name: name.into(), is_open: true }
     }
@@ -551,6 +563,21 @@ impl Engine {
         tree.note_stored(ino);
         touch(&mut tree, parent);
         (ino, content)
+    }
+}
+
+/// Moves what a directory lists now so that `position` stands behind `name`, as it did when another process listed it.
+fn align(items: &mut Vec<DirItem>, position: u64, name: &Name) {
+    // Positions begin behind `.` and `..`.
+    let wanted = usize::try_from(position).unwrap_or(usize::MAX).saturating_sub(2);
+    let found = items.iter().position(|item| item.name == *name).map(|at| at + 1);
+    // Gone since: behind it comes what is larger. What is not stored yet stands at the end, in no order.
+    let behind = found.or_else(|| items.iter().position(|item| item.name > *name)).unwrap_or(items.len());
+    if behind > wanted {
+        items.drain(..behind - wanted);
+    } else if let Some(first) = items.first().cloned() {
+        let missing = std::iter::repeat_n(first, wanted - behind);
+        items.splice(..0, missing);
     }
 }
 

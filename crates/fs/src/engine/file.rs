@@ -90,6 +90,7 @@ impl Engine {
         let attr = self.new_attr(parent, Kind::File, perm, uid, gid);
         let (ino, content) = self.insert_new_file(parent, name, segment, attr);
         let made = content.dirty_or(|| DirtyFile::new(Arc::clone(&self.writing), key, None, 0)).and_then(|dirty| {
+            dirty.belongs_to(ino);
             self.describe(ino, &dirty);
             // An empty file is something to store, too.
             dirty.truncate(0)
@@ -148,6 +149,7 @@ impl Engine {
         let handle = self.new_handle();
         let file = FileHandle { ino, content, can_read: mode.read, can_write: mode.write, append: mode.append };
         guard(&self.files).insert(handle, Arc::new(file));
+        self.note_opened(handle, ino, Some(mode));
         handle
     }
 
@@ -189,6 +191,7 @@ impl Engine {
             let size = version.as_ref().map_or(0, |version| version.size);
             let base = version.filter(|version| version.size > 0).map(|version| Base { limit: version.size, version });
             let dirty = DirtyFile::new(Arc::clone(&self.writing), key, base, size)?;
+            dirty.belongs_to(ino);
             if let Some(etag) = replaces {
                 dirty.set_replaces(etag);
             }
@@ -295,13 +298,32 @@ impl Engine {
     /// # Errors
     /// [`FsError::BadHandle`], [`FsError::NoSpace`], [`FsError::TooLarge`].
     pub fn write(&self, handle: u64, offset: u64, data: &[u8], kill_set_id: bool) -> FsResult<usize> {
+        self.write_at(handle, data, kill_set_id, |file, dirty| if file.append { dirty.size() } else { offset })
+    }
+
+    /// Writes as [`Engine::write`] does, for a request that the kernel sends again: in append mode, too, the bytes go where
+    /// the kernel saw the end, as they may be there already.
+    ///
+    /// # Errors
+    /// As [`Engine::write`].
+    pub fn write_again(&self, handle: u64, offset: u64, data: &[u8], kill_set_id: bool) -> FsResult<usize> {
+        self.write_at(handle, data, kill_set_id, |_, _| offset)
+    }
+
+    fn write_at(
+        &self,
+        handle: u64,
+        data: &[u8],
+        kill_set_id: bool,
+        offset: impl FnOnce(&FileHandle, &DirtyFile) -> u64,
+    ) -> FsResult<usize> {
         let file = self.file(handle)?;
         if !file.can_write {
             return Err(FsError::BadHandle);
         }
         self.check_writable()?;
         let dirty = self.staged(file.ino, &file.content)?;
-        let offset = if file.append { dirty.size() } else { offset };
+        let offset = offset(&file, &dirty);
         check_len(offset.saturating_add(data.len() as u64))?;
         dirty.write(offset, data)?;
         self.modified(file.ino, !kill_set_id);
@@ -367,7 +389,7 @@ impl Engine {
 
     /// The last descriptor is gone. Stores that come after the last flush (through `mmap`) are stored here.
     pub async fn release(&self, handle: u64) {
-        let Some(file) = guard(&self.files).remove(&handle) else { return self.close_status(handle) };
+        let Some(file) = guard(&self.files).get(&handle).cloned() else { return self.close_status(handle) };
         file.content.forget_handle(handle);
         if file.can_write
             && file.content.has_unstored()
@@ -375,6 +397,9 @@ impl Engine {
         {
             tracing::error!(path = self.tree().path_of(file.ino), %error, "not stored yet; it stays staged");
         }
+        // Only now: if this process is killed before, whoever comes after it is asked to release the handle again.
+        self.note_closed(handle);
+        guard(&self.files).remove(&handle);
         self.close_node(file.ino);
     }
 

@@ -14,6 +14,7 @@ mod neighbours;
 mod receipts;
 mod rename;
 mod status;
+mod survive;
 mod upload;
 mod write_back;
 
@@ -32,6 +33,8 @@ use self::neighbours::Neighbours;
 use self::receipts::Failures;
 pub use self::receipts::Synced;
 use self::status::StatusFiles;
+use self::survive::Restored;
+pub use self::survive::{Left, as_request};
 pub use self::status::{STATUS_DIRECTORY, STATUS_FILE};
 use self::write_back::Waiting;
 pub use self::write_back::WriteBack;
@@ -39,7 +42,8 @@ use crate::attr::{Attr, Defaults};
 use crate::cache::DiskCache;
 use crate::content::Content;
 use crate::read::{MemoryBudget, ReadContext};
-use crate::tree::Tree;
+use crate::ledger::Ledger;
+use crate::tree::{Name, Tree};
 use crate::write::{Origin, StagingArea, WriteContext, WriteOptions};
 use crate::{FsError, FsResult};
 
@@ -103,6 +107,8 @@ pub struct EngineOptions {
     pub status: bool,
     /// Whether closing returns before the bucket has the file; [`Engine::write_back`] must run then.
     pub write_back: Option<WriteBack>,
+    /// Whether another process may take the mount up when this one is killed ([`Engine::take_up`]).
+    pub survives: bool,
     /// Where the files belong, for whoever finds them staged after this process died.
     pub origin: Origin,
 }
@@ -132,6 +138,7 @@ impl EngineOptions {
             neighbours: None,
             status: true,
             write_back: None,
+            survives: false,
             origin: Origin::default(),
         }
     }
@@ -183,6 +190,8 @@ struct FileHandle {
 struct DirHandle {
     ino: u64,
     snapshot: Mutex<Option<Arc<Vec<DirItem>>>>,
+    /// Of a handle that a process which died had given: a position, and the name before it.
+    resumed: Option<(u64, Name)>,
 }
 
 /// A bucket prefix as a tree of files.
@@ -201,6 +210,8 @@ pub struct Engine {
     status_files: StatusFiles,
     /// What was closed and is not stored yet.
     waiting: Arc<Waiting>,
+    ledger: Option<Ledger>,
+    restored: Restored,
     reading: Arc<ReadContext>,
     writing: Arc<WriteContext>,
     runtime: tokio::runtime::Handle,
@@ -215,43 +226,64 @@ fn failed(what: impl FnOnce() -> String) -> impl FnOnce(StoreError) -> FsError {
     move |source| FsError::Store { what: what(), source }
 }
 
+fn failed_io(what: &str) -> impl FnOnce(std::io::Error) -> FsError {
+    let what = what.to_owned();
+    move |source| FsError::Io { what, source }
+}
+
 impl Engine {
     /// An engine over `store`; its background work runs on `runtime`.
     ///
     /// # Errors
     /// [`FsError::Io`] if the staging or the cache directory cannot be used.
     pub fn new(store: Arc<dyn Store>, options: EngineOptions, runtime: tokio::runtime::Handle) -> FsResult<Arc<Self>> {
-        let io = |what: &str| {
-            let what = what.to_owned();
-            move |source| FsError::Io { what, source }
-        };
+        let staging = StagingArea::open(&options.staging_dir, options.staging_limit)?;
+        let ledger = options.survives.then(|| Ledger::create(staging.places().1)).transpose();
+        let ledger = ledger.map_err(failed_io("cannot make the mount's ledger"))?;
+        Self::on(store, options, runtime, staging, ledger).map(Arc::new)
+    }
+
+    fn on(
+        store: Arc<dyn Store>,
+        options: EngineOptions,
+        runtime: tokio::runtime::Handle,
+        staging: Arc<StagingArea>,
+        ledger: Option<Ledger>,
+    ) -> FsResult<Self> {
         let cache = match &options.cache {
             Some((dir, size)) => Some(
                 DiskCache::open(dir, *size, store.describe())
-                    .map_err(io(&format!("cannot use cache directory {}", dir.display())))?,
+                    .map_err(failed_io(&format!("cannot use cache directory {}", dir.display())))?,
             ),
             None => None,
         };
-        let staging = StagingArea::open(&options.staging_dir, options.staging_limit)?;
         let neighbours = match &options.neighbours {
-            Some(path) => Neighbours::open(path).map_err(io(&format!("cannot use {}", path.display())))?,
+            Some(path) => {
+                Neighbours::open(path).map_err(failed_io(&format!("cannot use {}", path.display())))?
+            }
             None => Neighbours::default(),
         };
         let memory = MemoryBudget::new(options.memory_limit);
         let reading = Arc::new(ReadContext::new(Arc::clone(&store), memory, cache, runtime.clone()));
         let let_go_above = options.let_go_above.min(options.staging_limit.unwrap_or(u64::MAX) / 2);
+        let believes_all = options.on_conflict == OnConflict::Overwrite;
         let write_options = WriteOptions {
             part_len: options.part_len,
             max_parallel_parts: options.max_parallel_parts,
             stream_threshold: options.stream_threshold,
             // Under the other policies an upload may be refused at its end, and then all bytes must be here.
-            let_go_above: (options.on_conflict == OnConflict::Overwrite).then_some(let_go_above),
-            records_tags: options.write_back.is_some(),
+            let_go_above: believes_all.then_some(let_go_above),
+            // An upload that was done when its process died must be known again, not taken for somebody else's.
+            records_tags: options.write_back.is_some() || (options.survives && !believes_all),
         };
         let writing = WriteContext::new(Arc::clone(&store), staging, write_options, runtime.clone());
         let writing = Arc::new(writing.with_origin(options.origin.clone()));
-        Ok(Arc::new(Self {
-            tree: Mutex::new(Tree::new(options.defaults.clone())),
+        let mut tree = Tree::new(options.defaults.clone());
+        if ledger.is_some() {
+            tree.keep_notes();
+        }
+        Ok(Self {
+            tree: Mutex::new(tree),
             store,
             options,
             files: Mutex::default(),
@@ -263,10 +295,12 @@ impl Engine {
             recent_failures: Failures::default(),
             status_files: StatusFiles::default(),
             waiting: Arc::default(),
+            ledger,
+            restored: Restored::default(),
             reading,
             writing,
             runtime,
-        }))
+        })
     }
 
     /// How this engine behaves.
@@ -340,6 +374,9 @@ impl Engine {
     /// Removes what only a living mount needs from this host. The process ends with tasks that still hold the engine, so
     /// nobody else would.
     pub fn end(&self) {
+        if let Some(ledger) = &self.ledger {
+            ledger.end();
+        }
         self.neighbours.leave();
         self.writing.end();
     }

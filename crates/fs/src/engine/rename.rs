@@ -18,6 +18,13 @@ use crate::{FsError, FsResult};
 /// Copies of one directory's move that are under way at the same time.
 const COPIES_AT_ONCE: usize = 32;
 
+/// Whether a rename is one that a process which died had begun.
+#[derive(Clone, Copy)]
+enum Begun {
+    Now { no_replace: bool },
+    Before,
+}
+
 impl Engine {
     /// Moves a file or directory, replacing a file (or an empty directory) that stands at the target unless
     /// `no_replace`.
@@ -34,6 +41,69 @@ impl Engine {
         new_name: &[u8],
         no_replace: bool,
     ) -> FsResult<()> {
+        self.rename_as(parent, name, new_parent, new_name, Begun::Now { no_replace }).await
+    }
+
+    /// Renames as [`Engine::rename`] does, for a request that the kernel sends again and that a process which died had begun:
+    /// what it had done stays, the rest is done.
+    ///
+    /// # Errors
+    /// As [`Engine::rename`].
+    pub async fn rename_again(
+        &self,
+        parent: u64,
+        name: &[u8],
+        new_parent: u64,
+        new_name: &[u8],
+    ) -> FsResult<()> {
+        let Some((ino, is_local)) = self.tree().child(parent, name).map(|node| (node.ino, node.is_local())) else {
+            // It is known to be done, or the bucket must say.
+            return match self.resolve(parent, name, false).await {
+                Err(FsError::NotFound { .. }) => self.resolve(new_parent, new_name, false).await.map(drop),
+                Err(error) => Err(error),
+                Ok(_) => self.rename_as(parent, name, new_parent, new_name, Begun::Before).await,
+            };
+        };
+        if is_local || !self.is_gone_from_bucket(ino).await? {
+            return self.rename_as(parent, name, new_parent, new_name, Begun::Before).await;
+        }
+        let target = self.resolve(new_parent, new_name, false).await?;
+        let mut tree = self.tree();
+        let found = tree.get(target.ino).filter(|_| target.ino != ino);
+        if let Some((segment, attr, attributes, version)) = found.map(|node| {
+            (Arc::clone(&node.segment), node.attr.clone(), Arc::clone(&node.attributes), node.version.clone())
+        }) {
+            tree.detach(new_parent, new_name);
+            tree.relink(ino, new_parent, Name::from(new_name), segment);
+            if let Some(node) = tree.get_mut(ino) {
+                (node.attr, node.attributes, node.version) = (attr, attributes, version);
+            }
+        }
+        tree.note_removed(parent, &Name::from(name), self.believed_until());
+        Ok(())
+    }
+
+    /// Whether nothing of a node that the bucket had is there any more.
+    async fn is_gone_from_bucket(&self, ino: u64) -> FsResult<bool> {
+        let (key, prefix) = {
+            let tree = self.tree();
+            let is_directory = tree.dir(ino).is_some();
+            (self.file_key(&tree, ino)?, is_directory.then(|| self.dir_prefix(&tree, ino)))
+        };
+        let Some(prefix) = prefix else { return Ok(self.head(&key).await?.is_none()) };
+        let request = ListRequest { prefix: prefix.clone(), max_keys: 1, ..ListRequest::default() };
+        let page = self.store.list(&request).await.map_err(failed(|| format!("cannot list {prefix:?}")))?;
+        Ok(page.objects.is_empty())
+    }
+
+    async fn rename_as(
+        &self,
+        parent: u64,
+        name: &[u8],
+        new_parent: u64,
+        new_name: &[u8],
+        begun: Begun,
+    ) -> FsResult<()> {
         self.check_may_change(parent)?;
         self.check_may_change(new_parent)?;
         let source = self.resolve_to_change(parent, name).await?;
@@ -46,7 +116,7 @@ impl Engine {
             Err(error) => return Err(error),
         };
         if let Some(target) = &target {
-            if no_replace {
+            if matches!(begun, Begun::Now { no_replace: true }) {
                 return Err(FsError::Exists { what: format!("{:?}", String::from_utf8_lossy(new_name)) });
             }
             if target.ino == source.ino {
@@ -70,7 +140,8 @@ impl Engine {
         let new_key = self.key_in(&self.tree(), new_parent, &segment)?;
         self.store.check_key(&new_key).map_err(|error| FsError::Invalid { what: error.to_string() })?;
         if source.attr.kind == Kind::Directory {
-            self.rename_directory(source.ino, new_parent, new_name, segment, target.map(|target| target.ino)).await?;
+            let target = target.map(|target| target.ino).filter(|_| matches!(begun, Begun::Now { .. }));
+            self.rename_directory(source.ino, new_parent, new_name, segment, target).await?;
         } else {
             self.rename_file(source.ino, new_parent, new_name, segment, target.map(|target| target.ino)).await?;
         }

@@ -91,9 +91,7 @@ impl Engine {
         if persisted.is_err() || !self.may_wait(&policy) {
             return self.store_file(ino).await;
         }
-        let now = Instant::now();
-        guard(&self.waiting.files).entry(ino).or_insert_with(|| Closed::new(now)).last = now;
-        self.waiting.news.notify_one();
+        self.waiting.add(ino);
         Ok(())
     }
 
@@ -166,6 +164,13 @@ impl Engine {
 }
 
 impl Waiting {
+    /// A file was closed.
+    pub(super) fn add(&self, ino: u64) {
+        let now = Instant::now();
+        guard(&self.files).entry(ino).or_insert_with(|| Closed::new(now)).last = now;
+        self.news.notify_one();
+    }
+
     pub(super) fn holds(&self, ino: u64) -> bool {
         guard(&self.files).contains_key(&ino)
     }

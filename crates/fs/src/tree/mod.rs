@@ -5,6 +5,7 @@
 //! remembers which names were changed here, and when ([`Directory::mutations`]).
 
 pub mod names;
+mod notes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hasher};
@@ -137,6 +138,8 @@ pub struct Node {
     pub content: Option<Arc<Content>>,
     /// The target of a symbolic link, once read.
     pub target: Option<Arc<[u8]>>,
+    /// What the ledger says of it.
+    noted: notes::Noted,
 }
 
 impl Node {
@@ -152,6 +155,7 @@ pub struct Tree {
     nodes: HashMap<u64, Node>,
     next_spare: u64,
     clock: u64,
+    news: notes::News,
     /// What objects without metadata get.
     pub defaults: Defaults,
 }
@@ -175,8 +179,9 @@ impl Tree {
             dir: Some(Box::default()),
             content: None,
             target: None,
+            noted: notes::Noted::default(),
         };
-        Self { nodes: HashMap::from([(ROOT, root)]), next_spare: 1 << 62, clock: 1, defaults }
+        Self { nodes: HashMap::from([(ROOT, root)]), next_spare: 1 << 62, clock: 1, news: notes::News::default(), defaults }
     }
 
     /// A node that must be there.
@@ -186,6 +191,7 @@ impl Tree {
 
     /// The same, to change it.
     pub fn get_mut(&mut self, ino: u64) -> Option<&mut Node> {
+        self.news.add(ino);
         self.nodes.get_mut(&ino)
     }
 
@@ -261,8 +267,10 @@ impl Tree {
             dir,
             content: None,
             target: None,
+            noted: notes::Noted::default(),
         };
         self.nodes.insert(ino, node);
+        self.news.add(ino);
         if let Some(dir) = self.dir_mut(parent) {
             dir.children.insert(name, ino);
         }
@@ -272,7 +280,7 @@ impl Tree {
     /// Takes a name's node out of the tree; it lives on while it is open or the kernel knows it.
     pub fn detach(&mut self, parent: u64, name: &[u8]) -> Option<u64> {
         let ino = self.dir_mut(parent)?.children.remove(name)?;
-        if let Some(node) = self.nodes.get_mut(&ino) {
+        if let Some(node) = self.get_mut(ino) {
             node.is_linked = false;
             if let Some(content) = &node.content {
                 content.mark_unlinked();
@@ -294,7 +302,7 @@ impl Tree {
         if let Some(dir) = self.dir_mut(parent) {
             dir.children.insert(Arc::clone(&name), ino);
         }
-        if let Some(node) = self.nodes.get_mut(&ino) {
+        if let Some(node) = self.get_mut(ino) {
             node.parent = parent;
             node.name = name;
             node.segment = segment;
@@ -304,7 +312,7 @@ impl Tree {
 
     /// The kernel forgets a node `count` times.
     pub fn forget(&mut self, ino: u64, count: u64) {
-        if let Some(node) = self.nodes.get_mut(&ino) {
+        if let Some(node) = self.get_mut(ino) {
             node.lookups = node.lookups.saturating_sub(count);
         }
         self.drop_unused(ino);
@@ -320,6 +328,9 @@ impl Tree {
                 return;
             }
             let (parent, name, is_linked) = (node.parent, Arc::clone(&node.name), node.is_linked);
+            if node.noted.is_written() {
+                self.news.add(at);
+            }
             self.nodes.remove(&at);
             if is_linked
                 && let Some(dir) = self.dir_mut(parent)

@@ -169,6 +169,13 @@ impl DirtyFile {
             state.attempt = None;
             return Ok(None);
         };
+        if attempt.tag.is_some() {
+            // Of a process that died: what was written after its upload is known from the record alone.
+            state.attempt = None;
+            drop(state);
+            let version = ObjectVersion { key: attempt.key, etag: info.etag.clone(), size: info.size };
+            return Ok(self.stand_on(version).then_some(info.etag));
+        }
         if state.attempt.is_some() {
             let version = ObjectVersion { key: attempt.key, etag: info.etag.clone(), size: info.size };
             self.rebase(&mut state, version)?;
@@ -351,7 +358,7 @@ impl DirtyFile {
 
     pub(super) fn attempt(&self, key: &ObjectKey, size: u64, parts: &[Part]) -> Attempt {
         let replaces = self.state().replaces.clone();
-        Attempt { key: key.clone(), size, part_count: parts.len(), replaces }
+        Attempt { key: key.clone(), size, part_count: parts.len(), replaces, tag: None }
     }
 
     /// Completes an upload. If the answer to an earlier try was lost, the upload is gone and the object is there.

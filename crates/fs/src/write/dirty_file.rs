@@ -93,11 +93,16 @@ pub(super) struct Attempt {
     pub(super) part_count: usize,
     /// The object before.
     pub(super) replaces: Option<ETag>,
+    /// The tag that the object would have, if that is known: then nothing else is looked at.
+    pub(super) tag: Option<ETag>,
 }
 
 impl Attempt {
     /// Whether `info` is the object that the upload would have made.
     pub(super) fn made(&self, info: &ObjectInfo) -> bool {
+        if let Some(tag) = &self.tag {
+            return info.etag == *tag;
+        }
         info.size == self.size
             && self.replaces.as_ref() != Some(&info.etag)
             && info.etag.as_str().ends_with(&format!("-{}", self.part_count))
@@ -196,6 +201,11 @@ impl DirtyFile {
             state.journal.replaces(Some(etag.as_str().to_owned()));
             state.replaces = Some(etag);
         }
+    }
+
+    /// For whoever takes the mount up after this process died: the inode that the file belongs to.
+    pub fn belongs_to(&self, ino: u64) {
+        self.state().journal.belongs_to(ino);
     }
 
     /// The file has no name any more: nobody wants it back if this process dies.

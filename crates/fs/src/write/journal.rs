@@ -133,6 +133,11 @@ impl Journal {
         }
     }
 
+    /// The file belongs to this inode. Not written before there is something to store.
+    pub(super) fn belongs_to(&mut self, ino: u64) {
+        Event::Node(ino).encode(&mut self.queue);
+    }
+
     /// The object that the file replaces has this tag.
     pub(super) fn replaces(&mut self, etag: Option<String>) {
         Event::Replaces(etag).encode(&mut self.queue);

@@ -100,7 +100,6 @@ pub(super) fn keep_leftovers(root: &Path) -> usize {
 }
 
 fn keep_of(root: &Path, dir: &Path, count: &mut usize) -> io::Result<()> {
-    let process = dir.file_name().unwrap_or_default();
     let names: Vec<OsString> = std::fs::read_dir(dir)?.flatten().map(|entry| entry.file_name()).collect();
     for name in names.iter().filter(|name| !is_record(name)) {
         let data = dir.join(name);
@@ -108,18 +107,8 @@ fn keep_of(root: &Path, dir: &Path, count: &mut usize) -> io::Result<()> {
             std::fs::remove_file(&data)?;
             continue;
         }
-        if let Err(error) = settle(&data) {
-            tracing::warn!(path = %data.display(), %error, "the record of a staged file cannot be completed");
-        }
-        let to = make_kept_directory(root)?.join(kept_name(process, name));
-        // The record first: without a file it is nothing, but a file without it is less.
-        match std::fs::rename(record_of(&data), record_of(&to)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        std::fs::rename(&data, &to)?;
+        keep_one(root, dir, name)?;
         *count += 1;
-        tracing::error!(path = %to.display(), "a mount died before this was stored; its staged bytes are kept here");
     }
     // Records of what was not wanted, or was removed already.
     for name in names.iter().filter(|name| is_record(name)) {
@@ -129,6 +118,23 @@ fn keep_of(root: &Path, dir: &Path, count: &mut usize) -> io::Result<()> {
         }
     }
     std::fs::remove_dir(dir)
+}
+
+/// Moves one staging file with its record to `kept/`.
+pub(super) fn keep_one(root: &Path, dir: &Path, name: &OsStr) -> io::Result<()> {
+    let data = dir.join(name);
+    if let Err(error) = settle(&data) {
+        tracing::warn!(path = %data.display(), %error, "the record of a staged file cannot be completed");
+    }
+    let to = make_kept_directory(root)?.join(kept_name(dir.file_name().unwrap_or_default(), name));
+    // The record first: without a file it is nothing, but a file without it is less.
+    match std::fs::rename(record_of(&data), record_of(&to)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::rename(&data, &to)?;
+    tracing::error!(path = %to.display(), "a mount died before this was stored; its staged bytes are kept here");
+    Ok(())
 }
 
 /// Puts a staging file and its record on the disk, so that they are exact also after the machine stops.

@@ -6,6 +6,7 @@
 //! The same is written to a log beside the file ([`Recorded`]), so that it can be put back if this process dies.
 //! [`plan`] decides, without I/O, how to turn that into an object; [`DirtyFile::commit`] does it.
 
+mod adopt;
 mod commit;
 mod dirty_file;
 mod extents;
@@ -25,12 +26,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use sandpail_store::{ObjectAttributes, PutOutcome, Store};
 
+pub(crate) use self::adopt::Adopted;
 pub use self::dirty_file::DirtyFile;
 pub use self::extents::RangeSet;
 pub use self::plan::{PartSource, UploadPlan, plan};
 #[cfg(test)]
 pub(crate) use self::record::of_another_boot;
 pub use self::record::{Origin, RecordProblem, Recorded};
+pub(crate) use self::record::{attributes_json, parse_attributes};
 pub use self::staging::StagingArea;
 use crate::FsResult;
 use crate::read::ObjectVersion;
@@ -146,6 +149,10 @@ impl WriteContext {
     /// Bytes that are staged now, by all files.
     pub fn staged_len(&self) -> u64 {
         self.staging.used()
+    }
+
+    pub(crate) fn share_staging(&self) -> std::io::Result<std::os::fd::OwnedFd> {
+        self.staging.share_lock()
     }
 
     /// Removes the staging directory of this process, unless something in it must be kept.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -71,6 +72,11 @@ impl Names {
             made: AtomicU64::new(0),
             synced: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// A descriptor of the directory, with the same lock.
+    pub(super) fn share(&self) -> io::Result<OwnedFd> {
+        Ok(self.dir.try_clone()?.into())
     }
 
     /// Names were made; gives what to ask [`Names::sync`] for.

@@ -1,6 +1,6 @@
 //! What a staging file stands for: the log beside it, read back after its process died. No I/O.
 //!
-//! A log is a magic number with the format's version, then frames: length, CRC-32C, payload. It is only ever appended to.
+//! A log is a magic number with the format's version, then [frames]. It is only ever appended to.
 //! What a process that was killed had begun to append is no whole frame, or its sum is wrong: it and what follows is
 //! ignored, and the log says what was true before.
 //!
@@ -16,16 +16,13 @@ use serde::{Deserialize, Serialize};
 
 use super::journal::boot;
 use super::{Base, RangeSet};
+use crate::frames;
 use crate::read::ObjectVersion;
 
 const MAGIC: &[u8; 15] = b"sandpail staged";
 /// The version of the format that is written and read.
 const FORMAT: u8 = 1;
 const HEAD_LEN: usize = MAGIC.len() + 1;
-/// Length and sum before each payload.
-const FRAME_LEN: usize = 8;
-/// No payload is longer: names, tags and 2 KB of metadata.
-const PAYLOAD_LEN_MAX: usize = 1 << 20;
 
 /// Where the files of a mount belong. Never holds a credential.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +124,17 @@ struct AttributesForm {
     tagging: Option<String>,
 }
 
+/// What objects carry, as text.
+pub(crate) fn attributes_json(attributes: &ObjectAttributes) -> Vec<u8> {
+    let described = Described { attributes: attributes.clone(), times_set: false };
+    json(&described).unwrap_or_default()
+}
+
+/// The other way round.
+pub(crate) fn parse_attributes(text: &[u8]) -> Option<ObjectAttributes> {
+    serde_json::from_slice::<Described>(text).ok().map(|described| described.attributes)
+}
+
 /// What the object shall carry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Described {
@@ -188,13 +196,14 @@ pub(super) enum Event {
     Durable,
     /// An upload is about to be completed; the object will have this tag.
     Completing(String),
+    /// The inode that it belongs to, while its mount lives.
+    Node(u64),
 }
 
 impl Event {
     /// Appends the frame of this event.
     pub(super) fn encode(&self, log: &mut Vec<u8>) {
-        let at = log.len();
-        log.extend([0; FRAME_LEN]);
+        let at = frames::begin(log);
         let (tag, numbers, text): (u8, &[u64], _) = match self {
             Self::Begin(begin) => (1, &[], json(begin)),
             Self::Described(described) => (2, &[], json(described)),
@@ -217,13 +226,12 @@ impl Event {
             Self::Kept(reason) => (19, &[], json(reason)),
             Self::Durable => (20, &[], None),
             Self::Completing(tag) => (21, &[], json(tag)),
+            Self::Node(ino) => (22, &[*ino], None),
         };
         log.push(tag);
         numbers.iter().for_each(|number| log.extend(number.to_le_bytes()));
         log.extend(text.unwrap_or_default());
-        let (len, sum) = (log.len() - at - FRAME_LEN, sum(&log[at + FRAME_LEN..]));
-        log[at..at + 4].copy_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());
-        log[at + 4..at + FRAME_LEN].copy_from_slice(&sum.to_le_bytes());
+        frames::end(log, at);
     }
 
     fn decode(payload: &[u8]) -> Option<Self> {
@@ -255,6 +263,7 @@ impl Event {
             19 => Self::Kept(serde_json::from_slice(rest).ok()?),
             20 => Self::Durable,
             21 => Self::Completing(serde_json::from_slice(rest).ok()?),
+            22 => Self::Node(one()?),
             _ => return None,
         })
     }
@@ -268,10 +277,6 @@ pub(super) fn head() -> Vec<u8> {
 fn json(value: &impl Serialize) -> Option<Vec<u8>> {
     // Strings and numbers: it cannot fail.
     serde_json::to_vec(value).ok()
-}
-
-fn sum(payload: &[u8]) -> u32 {
-    u32::try_from(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, payload)).unwrap_or_default()
 }
 
 /// Why a log cannot be used.
@@ -326,6 +331,8 @@ pub struct Recorded {
     pub(super) is_durable: bool,
     /// The tag of the object that an upload was to make, whose end is not known.
     pub(crate) completing: Option<ETag>,
+    /// The inode that it belongs to.
+    pub(super) node: Option<u64>,
 }
 
 impl Recorded {
@@ -356,6 +363,7 @@ impl Recorded {
             is_kept: false,
             is_durable: false,
             completing: None,
+            node: None,
         })
     }
 
@@ -422,6 +430,7 @@ impl Recorded {
             Event::Stored => (self.is_stored, self.is_storing, self.is_durable) = (true, false, false),
             Event::Durable => self.is_durable = true,
             Event::Completing(tag) => self.completing = Some(ETag::new(&tag)),
+            Event::Node(ino) => self.node = Some(ino),
             Event::Unlinked => self.is_unlinked = true,
             Event::TimesFree => self.times_set = false,
             Event::Kept(reason) => {
@@ -497,13 +506,13 @@ pub(super) fn read(log: &[u8], data_len: u64) -> Result<(Recorded, u64), RecordP
     }
     let mut at = HEAD_LEN;
     let Some((Event::Begin(begin), next)) =
-        frame(log, at).and_then(|(payload, next)| Some((Event::decode(payload)?, next)))
+        frames::at(log, at).and_then(|(payload, next)| Some((Event::decode(payload)?, next)))
     else {
         return Err(RecordProblem::Damaged);
     };
     let mut recorded = Recorded::begin(begin).ok_or(RecordProblem::Damaged)?;
     at = next;
-    while let Some((payload, next)) = frame(log, at) {
+    while let Some((payload, next)) = frames::at(log, at) {
         // A whole frame that makes no sense was not torn: what it would have said is not known.
         Event::decode(payload).and_then(|event| recorded.apply(event)).ok_or(RecordProblem::Damaged)?;
         at = next;
@@ -514,15 +523,6 @@ pub(super) fn read(log: &[u8], data_len: u64) -> Result<(Recorded, u64), RecordP
         recorded.local.remove(data_len..u64::MAX);
     }
     Ok((recorded, at as u64))
-}
-
-/// The whole frame at an offset, and where it ends.
-fn frame(log: &[u8], at: usize) -> Option<(&[u8], usize)> {
-    let head = log.get(at..at.checked_add(FRAME_LEN)?)?;
-    let len = usize::try_from(u32::from_le_bytes(head[..4].try_into().ok()?)).ok()?;
-    let end = at + FRAME_LEN + len;
-    let payload = log.get(at + FRAME_LEN..end).filter(|_| (1..=PAYLOAD_LEN_MAX).contains(&len))?;
-    (sum(payload) == u32::from_le_bytes(head[4..].try_into().ok()?)).then_some((payload, end))
 }
 
 impl PartForm {
@@ -538,7 +538,7 @@ impl PartForm {
 /// The same log, as another start of the machine would have left it.
 #[cfg(test)]
 pub(crate) fn of_another_boot(log: &[u8]) -> Vec<u8> {
-    let (payload, next) = frame(log, HEAD_LEN).unwrap();
+    let (payload, next) = frames::at(log, HEAD_LEN).unwrap();
     let Some(Event::Begin(begin)) = Event::decode(payload) else { panic!("no beginning") };
     let mut changed = head();
     Event::Begin(Begin { boot: "another".to_owned(), ..begin }).encode(&mut changed);
@@ -641,7 +641,7 @@ mod tests {
         for event in every_event().into_iter().chain([Event::Begin(begin())]) {
             let mut log = Vec::new();
             event.encode(&mut log);
-            let (payload, end) = frame(&log, 0).unwrap();
+            let (payload, end) = frames::at(&log, 0).unwrap();
             assert_eq!((Event::decode(payload), end), (Some(event), log.len()));
         }
     }

@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,7 +34,7 @@ pub struct StagingArea {
     names: Names,
     limit: Option<u64>,
     used: AtomicU64,
-    next: AtomicU64,
+    pub(super) next: AtomicU64,
     can_punch: AtomicBool,
 }
 
@@ -72,16 +73,26 @@ impl StagingArea {
             );
         }
         let (own, lock) = own_directory(root).map_err(io(failed))?;
+        Self::on(root, own, lock, limit).map(Arc::new).map_err(io(failed))
+    }
+
+    pub(super) fn on(root: &Path, own: PathBuf, lock: File, limit: Option<u64>) -> std::io::Result<Self> {
         let (used, next, can_punch) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(true));
-        Ok(Arc::new(Self {
-            root: root.to_owned(),
-            own,
-            names: Names::new(lock, File::open(root).map_err(io(failed))?),
-            limit,
-            used,
-            next,
-            can_punch,
-        }))
+        let names = Names::new(lock, File::open(root)?);
+        Ok(Self { root: root.to_owned(), own, names, limit, used, next, can_punch })
+    }
+
+    /// The staging directory, and this process's in it.
+    pub(crate) fn places(&self) -> (&Path, &Path) {
+        (&self.root, &self.own)
+    }
+
+    /// A descriptor that keeps this process's directory from being taken for a dead one's.
+    ///
+    /// # Errors
+    /// Without a descriptor to be had.
+    pub(crate) fn share_lock(&self) -> std::io::Result<OwnedFd> {
+        self.names.share()
     }
 
     /// Bytes that are staged now.

@@ -1,0 +1,265 @@
+//! Taking a mount up when the process behind it was killed.
+//!
+//! The kernel keeps asking as long as somebody holds the mount's device. The process that answers next must know what the
+//! last one had told: that is in the [ledger](crate::ledger), and what was written is in the staging directory with its
+//! records. What the last one had not answered is asked again, with the same number: what it had begun is not refused for
+//! having been done.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use sandpail_store::Store;
+
+use super::{DirHandle, Engine, EngineOptions, FileHandle, OpenMode, Opened, failed_io, guard, stat_of};
+use crate::FsResult;
+use crate::ledger::{Extent, HandleNote, Known, Ledger};
+use crate::tree::{Name, Version};
+use crate::write::{Adopted, DirtyFile, StagingArea};
+
+tokio::task_local! {
+    /// The kernel's number of the request that is being answered.
+    static REQUEST: u64;
+}
+
+/// Lets `work` be known as the answer to a request of the kernel, by its number: what it opens and begins to change is noted
+/// under that.
+pub async fn as_request<F: Future>(number: u64, work: F) -> F::Output {
+    REQUEST.scope(number, work).await
+}
+
+fn current_request() -> Option<u64> {
+    REQUEST.try_with(|number| *number).ok()
+}
+
+/// What a mount's keeper holds for the process that takes the mount up.
+#[derive(Debug)]
+pub struct Left {
+    /// What the kernel was told.
+    pub ledger: OwnedFd,
+    /// Keeps what is staged from being taken for a dead mount's.
+    pub staging: OwnedFd,
+}
+
+/// What is remembered of the process before.
+#[derive(Debug, Default)]
+pub(super) struct Restored {
+    /// Requests that had begun to change names.
+    begun: HashSet<u64>,
+    /// Handles that were given, by their requests.
+    opened: HashMap<u64, u64>,
+}
+
+impl Engine {
+    /// What a keeper must hold so that another process can take the mount up; `None` if it cannot be.
+    ///
+    /// # Errors
+    /// Without descriptors to be had.
+    pub fn share(&self) -> io::Result<Option<Left>> {
+        let Some(ledger) = &self.ledger else { return Ok(None) };
+        Ok(Some(Left { ledger: ledger.share()?, staging: self.writing.share_staging()? }))
+    }
+
+    /// An engine that goes on where one that was killed has stopped, with the same options. The caller keeps the device.
+    ///
+    /// # Errors
+    /// [`crate::FsError::Io`] if what is left cannot be read: then the mount is lost, and what is staged is kept by the next.
+    pub fn take_up(
+        store: Arc<dyn Store>,
+        options: EngineOptions,
+        runtime: tokio::runtime::Handle,
+        left: Left,
+    ) -> FsResult<Arc<Self>> {
+        let failed = || failed_io("cannot take up the mount");
+        let file = File::from(left.ledger);
+        let known = Known::read(&file).map_err(failed())?;
+        let ledger = Ledger::resume(file, &known).map_err(failed())?;
+        let staging =
+            StagingArea::adopt(&options.staging_dir, known.staging.clone(), left.staging, options.staging_limit)?;
+        let mut engine = Self::on(store, options, runtime, staging, Some(ledger))?;
+        engine.restore(known)?;
+        let engine = Arc::new(engine);
+        engine.settle();
+        Ok(engine)
+    }
+
+    /// Writes to the ledger what a request has changed. Comes before its answer.
+    pub fn settle(&self) {
+        let Some(ledger) = &self.ledger else { return };
+        let mut tree = self.tree();
+        if tree.has_news() || ledger.has_pending() {
+            ledger.settle(|log, extent| match extent {
+                Extent::News => tree.write_news(log),
+                Extent::All => tree.write_all_notes(log),
+            });
+        }
+    }
+
+    /// Whether the process before had begun to change names for this request.
+    pub fn was_begun(&self, request: u64) -> bool {
+        self.restored.begun.contains(&request)
+    }
+
+    /// The file, or directory, that the process before had opened for this request.
+    pub fn opened_before(&self, request: u64) -> Option<Opened> {
+        let handle = *self.restored.opened.get(&request)?;
+        let file = guard(&self.files).get(&handle).map(|file| file.ino);
+        let ino = file.or_else(|| guard(&self.dirs).get(&handle).map(|dir| dir.ino))?;
+        let stat = stat_of(&self.tree(), ino).ok()?;
+        Some(Opened { handle, stat, keep_cache: false, direct_io: false })
+    }
+
+    pub(super) fn note_opened(&self, handle: u64, ino: u64, mode: Option<OpenMode>) {
+        // What is opened for a short while by the engine itself is nobody else's.
+        if let (Some(ledger), Some(request)) = (&self.ledger, current_request()) {
+            ledger.opened(handle, ino, mode, request);
+        }
+    }
+
+    pub(super) fn note_closed(&self, handle: u64) {
+        if let Some(ledger) = &self.ledger {
+            ledger.closed(handle);
+        }
+    }
+
+    pub(super) fn note_position(&self, handle: u64, position: u64, before: &Name) {
+        if let Some(ledger) = &self.ledger {
+            ledger.asked_from(handle, position, before.clone());
+        }
+    }
+
+    /// Names are about to be changed in the bucket.
+    pub(super) fn note_begun(&self) {
+        if let (Some(ledger), Some(request)) = (&self.ledger, current_request()) {
+            ledger.begun(request);
+        }
+    }
+
+    fn restore(&mut self, known: Known) -> FsResult<()> {
+        let Known { nodes, mut attributes, handles, begun, next_handle, .. } = known;
+        self.next_handle.store(next_handle.max(1), Ordering::Relaxed);
+        self.restored.begun = begun;
+        let pending: Vec<u64> = nodes.values().filter(|node| node.is_pending).map(|node| node.ino).collect();
+        {
+            let mut tree = self.tree();
+            for (ino, note) in nodes {
+                tree.restore(note, attributes.remove(&ino));
+            }
+            tree.relink_restored();
+        }
+        for (handle, note) in handles {
+            self.restore_handle(handle, note);
+        }
+        for file in self.writing.adopted()? {
+            self.restore_staged(file)?;
+        }
+        for ino in pending {
+            if let Some(content) = self.tree().get(ino).and_then(|node| node.content.clone()) {
+                content.set_attributes_pending(true);
+            }
+        }
+        let mut tree = self.tree();
+        let all = tree.all();
+        let closed: Vec<u64> = all
+            .iter()
+            .copied()
+            .filter(|ino| tree.get(*ino).is_some_and(|node| node.is_linked && node.is_local() && node.opens == 0))
+            .collect();
+        // A node may be gone with one that came before it.
+        all.into_iter().for_each(|ino| tree.drop_unused(ino));
+        drop(tree);
+        for ino in closed {
+            self.store_later(ino);
+        }
+        Ok(())
+    }
+
+    fn restore_handle(&mut self, handle: u64, note: HandleNote) {
+        let HandleNote { ino, mode, request, position } = note;
+        let mut tree = self.tree();
+        let Some(node) = tree.get_mut(ino) else {
+            if ino != crate::tree::ROOT {
+                return tracing::debug!(ino, "a handle without its node");
+            }
+            return;
+        };
+        match mode {
+            Some(mode) => {
+                node.opens += 1;
+                let content = Arc::clone(node.content.get_or_insert_default());
+                if !node.is_linked {
+                    content.mark_unlinked();
+                }
+                let file = FileHandle { ino, content, can_read: mode.read, can_write: mode.write, append: mode.append };
+                guard(&self.files).insert(handle, Arc::new(file));
+            }
+            None => {
+                let dir = DirHandle { ino, snapshot: Default::default(), resumed: position };
+                guard(&self.dirs).insert(handle, Arc::new(dir));
+            }
+        }
+        drop(tree);
+        self.restored.opened.insert(request, handle);
+    }
+
+    fn restore_staged(&self, file: Adopted) -> FsResult<()> {
+        let ino = file.node;
+        let found = self.tree().get(ino).map(|node| (node.is_linked, node.opens > 0));
+        let Some((is_linked, is_open)) = found else {
+            // Its making was never answered.
+            file.remove();
+            return Ok(());
+        };
+        if file.is_stored() && (is_linked || !is_open) {
+            // The bucket has it. The ledger may not know of the last version yet.
+            let mut tree = self.tree();
+            if let (Some(node), Some(etag)) = (tree.get_mut(ino), file.recorded.replaces.clone())
+                && node.version.as_ref().is_none_or(|version| version.etag.as_ref() != Some(&etag))
+            {
+                node.attr.size = file.recorded.size;
+                node.attr.mtime = file.modified.into();
+                node.version =
+                    Some(Version { etag: Some(etag), size: file.recorded.size, modified: file.modified });
+            }
+            drop(tree);
+            file.remove();
+            return Ok(());
+        }
+        if !is_linked && !is_open {
+            file.remove();
+            return Ok(());
+        }
+        let (modified, times_set, may_be_stored) = (file.modified, file.recorded.times_set, file.may_be_stored());
+        let dirty = DirtyFile::adopt(Arc::clone(&self.writing), file)?;
+        let mut tree = self.tree();
+        let Some(node) = tree.get_mut(ino) else { return Ok(()) };
+        let content = Arc::clone(node.content.get_or_insert_default());
+        if !times_set {
+            node.attr.mtime = modified.into();
+        }
+        node.attr.ctime = modified.into();
+        drop(tree);
+        content.set_times_were_set(times_set);
+        if !is_linked {
+            content.mark_unlinked();
+        }
+        if may_be_stored {
+            content.set_may_be_stored();
+        }
+        // Never fails, and there is none yet but by a second record of the same file.
+        content.dirty_or(|| Ok::<_, crate::FsError>(dirty)).map(drop)
+    }
+
+    /// A file is closed and not stored: it goes up as soon as may be.
+    fn store_later(&self, ino: u64) {
+        if self.options.write_back.is_some() {
+            self.waiting.add(ino);
+        } else {
+            guard(&self.failures).insert(ino, "the mount's process was killed before it was stored".to_owned());
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! What the kernel relies on, told to whoever takes the mount up when this process is killed: inode numbers, how often
+//! the kernel knows them, open files and directories, and which requests had begun to change names.
+//!
+//! The ledger is a file without a name that the mount's keeper holds, too. It says what a node *is now*, not what happened:
+//! before a request is answered, the nodes that it changed are written again. An entry too much does no harm (a node is
+//! held longer than the kernel needs it); an answer that is not in the ledger would, so entries are written first.
+//! What is staged has records of its own ([`crate::write`]), which say to which node it belongs.
+
+mod entry;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+use sandpail_store::ObjectAttributes;
+
+pub(crate) use self::entry::{Entry, NodeNote};
+use crate::engine::OpenMode;
+use crate::frames;
+use crate::tree::Name;
+
+/// With the format's version.
+const MAGIC: &[u8; 16] = b"sandpail ledger1";
+/// Where the offset of the first entry stands, and after it the [`State`].
+const START_AT: u64 = 16;
+const STATE_AT: u64 = 24;
+const HEAD_LEN: u64 = 32;
+/// A ledger is written anew when it is this long, in bytes, and this many times as long as it was then.
+const REWRITE_LEN_MIN: u64 = 1 << 20;
+const REWRITE_GROWTH: u64 = 4;
+/// So many requests are remembered that had begun to change names: more than are ever under way.
+const BEGUN_COUNT: usize = 4096;
+
+/// What a ledger is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Its mount can be taken up.
+    Whole,
+    /// Its process ended the mount itself.
+    Ended,
+    /// Something is missing in it.
+    Broken,
+}
+
+impl State {
+    /// What a mount's keeper finds in the ledger that it holds.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn of(ledger: impl AsFd) -> io::Result<Self> {
+        let file = File::from(ledger.as_fd().try_clone_to_owned()?);
+        let mut word = [0; 8];
+        file.read_exact_at(&mut word, STATE_AT)?;
+        Ok(match word[0] {
+            0 => Self::Whole,
+            1 => Self::Ended,
+            _ => Self::Broken,
+        })
+    }
+
+    fn word(self) -> [u8; 8] {
+        let code = match self {
+            Self::Whole => 0,
+            Self::Ended => 1,
+            Self::Broken => 2,
+        };
+        [code, 0, 0, 0, 0, 0, 0, 0]
+    }
+}
+
+/// Which nodes are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// Those that have changed.
+    News,
+    All,
+}
+
+/// The ledger that this process writes.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    file: File,
+    writing: Mutex<Writing>,
+}
+
+#[derive(Debug)]
+struct Writing {
+    start: u64,
+    end: u64,
+    /// How long it was when it was written anew.
+    fresh_len: u64,
+    /// Entries for the next write.
+    pending: Vec<u8>,
+    staging: PathBuf,
+    /// The entries of open handles, for the next time that it is written anew.
+    handles: HashMap<u64, Vec<u8>>,
+    positions: HashMap<u64, Vec<u8>>,
+    begun: VecDeque<u64>,
+    next_handle: u64,
+    is_broken: bool,
+}
+
+/// An open file or directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HandleNote {
+    pub(crate) ino: u64,
+    /// Of a file.
+    pub(crate) mode: Option<OpenMode>,
+    /// The request that opened it.
+    pub(crate) request: u64,
+    /// From where entries of a directory were asked for, and the name before.
+    pub(crate) position: Option<(u64, Name)>,
+}
+
+/// What a process that died had told the kernel.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    pub(crate) staging: PathBuf,
+    pub(crate) nodes: HashMap<u64, NodeNote>,
+    pub(crate) attributes: HashMap<u64, ObjectAttributes>,
+    pub(crate) handles: HashMap<u64, HandleNote>,
+    pub(crate) begun: HashSet<u64>,
+    pub(crate) next_handle: u64,
+}
+
+impl Known {
+    /// Reads a ledger.
+    ///
+    /// # Errors
+    /// When it is none, or not whole.
+    pub(crate) fn read(ledger: &File) -> io::Result<Self> {
+        if State::of(ledger)? != State::Whole {
+            return Err(io::Error::other("the ledger of the mount is not whole"));
+        }
+        let mut head = [0; HEAD_LEN as usize];
+        ledger.read_exact_at(&mut head, 0)?;
+        if !head.starts_with(MAGIC) {
+            return Err(io::Error::other("the ledger of the mount is of another version"));
+        }
+        let mut start = [0; 8];
+        ledger.read_exact_at(&mut start, START_AT)?;
+        let start = u64::from_le_bytes(start);
+        let len = ledger.metadata()?.len().saturating_sub(start);
+        let mut log = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+        ledger.read_exact_at(&mut log, start)?;
+        let mut known = Self::default();
+        let mut at = 0;
+        while let Some((payload, next)) = frames::at(&log, at) {
+            let entry = Entry::decode(payload).ok_or_else(|| io::Error::other("the ledger of the mount is damaged"))?;
+            known.apply(entry);
+            at = next;
+        }
+        Ok(known)
+    }
+
+    fn apply(&mut self, entry: Entry) {
+        match entry {
+            Entry::Staging(path) => self.staging = path,
+            Entry::Node(node) => drop(self.nodes.insert(node.ino, node)),
+            Entry::Attributes(ino, attributes) => drop(self.attributes.insert(ino, attributes)),
+            Entry::Gone(ino) => {
+                self.nodes.remove(&ino);
+                self.attributes.remove(&ino);
+            }
+            Entry::File { handle, ino, mode, request } => {
+                self.opened(handle, HandleNote { ino, mode: Some(mode), request, position: None });
+            }
+            Entry::Directory { handle, ino, request } => {
+                self.opened(handle, HandleNote { ino, mode: None, request, position: None });
+            }
+            Entry::Closed(handle) => drop(self.handles.remove(&handle)),
+            Entry::Position { handle, position, name } => {
+                if let Some(note) = self.handles.get_mut(&handle) {
+                    note.position = Some((position, name));
+                }
+            }
+            Entry::Begun(request) => drop(self.begun.insert(request)),
+            Entry::Handles(next) => self.next_handle = self.next_handle.max(next),
+        }
+    }
+
+    fn opened(&mut self, handle: u64, note: HandleNote) {
+        self.next_handle = self.next_handle.max(handle + 1);
+        self.handles.insert(handle, note);
+    }
+}
+
+impl Ledger {
+    /// A new one, of a process that stages in `staging`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn create(staging: &Path) -> io::Result<Self> {
+        let file = File::from(memfd_create("sandpail ledger", MemfdFlags::CLOEXEC)?);
+        let mut head = MAGIC.to_vec();
+        head.extend(HEAD_LEN.to_le_bytes());
+        head.extend(State::Whole.word());
+        file.write_all_at(&head, 0)?;
+        let ledger = Self::on(file, HEAD_LEN..HEAD_LEN, staging);
+        Entry::Staging(staging.to_owned()).encode(&mut ledger.writing().pending);
+        Ok(ledger)
+    }
+
+    /// Goes on with the ledger of a process that died; [`Ledger::settle`] writes it anew.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn resume(file: File, known: &Known) -> io::Result<Self> {
+        let mut start = [0; 8];
+        file.read_exact_at(&mut start, START_AT)?;
+        let range = u64::from_le_bytes(start)..file.metadata()?.len();
+        let ledger = Self::on(file, range, &known.staging);
+        let mut writing = ledger.writing();
+        // The next write is one of everything.
+        writing.fresh_len = 0;
+        writing.next_handle = known.next_handle;
+        writing.begun = known.begun.iter().copied().collect();
+        for (handle, note) in &known.handles {
+            let HandleNote { ino, mode, request, position } = note;
+            let (handle, ino, request) = (*handle, *ino, *request);
+            let entry = match *mode {
+                Some(mode) => Entry::File { handle, ino, mode, request },
+                None => Entry::Directory { handle, ino, request },
+            };
+            writing.handles.insert(handle, frame(&entry));
+            if let Some((position, name)) = position {
+                let entry = Entry::Position { handle, position: *position, name: name.clone() };
+                writing.positions.insert(handle, frame(&entry));
+            }
+        }
+        drop(writing);
+        Ok(ledger)
+    }
+
+    fn on(file: File, Range { start, end }: Range<u64>, staging: &Path) -> Self {
+        let writing = Writing {
+            start,
+            end,
+            fresh_len: REWRITE_LEN_MIN / REWRITE_GROWTH,
+            pending: Vec::new(),
+            staging: staging.to_owned(),
+            handles: HashMap::new(),
+            positions: HashMap::new(),
+            begun: VecDeque::new(),
+            next_handle: 1,
+            is_broken: false,
+        };
+        Self { file, writing: Mutex::new(writing) }
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Writing> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A descriptor for the mount's keeper.
+    ///
+    /// # Errors
+    /// Without a descriptor to be had.
+    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
+        Ok(self.file.try_clone()?.into())
+    }
+
+    /// The mount ends, and nobody shall take it up.
+    pub(crate) fn end(&self) {
+        self.set_state(State::Ended);
+    }
+
+    fn set_state(&self, state: State) {
+        if let Err(error) = self.file.write_all_at(&state.word(), STATE_AT) {
+            tracing::error!(%error, "the mount's ledger cannot be written");
+        }
+    }
+
+    /// A file, or without `mode` a directory, was opened.
+    pub(crate) fn opened(&self, handle: u64, ino: u64, mode: Option<OpenMode>, request: u64) {
+        let entry = frame(&match mode {
+            Some(mode) => Entry::File { handle, ino, mode, request },
+            None => Entry::Directory { handle, ino, request },
+        });
+        let mut writing = self.writing();
+        writing.pending.extend(&entry);
+        writing.handles.insert(handle, entry);
+        writing.next_handle = writing.next_handle.max(handle + 1);
+    }
+
+    pub(crate) fn closed(&self, handle: u64) {
+        let mut writing = self.writing();
+        if writing.handles.remove(&handle).is_some() {
+            writing.positions.remove(&handle);
+            Entry::Closed(handle).encode(&mut writing.pending);
+        }
+    }
+
+    /// Entries of an open directory are asked for.
+    pub(crate) fn asked_from(&self, handle: u64, position: u64, name: Name) {
+        let entry = frame(&Entry::Position { handle, position, name });
+        let mut writing = self.writing();
+        writing.pending.extend(&entry);
+        writing.positions.insert(handle, entry);
+    }
+
+    /// A request is about to change names: written at once.
+    pub(crate) fn begun(&self, request: u64) {
+        let mut writing = self.writing();
+        Entry::Begun(request).encode(&mut writing.pending);
+        writing.begun.push_back(request);
+        if writing.begun.len() > BEGUN_COUNT {
+            writing.begun.pop_front();
+        }
+        self.write(&mut writing);
+    }
+
+    pub(crate) fn has_pending(&self) -> bool {
+        !self.writing().pending.is_empty()
+    }
+
+    /// Writes what is pending and what is new of the nodes, which `nodes` appends; from time to time everything anew. The
+    /// caller keeps the nodes still.
+    pub(crate) fn settle(&self, nodes: impl FnOnce(&mut Vec<u8>, Extent)) {
+        let mut writing = self.writing();
+        let len = writing.end - writing.start;
+        if len >= REWRITE_LEN_MIN && len >= writing.fresh_len * REWRITE_GROWTH || writing.fresh_len == 0 {
+            return self.write_anew(&mut writing, |log| nodes(log, Extent::All));
+        }
+        nodes(&mut writing.pending, Extent::News);
+        self.write(&mut writing);
+    }
+
+    fn write(&self, writing: &mut Writing) {
+        if writing.pending.is_empty() || writing.is_broken {
+            return writing.pending.clear();
+        }
+        match self.file.write_all_at(&writing.pending, writing.end) {
+            Ok(()) => writing.end += writing.pending.len() as u64,
+            Err(error) => self.break_off(writing, &error),
+        }
+        writing.pending.clear();
+    }
+
+    fn write_anew(&self, writing: &mut Writing, all: impl FnOnce(&mut Vec<u8>)) {
+        let mut log = Vec::new();
+        Entry::Staging(writing.staging.clone()).encode(&mut log);
+        Entry::Handles(writing.next_handle).encode(&mut log);
+        all(&mut log);
+        writing.handles.values().chain(writing.positions.values()).for_each(|entry| log.extend(entry));
+        writing.begun.iter().for_each(|request| Entry::Begun(*request).encode(&mut log));
+        writing.pending.clear();
+        writing.fresh_len = (log.len() as u64).max(1);
+        if writing.is_broken {
+            return;
+        }
+        let (old, new) = (writing.start, writing.end);
+        // First all of it, then the word that says where it begins: a reader finds the old one or the new one.
+        let written = self.file.write_all_at(&log, new).and_then(|()| {
+            self.file.write_all_at(&new.to_le_bytes(), START_AT)?;
+            writing.start = new;
+            writing.end = new + log.len() as u64;
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            Ok(fallocate(&self.file, flags, old, new.saturating_sub(old).max(1))?)
+        });
+        if let Err(error) = written {
+            self.break_off(writing, &error);
+        }
+    }
+
+    /// Without it the mount is like any other's: gone if its process is.
+    fn break_off(&self, writing: &mut Writing, error: &io::Error) {
+        writing.is_broken = true;
+        self.set_state(State::Broken);
+        tracing::error!(%error, "the mount's ledger cannot be written; if this process dies, the mount will be gone");
+    }
+}
+
+fn frame(entry: &Entry) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    entry.encode(&mut bytes);
+    bytes
+}
