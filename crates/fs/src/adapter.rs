@@ -536,7 +536,7 @@ impl Filesystem for Adapter {
             let opened = match before {
                 Some(opened) => opened,
                 None => match engine.create(parent.0, &name, mode & !umask, uid, gid, mode_of_open).await {
-                    Err(FsError::Exists { .. }) if is_begun => return engine.lookup(parent.0, &name).await,
+                    Err(FsError::Exists { .. }) if is_begun => engine.open_created(parent.0, &name, mode_of_open).await?,
                     other => other?,
                 },
             };
@@ -664,12 +664,18 @@ impl Filesystem for Adapter {
             let (attr, flags) = (file_attr(&opened.stat, ids), fopen_flags(&opened));
             return reply.created(&ttl, &attr, GENERATION, FileHandle(opened.handle), flags);
         }
-        let number = number_of(request);
+        let (number, is_begun) = (number_of(request), self.is_begun(request));
+        let work = move |engine: Arc<Engine>| async move {
+            match engine.create(parent.0, &name, mode & !umask, uid, gid, open).await {
+                Err(FsError::Exists { .. }) if is_begun => engine.open_created(parent.0, &name, open).await,
+                other => other,
+            }
+        };
         answer!(
             self,
             "create",
             reply,
-            |engine| as_request(number, engine.create(parent.0, &name, mode & !umask, uid, gid, open)),
+            |engine| as_request(number, work(Arc::clone(&engine))),
             |opened| {
                 let flags = fopen_flags(&opened);
                 reply.created(&ttl, &file_attr(&opened.stat, ids), GENERATION, FileHandle(opened.handle), flags);

@@ -198,7 +198,7 @@ pub(crate) struct MountArgs {
     /// Let the mount be gone when its process is killed, instead of going on with another one
     #[arg(long)]
     pub(crate) no_restart: bool,
-    /// Stay in the foreground; implies --no-restart
+    /// Stay in the foreground
     #[arg(long, short = 'f')]
     pub(crate) foreground: bool,
     /// What to log: error, warn, info, debug or trace

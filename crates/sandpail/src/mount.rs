@@ -23,11 +23,11 @@ pub(crate) fn run(arguments: &MountArgs) -> anyhow::Result<()> {
     let plan = plan(&arguments)?;
     let Place::Host { mountpoint, .. } = &plan.place else { bail!("no mountpoint") };
     if arguments.foreground {
-        let shown = mountpoint.display().to_string();
-        return worker::run(&plan, Begin::Mount, || {
-            println!("mounted on {shown}");
+        let ready = || {
+            println!("mounted on {}", mountpoint.display());
             Ok(())
-        });
+        };
+        return if plan.survives { keeper::keep(&plan, ready) } else { worker::run(&plan, Begin::Mount, ready) };
     }
     let mut worker = start(&plan)?;
     let waiting = Waiting::start(&format!("mounting {}", plan.shown_source()));
@@ -108,7 +108,7 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
             None => None,
         },
         status: !arguments.no_status,
-        survives: !arguments.no_restart && !arguments.foreground,
+        survives: !arguments.no_restart,
         write_back: arguments
             .write_back
             .then_some(WriteBackPlan { bytes_max: arguments.write_back_limit, age_max: arguments.write_back_age }),

@@ -68,6 +68,8 @@ pub struct MountPlan {
     pub scratch: PathBuf,
     /// More of sandpail's options.
     pub options: Vec<String>,
+    /// Another process goes on when the mount's is killed. Without it the process is our child.
+    pub survives: bool,
 }
 
 /// A bucket, mounted by a process that is our child.
@@ -214,6 +216,9 @@ fn ours(plan: &MountPlan) -> Result<Command> {
     }
     command.arg("--staging-dir").arg(plan.scratch.join("staging"));
     command.arg("--log-file").arg(plan.scratch.join("mount.log"));
+    if !plan.survives {
+        command.arg("--no-restart");
+    }
     command.args(&plan.options);
     command.env("AWS_ACCESS_KEY_ID", ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
     // Nobody's own profiles.

@@ -101,6 +101,7 @@ impl World {
             mountpoint: self.directory.path().join(name),
             scratch,
             options: options.iter().map(|&option| option.to_owned()).collect(),
+            survives: false,
         })
     }
 

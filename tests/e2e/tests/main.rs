@@ -15,6 +15,7 @@ mod receipts;
 mod requests;
 mod sandboxes;
 mod set_up;
+mod survive;
 mod two_mounts;
 mod write_back;
 
@@ -37,6 +38,7 @@ fn main() -> std::process::ExitCode {
         sandboxes::TESTS,
         proxy::TESTS,
         write_back::TESTS,
+        survive::TESTS,
     ];
     sandpail_e2e::runner::main(&tests.concat())
 }

@@ -8,11 +8,15 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, ExitCode};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use sandpail_fs::engine::{Engine, Left};
 use sandpail_fs::ledger::State;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::start::{self, Given};
 use super::{ARGUMENT as WORKER, FAILED, Plan, READY, control, hand_over, registry, report, secrecy};
@@ -22,10 +26,14 @@ pub const ARGUMENT: &str = "mount-keeper";
 
 /// How long a worker may take to hand over what keeps its mount.
 pub const KEEP_TIMEOUT: Duration = Duration::from_secs(10);
-/// A worker that lives shorter than this died of the mount itself, perhaps.
-const LIFE_MIN: Duration = Duration::from_secs(1);
+/// A worker that lives shorter than this died of the mount itself, perhaps: what it was asked is asked again at once.
+const LIFE_MIN: Duration = Duration::from_millis(200);
 /// So many such in a row are enough.
-const SHORT_LIVES_MAX: u32 = 8;
+const SHORT_LIVES_MAX: u32 = 10;
+
+const GIVEN_UP: &str = "the mount's processes die one after the other; it is given up";
+/// Time between two tries.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What keeps a mount alive without its process.
 #[derive(Debug)]
@@ -104,23 +112,35 @@ fn run() -> anyhow::Result<()> {
     let (text, _) = hand_over::receive(rustix::stdio::stdin())?;
     let plan: Plan = serde_json::from_str(&text).context("the plan makes no sense")?;
     drop(text);
+    // Away from the terminal and its signals.
     rustix::process::setsid().context("cannot leave the terminal")?;
+    keep(&plan, || {
+        println!("{READY}");
+        io::stdout().flush()
+    })
+}
+
+/// Starts the worker of a mount of the host, says so through `ready`, and starts another one whenever it is killed. Returns
+/// when the mount is gone.
+///
+/// # Errors
+/// Why there is no mount, or that it was given up.
+pub fn keep(plan: &Plan, ready: impl FnOnce() -> io::Result<()>) -> anyhow::Result<()> {
     let program = start::own_program()?;
-    // A signal that asks for the end is the worker's to answer; it is in no group with this process.
-    let signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?;
-    let current = std::sync::Arc::new(std::sync::Mutex::new(None));
-    pass_on(signals, std::sync::Arc::clone(&current))?;
-    let mut worker = Worker::start(&program, &plan, Given::Nothing)?;
+    let signals = Signals::new([SIGTERM, SIGINT])?;
+    let current = Current::default();
+    pass_on(signals, Arc::clone(&current))?;
+    let mut worker = Worker::start(&program, plan, Given::Nothing)?;
     worker.tell(&current);
-    let mut kept = match worker.keep() {
+    let kept = match worker.keep() {
         Ok(kept) => kept,
         Err(error) => {
             worker.kill();
             return Err(error);
         }
     };
-    println!("{READY}");
-    io::stdout().flush().ok();
+    // Nobody may listen any more.
+    let _ = ready();
     let mut lives = Lives::begin();
     loop {
         let status = worker.child.wait()?;
@@ -129,35 +149,36 @@ fn run() -> anyhow::Result<()> {
         }
         loop {
             if !lives.may_begin_again() {
-                bail!("the mount's processes die one after the other; it is given up");
+                worker.log(plan, GIVEN_UP);
+                bail!(GIVEN_UP);
             }
-            match Worker::start(&program, &kept.plan, Given::Mount(&kept)) {
+            match Worker::start(&program, plan, Given::Mount(&kept)) {
                 Ok(next) => {
                     worker = next;
                     break;
                 }
                 Err(_) if !kept.wants_another() => return Ok(()),
-                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+                Err(error) => {
+                    worker.log(plan, &format!("cannot take up the mount: {}", report::in_one_line(&error)));
+                    std::thread::sleep(RETRY_PAUSE);
+                }
             }
         }
         worker.tell(&current);
-        // The descriptors stay the same; the worker itself has not got them from elsewhere.
-        if let Ok(next) = worker.keep() {
-            kept = next;
-        }
     }
 }
 
 /// The process to which signals are passed on.
-type Current = std::sync::Arc<std::sync::Mutex<Option<rustix::process::Pid>>>;
+type Current = Arc<Mutex<Option<Pid>>>;
 
-fn pass_on(mut signals: signal_hook::iterator::Signals, current: Current) -> anyhow::Result<()> {
+/// A signal that asks for the end is the worker's to answer, which is in no group with this process.
+fn pass_on(mut signals: Signals, current: Current) -> anyhow::Result<()> {
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for _signal in signals.forever() {
-            let pid = *current.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let pid = *current.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(pid) = pid {
                 // It may have ended.
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+                let _ = kill_process(pid, Signal::TERM);
             }
         }
     })?;
@@ -166,6 +187,11 @@ fn pass_on(mut signals: signal_hook::iterator::Signals, current: Current) -> any
 
 struct Worker {
     child: Child,
+}
+
+/// Seconds since 1970: this process has no other use for a calendar.
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl Worker {
@@ -197,8 +223,19 @@ impl Worker {
     }
 
     fn tell(&self, current: &Current) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        *current.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = pid;
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        *current.lock().unwrap_or_else(PoisonError::into_inner) = pid;
+    }
+
+    /// Says in its log what it cannot say itself any more.
+    fn log(&self, plan: &Plan, text: &str) {
+        let log = plan.log_file.clone().map_or_else(|| super::default_log(self.child.id()), Ok);
+        let written = log.and_then(|log| {
+            let mut log = std::fs::File::options().append(true).create(true).open(log)?;
+            Ok(writeln!(log, "{} ERROR sandpail keeper: {text}", now())?)
+        });
+        // Nobody else would hear of this either.
+        drop(written);
     }
 
     fn keep(&self) -> anyhow::Result<Kept> {

@@ -242,8 +242,7 @@ impl Begin {
 /// # Errors
 /// Why there is no mount, or what ended it.
 pub fn run(plan: &Plan, begin: Begin, ready: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
-    let default_log = registry::directory()?.join(format!("{}.log", registry::name_of(std::process::id())));
-    let log_file = plan.log_file.clone().unwrap_or(default_log);
+    let log_file = plan.log_file.clone().map_or_else(|| default_log(std::process::id()), Ok)?;
     start_log(&plan.log, &log_file)?;
     let result = serve(plan, begin, &log_file, ready);
     // A daemon's mounts come and go: only logs that tell something stay.
@@ -539,6 +538,11 @@ fn origin(plan: &Plan) -> Origin {
         directory,
         prefix: plan.prefix.clone(),
     }
+}
+
+/// Where the process behind a mount logs if nobody says.
+fn default_log(pid: u32) -> anyhow::Result<PathBuf> {
+    Ok(registry::directory()?.join(format!("{}.log", registry::name_of(pid))))
 }
 
 fn start_log(level: &str, file: &Path) -> anyhow::Result<()> {

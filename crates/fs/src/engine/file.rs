@@ -88,6 +88,7 @@ impl Engine {
         let segment = self.new_segment(parent, name).await?;
         let key = self.key_in(&self.tree(), parent, &segment)?;
         let attr = self.new_attr(parent, Kind::File, perm, uid, gid);
+        self.note_begun();
         let (ino, content) = self.insert_new_file(parent, name, segment, attr);
         let made = content.dirty_or(|| DirtyFile::new(Arc::clone(&self.writing), key, None, 0)).and_then(|dirty| {
             dirty.belongs_to(ino);
@@ -107,6 +108,17 @@ impl Engine {
         let stat = stat_of(&self.tree(), ino)?;
         let handle = self.add_handle(ino, content, mode);
         Ok(Opened { handle, stat, keep_cache: false, direct_io: false })
+    }
+
+    /// Opens what [`Engine::create`] had made for a request that the kernel sends again, when the process that made it was killed
+    /// before it had given a handle.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub async fn open_created(&self, parent: u64, name: &[u8], mode: OpenMode) -> FsResult<Opened> {
+        // The kernel's reference was counted when it was made.
+        let made = self.resolve(parent, name, false).await?;
+        self.open(made.ino, OpenMode { truncate: false, ..mode }).await
     }
 
     /// Opens a file.

@@ -114,7 +114,11 @@ fn adopt(path: PathBuf) -> FsResult<Option<Adopted>> {
     let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
     let data = open(&path).map_err(failed)?;
     let meta = data.metadata().map_err(failed)?;
-    let log = open(&record_of(&path)).map_err(failed)?;
+    let log = match open(&record_of(&path)) {
+        // It was just made.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && meta.len() == 0 => return Ok(None),
+        opened => opened.map_err(failed)?,
+    };
     if log.metadata().map_err(failed)?.len() == 0 {
         return Ok(None);
     }
