@@ -356,7 +356,9 @@ fn serve_engine(
 ) -> anyhow::Result<()> {
     let pid = std::process::id();
     let is_taken_up = matches!(device, Device::Left(_));
-    if !is_taken_up {
+    if is_taken_up {
+        std::thread::sleep(engine.quiet_time());
+    } else {
         runtime.block_on(engine.probe()).map_err(|error| match &plan.place {
             Place::Host { .. } => error.into(),
             Place::Sandbox { .. } => anyhow::anyhow!("{}", cause(&error)),

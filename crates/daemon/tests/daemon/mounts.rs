@@ -20,6 +20,7 @@ crate::tests![
     what_was_there_comes_back,
     a_worker_that_dies_is_reported_and_takes_no_writes,
     what_was_closed_survives_its_worker,
+    a_mount_goes_on_with_another_process,
     endpoints_and_their_causes,
     s3fs_options_change_the_mount,
     a_local_bucket_is_kept_equal,
@@ -215,6 +216,39 @@ async fn a_worker_that_dies_is_reported_and_takes_no_writes() {
     // Mounting again is enough.
     world.mount(&one, "MY_BUCKET", "/data").await.unwrap();
     assert_eq!(world.run(&one, "ls /data; cat /data/a").await, "a\nstored\n");
+    world.end().await;
+}
+
+async fn a_mount_goes_on_with_another_process() {
+    let world = World::new().await;
+    let one = id("one");
+    let mut events = world.daemon.events();
+    world.mount(&one, "MY_BUCKET", "/data").await.unwrap();
+    world.run(&one, "echo stored > /data/a").await;
+    // A program that has a file open and writes to it over three kills.
+    let writing = "exec 3>/data/open; for n in $(seq 60); do echo $n >&3; echo $n >/data/f$n; cat /data/a; sleep 0.02; done";
+    let writing = world.run(&one, writing);
+    let killing = async {
+        for _ in 0..3 {
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            let workers = workers_of(world.path());
+            assert_eq!(workers.len(), 1);
+            let pid = rustix::process::Pid::from_raw(workers[0]).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            while events.recv().await.unwrap().kind != "mount.restarted" {}
+        }
+    };
+    let (written, ()) = tokio::join!(writing, killing);
+    assert_eq!(written, "stored\n".repeat(60));
+    let mounts = world.daemon.list_mounts(&one).await;
+    assert_eq!((mounts[0].state, mounts[0].unstored), ("serving", 0));
+    let numbers: String = (1..=60).map(|n| format!("{n}\n")).collect();
+    assert_eq!(world.get("MY_BUCKET", "open").await.unwrap(), numbers);
+    assert_eq!(world.get("MY_BUCKET", "f60").await.unwrap(), "60\n");
+    // The guest's root takes its mount away: that is no crash.
+    world.exec(&one, "umount /data").await;
+    world.daemon.unmount(&one, "/data", true).await.unwrap();
+    crate::world::until("the worker has ended", || async { workers_of(world.path()).is_empty() }).await;
     world.end().await;
 }
 

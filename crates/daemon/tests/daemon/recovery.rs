@@ -71,12 +71,19 @@ async fn a_killed_daemon_is_followed_by_one_that_finds_everything() {
     // The living mount works, the dead one refuses, and everything can be taken away.
     assert_eq!(exec(&daemon, &alive, "echo on > /data/on && cat /data/on").await.stdout, "on\n");
     assert_ne!(exec(&daemon, &alive, "echo lost > /dies/lost").await.code, 0);
+    // What an earlier daemon has started survives under this one, too.
+    let behind = |pid: &&i32| {
+        let entry = std::fs::read_to_string(format!("/run/sandpail/mount-{pid}.json")).unwrap_or_default();
+        entry.contains("/data") && entry.contains("\"alive\"")
+    };
+    kill(*workers_of(directory.path()).iter().find(behind).expect("the worker of /data"));
+    assert_eq!(exec(&daemon, &alive, "cat /data/on; echo more >> /data/on; cat /data/on").await.stdout, "on\non\nmore\n");
     for path in ["/data", "/dies", "/local"] {
         daemon.unmount(&alive, path, false).await.unwrap();
     }
     assert_eq!(exec(&daemon, &alive, "ls -d /data /dies 2>/dev/null").await.stdout, "");
     daemon.mount(&alive, request("MY_BUCKET", "/data", MountOptions::default())).await.unwrap();
-    assert_eq!(exec(&daemon, &alive, "cat /data/on").await.stdout, "on\n");
+    assert_eq!(exec(&daemon, &alive, "cat /data/on").await.stdout, "on\nmore\n");
     daemon.stop(true).await.unwrap();
     assert!(workers_of(directory.path()).is_empty());
     let left: Vec<_> = std::fs::read_dir(directory.path().join("registry")).unwrap().flatten().collect();

@@ -537,9 +537,9 @@ impl Engine {
     }
 
     pub(super) fn begin(&self, parent: u64, name: &[u8]) -> Change<'_> {
-        self.note_begun();
+        let number = self.note_begun();
         self.tree().begin_mutation(parent, name);
-        Change { engine: self, parent, name: name.into(), is_open: true }
+        Change { engine: self, parent, name: name.into(), number, is_open: true }
     }
 
     /// A file node for a new name, not stored yet.
@@ -587,6 +587,8 @@ pub(super) struct Change<'a> {
     engine: &'a Engine,
     parent: u64,
     name: Name,
+    /// What the ledger calls it.
+    number: u64,
     is_open: bool,
 }
 
@@ -594,6 +596,7 @@ impl Change<'_> {
     pub(super) fn done(mut self, tree: &mut Tree) {
         self.engine.tell(tree, self.parent);
         tree.end_mutation(self.parent, &self.name);
+        self.engine.note_ended(self.number);
         self.is_open = false;
     }
 }
@@ -605,6 +608,7 @@ impl Drop for Change<'_> {
             // It may have happened all the same.
             self.engine.tell(&mut tree, self.parent);
             tree.end_mutation(self.parent, &self.name);
+            self.engine.note_ended(self.number);
         }
     }
 }

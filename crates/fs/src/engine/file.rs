@@ -88,7 +88,9 @@ impl Engine {
         let segment = self.new_segment(parent, name).await?;
         let key = self.key_in(&self.tree(), parent, &segment)?;
         let attr = self.new_attr(parent, Kind::File, perm, uid, gid);
-        self.note_begun();
+        // Nothing is changed in the bucket; but it is made, perhaps, if it is asked for again.
+        let number = self.note_begun();
+        self.note_ended(number);
         let (ino, content) = self.insert_new_file(parent, name, segment, attr);
         let made = content.dirty_or(|| DirtyFile::new(Arc::clone(&self.writing), key, None, 0)).and_then(|dirty| {
             dirty.belongs_to(ino);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{FutureExt, StreamExt};
-use sandpail_store::{CopySource, ListRequest, ListedObject, ObjectKey, PutOutcome};
+use sandpail_store::{CopySource, ListRequest, ListedObject, ObjectKey, PutOutcome, StoreError};
 
 use super::directory::{note_unlinked, touch};
 use super::{Engine, failed, object_key, stale};
@@ -15,6 +15,8 @@ use crate::tree::names::{Asked, asked_for};
 use crate::tree::{Name, Version};
 use crate::{FsError, FsResult};
 
+/// How often a rename that a process which died had begun is looked at again.
+const TRIES: usize = 5;
 /// Copies of one directory's move that are under way at the same time.
 const COPIES_AT_ONCE: usize = 32;
 
@@ -56,6 +58,17 @@ impl Engine {
         new_parent: u64,
         new_name: &[u8],
     ) -> FsResult<()> {
+        for _ in 0..TRIES {
+            match self.rename_rest(parent, name, new_parent, new_name).await {
+                // It went away while it was looked at: what the process had asked the store for is done only now.
+                Err(FsError::Store { source: StoreError::NotFound { .. }, .. } | FsError::Changed { .. }) => {}
+                other => return other,
+            }
+        }
+        self.rename_rest(parent, name, new_parent, new_name).await
+    }
+
+    async fn rename_rest(&self, parent: u64, name: &[u8], new_parent: u64, new_name: &[u8]) -> FsResult<()> {
         let Some((ino, is_local)) = self.tree().child(parent, name).map(|node| (node.ino, node.is_local())) else {
             // It is known to be done, or the bucket must say.
             return match self.resolve(parent, name, false).await {

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use sandpail_store::Store;
 
@@ -20,6 +21,9 @@ use crate::FsResult;
 use crate::ledger::{Extent, HandleNote, Known, Ledger};
 use crate::tree::{Name, Version};
 use crate::write::{Adopted, DirtyFile, StagingArea};
+
+/// See [`Engine::quiet_time`].
+const QUIET_TIME: Duration = Duration::from_millis(400);
 
 tokio::task_local! {
     /// The kernel's number of the request that is being answered.
@@ -52,6 +56,8 @@ pub(super) struct Restored {
     begun: HashSet<u64>,
     /// Handles that were given, by their requests.
     opened: HashMap<u64, u64>,
+    /// Changes of the bucket were under way.
+    has_unheard: bool,
 }
 
 impl Engine {
@@ -132,17 +138,32 @@ impl Engine {
         }
     }
 
-    /// Names are about to be changed in the bucket.
-    pub(super) fn note_begun(&self) {
-        if let (Some(ledger), Some(request)) = (&self.ledger, current_request()) {
-            ledger.begun(request);
+    /// The bucket is about to be changed. Gives a number for [`Engine::note_ended`].
+    pub(super) fn note_begun(&self) -> u64 {
+        let Some(ledger) = &self.ledger else { return 0 };
+        // Requests of the kernel have even numbers.
+        let number = current_request().unwrap_or_else(|| self.next_handle.fetch_add(1, Ordering::Relaxed) << 1 | 1);
+        ledger.begun(number);
+        number
+    }
+
+    pub(super) fn note_ended(&self, number: u64) {
+        if let Some(ledger) = &self.ledger {
+            ledger.ended(number);
         }
     }
 
+    /// How long to wait before anybody is answered: what the process before had sent to the store, and not heard of, may be
+    /// done only now. Nobody can know when; this is longer than requests take.
+    pub fn quiet_time(&self) -> Duration {
+        if self.restored.has_unheard { QUIET_TIME } else { Duration::ZERO }
+    }
+
     fn restore(&mut self, known: Known) -> FsResult<()> {
-        let Known { nodes, mut attributes, handles, begun, next_handle, .. } = known;
+        let Known { nodes, mut attributes, handles, begun, under_way, next_handle, .. } = known;
         self.next_handle.store(next_handle.max(1), Ordering::Relaxed);
         self.restored.begun = begun;
+        self.restored.has_unheard = !under_way.is_empty();
         let pending: Vec<u64> = nodes.values().filter(|node| node.is_pending).map(|node| node.ino).collect();
         {
             let mut tree = self.tree();

@@ -60,8 +60,10 @@ pub(crate) enum Entry {
         position: u64,
         name: Name,
     },
-    /// A request of the kernel changes names from now on: if it is sent again, it may be done.
+    /// A change of the bucket begins, for a request of the kernel or on our own: if it is asked for again, it may be done.
     Begun(u64),
+    /// The change has ended, well or not.
+    Ended(u64),
     /// No handle from here on was ever given.
     Handles(u64),
 }
@@ -86,6 +88,7 @@ impl Entry {
             Self::Position { handle, position, name } => put(log, 8, &[*handle, *position], &[name]),
             Self::Begun(request) => put(log, 9, &[*request], &[]),
             Self::Handles(next) => put(log, 10, &[*next], &[]),
+            Self::Ended(request) => put(log, 11, &[*request], &[]),
         }
         frames::end(log, at);
     }
@@ -110,6 +113,7 @@ impl Entry {
             8 => Self::Position { handle: rest.number()?, position: rest.number()?, name: rest.bytes()?.into() },
             9 => Self::Begun(rest.number()?),
             10 => Self::Handles(rest.number()?),
+            11 => Self::Ended(rest.number()?),
             _ => return None,
         };
         rest.0.is_empty().then_some(entry)
@@ -274,6 +278,7 @@ mod tests {
         check(Entry::Closed(1));
         check(Entry::Position { handle: 1, position: 9, name: Name::from(&b"x"[..]) });
         check(Entry::Begun(1));
+        check(Entry::Ended(1));
         check(Entry::Handles(u64::MAX));
     }
 }

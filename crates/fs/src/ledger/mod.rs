@@ -34,7 +34,7 @@ const HEAD_LEN: u64 = 32;
 /// A ledger is written anew when it is this long, in bytes, and this many times as long as it was then.
 const REWRITE_LEN_MIN: u64 = 1 << 20;
 const REWRITE_GROWTH: u64 = 4;
-/// So many requests are remembered that had begun to change names: more than are ever under way.
+/// So many changes are remembered that had begun: more than are ever under way.
 const BEGUN_COUNT: usize = 4096;
 
 /// What a ledger is good for.
@@ -102,6 +102,7 @@ struct Writing {
     handles: HashMap<u64, Vec<u8>>,
     positions: HashMap<u64, Vec<u8>>,
     begun: VecDeque<u64>,
+    under_way: HashSet<u64>,
     next_handle: u64,
     is_broken: bool,
 }
@@ -126,6 +127,8 @@ pub(crate) struct Known {
     pub(crate) attributes: HashMap<u64, ObjectAttributes>,
     pub(crate) handles: HashMap<u64, HandleNote>,
     pub(crate) begun: HashSet<u64>,
+    /// Changes that had begun and not ended.
+    pub(crate) under_way: HashSet<u64>,
     pub(crate) next_handle: u64,
 }
 
@@ -180,7 +183,11 @@ impl Known {
                     note.position = Some((position, name));
                 }
             }
-            Entry::Begun(request) => drop(self.begun.insert(request)),
+            Entry::Begun(change) => {
+                self.begun.insert(change);
+                self.under_way.insert(change);
+            }
+            Entry::Ended(change) => drop(self.under_way.remove(&change)),
             Entry::Handles(next) => self.next_handle = self.next_handle.max(next),
         }
     }
@@ -248,6 +255,7 @@ impl Ledger {
             handles: HashMap::new(),
             positions: HashMap::new(),
             begun: VecDeque::new(),
+            under_way: HashSet::new(),
             next_handle: 1,
             is_broken: false,
         };
@@ -305,15 +313,24 @@ impl Ledger {
         writing.positions.insert(handle, entry);
     }
 
-    /// A request is about to change names: written at once.
-    pub(crate) fn begun(&self, request: u64) {
+    /// A change of the bucket is about to begin: written at once.
+    pub(crate) fn begun(&self, change: u64) {
         let mut writing = self.writing();
-        Entry::Begun(request).encode(&mut writing.pending);
-        writing.begun.push_back(request);
+        Entry::Begun(change).encode(&mut writing.pending);
+        writing.under_way.insert(change);
+        writing.begun.push_back(change);
         if writing.begun.len() > BEGUN_COUNT {
             writing.begun.pop_front();
         }
         self.write(&mut writing);
+    }
+
+    /// It has ended, well or not.
+    pub(crate) fn ended(&self, change: u64) {
+        let mut writing = self.writing();
+        if writing.under_way.remove(&change) {
+            Entry::Ended(change).encode(&mut writing.pending);
+        }
     }
 
     pub(crate) fn has_pending(&self) -> bool {
@@ -349,7 +366,12 @@ impl Ledger {
         Entry::Handles(writing.next_handle).encode(&mut log);
         all(&mut log);
         writing.handles.values().chain(writing.positions.values()).for_each(|entry| log.extend(entry));
-        writing.begun.iter().for_each(|request| Entry::Begun(*request).encode(&mut log));
+        for change in &writing.begun {
+            Entry::Begun(*change).encode(&mut log);
+            if !writing.under_way.contains(change) {
+                Entry::Ended(*change).encode(&mut log);
+            }
+        }
         writing.pending.clear();
         writing.fresh_len = (log.len() as u64).max(1);
         if writing.is_broken {
