@@ -4,14 +4,17 @@
 //! A failure names its seed: `SANDPAIL_SEED=7 cargo test -p sandpail-fs --test model` runs that one alone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sandpail_fs::FsResult;
 use sandpail_fs::attr::{Kind, Time};
-use sandpail_fs::engine::{Engine, EngineOptions, OpenMode, SetAttr, SetTime, WriteBack};
+use sandpail_fs::engine::{Engine, EngineOptions, Left, OpenMode, SetAttr, SetTime, WriteBack, as_request};
 use sandpail_fs::errno::{Errno, errno};
 use sandpail_store::dir::DirStore;
 use sandpail_store::memory::MemoryStore;
@@ -42,13 +45,33 @@ struct Open {
     path: String,
 }
 
+/// What follows a kill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kill {
+    /// Another mount: what was closed with write-back must be there.
+    Remount,
+    /// Another process on the same mount: everything must be as it was, open files too.
+    TakeUp,
+}
+
+/// How a mount is run.
+#[derive(Clone, Copy, Debug)]
+struct Mode {
+    /// Closing does not wait for the bucket.
+    write_back: bool,
+    kill: Option<Kill>,
+}
+
 struct Run {
     seed: u64,
     random: Random,
     bucket: Arc<dyn Store>,
     faults: Option<Arc<Faults>>,
-    /// Closing does not wait for the bucket; then the process is killed now and then.
-    write_back: Option<FaultPlan>,
+    /// The process is killed now and then, and the store of the next one fails like this.
+    kills: Option<(Kill, FaultPlan)>,
+    write_back: bool,
+    /// Of the kernel.
+    next_request: AtomicU64,
     engine: Arc<Engine>,
     model: Model,
     open: Vec<Open>,
@@ -56,7 +79,7 @@ struct Run {
     staging: tempfile::TempDir,
 }
 
-fn new_engine(store: &Arc<dyn Store>, staging: &tempfile::TempDir, write_back: bool) -> Arc<Engine> {
+fn options(staging: &tempfile::TempDir, write_back: bool) -> EngineOptions {
     let mut options = EngineOptions::new(staging.path().to_owned());
     options.metadata_ttl = Duration::ZERO;
     options.part_len = 50_000;
@@ -65,6 +88,12 @@ fn new_engine(store: &Arc<dyn Store>, staging: &tempfile::TempDir, write_back: b
     // Some uploads begin at once, and at times there is no room for more that wait.
     let policy = WriteBack { delay: Duration::from_millis(3), bytes_max: 400_000, ..WriteBack::default() };
     options.write_back = write_back.then_some(policy);
+    options.survives = true;
+    options
+}
+
+fn new_engine(store: &Arc<dyn Store>, staging: &tempfile::TempDir, write_back: bool) -> Arc<Engine> {
+    let options = options(staging, write_back);
     let engine = Engine::new(Arc::clone(store), options, tokio::runtime::Handle::current()).unwrap();
     engine.write_back();
     engine
@@ -97,6 +126,10 @@ fn same(ours: Errno, theirs: rustix::io::Errno) -> bool {
 }
 
 impl Run {
+    fn request(&self) -> u64 {
+        self.next_request.fetch_add(2, Ordering::Relaxed)
+    }
+
     async fn node(&self, path: &str) -> FsResult<u64> {
         let mut ino = 1;
         for name in path.split('/').filter(|name| !name.is_empty()) {
@@ -344,7 +377,8 @@ impl Run {
         let mode = OpenMode { read: true, write: true, ..OpenMode::default() };
         let ours = async |run: &Self| {
             let (parent, name) = split(&path);
-            run.engine.create(run.node(parent).await?, name.as_bytes(), 0o640, 0, 0, mode).await
+            let parent = run.node(parent).await?;
+            as_request(run.request(), run.engine.create(parent, name.as_bytes(), 0o640, 0, 0, mode)).await
         };
         let theirs = |model: &mut Model| model.create(&path, 0o640).map(drop);
         if let Some(opened) = self.change(format!("create {path}"), ours, theirs).await {
@@ -359,7 +393,10 @@ impl Run {
         }
         let truncate = self.random.chance(0.3);
         let mode = OpenMode { read: true, write: true, truncate, append: false };
-        let ours = async |run: &Self| run.engine.open(run.node(&path).await?, mode).await;
+        let ours = async |run: &Self| {
+            let ino = run.node(&path).await?;
+            as_request(run.request(), run.engine.open(ino, mode)).await
+        };
         let theirs = |model: &mut Model| {
             let id = model.open(&path)?;
             if truncate { model.truncate(id, 0) } else { Ok(()) }
@@ -471,30 +508,56 @@ impl Run {
         }
     }
 
-    /// Closes all files, and then the process is gone: a new one must find everything.
-    async fn kill(&mut self, plan: FaultPlan) {
-        self.trace.push("kill".to_owned());
+    /// The process is gone: the next one must find everything.
+    async fn kill(&mut self, kill: Kill, plan: FaultPlan) {
+        self.trace.push(format!("kill, {kill:?}"));
         self.pause();
-        for open in std::mem::take(&mut self.open) {
-            self.engine.release(open.handle).await;
+        if kill == Kill::Remount {
+            for open in std::mem::take(&mut self.open) {
+                self.engine.release(open.handle).await;
+            }
         }
         let faults = self.faults.take().expect("a store to cut off");
         faults.set_down(true);
         // What is on its way arrives.
         tokio::time::sleep(Duration::from_millis(5)).await;
         let staging = tempfile::tempdir().unwrap();
-        copy_staging(self.staging.path(), staging.path());
+        let own = copy_staging(self.staging.path(), staging.path());
         let (store, faults) = Faults::new(Arc::clone(&self.bucket), plan);
         faults.pause();
-        let engine = new_engine(&store, &staging, true);
-        engine.replay(Duration::from_secs(60)).await.unwrap();
+        let engine = match kill {
+            Kill::Remount => {
+                let engine = new_engine(&store, &staging, true);
+                engine.replay(Duration::from_secs(60)).await.unwrap();
+                engine
+            }
+            Kill::TakeUp => {
+                // The process before writes no more to its ledger.
+                let mut old = File::from(self.engine.share().unwrap().unwrap().ledger);
+                let mut ledger = tempfile::tempfile().unwrap();
+                old.seek(SeekFrom::Start(0)).unwrap();
+                std::io::copy(&mut old, &mut ledger).unwrap();
+                let left = Left { ledger: ledger.into(), staging: File::open(own).unwrap().into() };
+                let options = options(&staging, self.write_back);
+                let engine = Engine::take_up(store, options, tokio::runtime::Handle::current(), left).unwrap();
+                engine.write_back();
+                engine
+            }
+        };
         (self.engine, self.staging, self.faults) = (engine, staging, Some(faults));
         self.compare(&self.engine, "after a kill").await;
+        for open in &self.open {
+            let expected = self.model.read(open.node, 0, usize::try_from(FILE_LEN_MAX * 2).unwrap()).unwrap();
+            let found = self.engine.read(open.handle, 0, FILE_LEN_MAX * 2).await;
+            if !found.as_ref().is_ok_and(|found| found.concat() == expected) {
+                self.fail(&format!("the open file {} is another: {:?}", open.path, found.map(|found| found.len())));
+            }
+        }
     }
 
     /// Another client changes the bucket.
     async fn someone_else(&mut self, path: String) {
-        if self.write_back.is_some() {
+        if self.write_back {
             self.pause();
             self.engine.sync().await;
             self.resume();
@@ -544,10 +607,13 @@ impl Run {
     }
 }
 
-/// What a kill leaves. Records first: only uploads go on meanwhile, which add to staging files before they say so.
-fn copy_staging(from: &Path, to: &Path) {
+/// What a kill leaves. Records first: only uploads go on meanwhile, which add to staging files before they say so. Gives the
+/// process's own directory.
+fn copy_staging(from: &Path, to: &Path) -> PathBuf {
+    let mut own = PathBuf::new();
     for process in std::fs::read_dir(from).unwrap().flatten() {
         let target = to.join(process.file_name());
+        own.clone_from(&target);
         std::fs::create_dir(&target).unwrap();
         let mut files: Vec<_> = std::fs::read_dir(process.path()).unwrap().flatten().map(|file| file.path()).collect();
         files.sort_by_key(|file| file.extension().is_none_or(|extension| extension != "record"));
@@ -558,6 +624,7 @@ fn copy_staging(from: &Path, to: &Path) {
             }
         }
     }
+    own
 }
 
 fn short(seen: Option<&Seen>) -> String {
@@ -615,7 +682,8 @@ fn model_of(tree: &Tree) -> Model {
     model
 }
 
-async fn run(seed: u64, count: u64, bucket: Arc<dyn Store>, plan: Option<FaultPlan>, write_back: bool) {
+async fn run(seed: u64, count: u64, bucket: Arc<dyn Store>, plan: Option<FaultPlan>, mode: Mode) {
+    let Mode { write_back, kill } = mode;
     let staging = tempfile::tempdir().unwrap();
     let (store, faults) = match plan.clone() {
         Some(plan) => {
@@ -625,16 +693,19 @@ async fn run(seed: u64, count: u64, bucket: Arc<dyn Store>, plan: Option<FaultPl
         None => (Arc::clone(&bucket), None),
     };
     let engine = new_engine(&store, &staging, write_back);
-    let write_back = plan.filter(|_| write_back);
+    let kills = kill.zip(plan);
     let (random, model) = (Random::new(seed), Model::new(0, 0));
     let (open, trace) = (Vec::new(), Vec::new());
-    let mut run = Run { seed, random, bucket, faults, write_back, engine, model, open, trace, staging };
+    let next_request = AtomicU64::new(2);
+    let mut run =
+        Run { seed, random, bucket, faults, kills, write_back, next_request, engine, model, open, trace, staging };
     for _ in 0..count {
         run.step().await;
-        if let Some(plan) = run.write_back.clone()
+        run.engine.settle();
+        if let Some((kill, plan)) = run.kills.clone()
             && run.random.chance(0.03)
         {
-            run.kill(plan).await;
+            run.kill(kill, plan).await;
         }
     }
     run.finish().await;
@@ -661,6 +732,12 @@ fn failing(seed: u64) -> (Arc<dyn Store>, Option<FaultPlan>) {
     (memory(seed), Some(plan))
 }
 
+/// A store that only takes its time.
+fn slow(seed: u64) -> (Arc<dyn Store>, Option<FaultPlan>) {
+    let plan = FaultPlan { seed, delay_max: Duration::from_micros(200), ..FaultPlan::default() };
+    (memory(seed), Some(plan))
+}
+
 fn seeds(short: u64, long: u64) -> Range<u64> {
     match std::env::var("SANDPAIL_SEED").ok().and_then(|seed| seed.parse().ok()) {
         Some(seed) => seed..seed + 1,
@@ -672,20 +749,23 @@ fn seeds(short: u64, long: u64) -> Range<u64> {
 async fn run_all(
     seeds: Range<u64>,
     count: u64,
-    write_back: bool,
+    mode: Mode,
     start: impl Fn(u64) -> (Arc<dyn Store>, Option<FaultPlan>),
 ) {
     use futures_util::StreamExt;
     let runs = seeds.map(|seed| {
         let (bucket, plan) = start(seed);
-        run(seed, count, bucket, plan, write_back)
+        run(seed, count, bucket, plan, mode)
     });
     futures_util::stream::iter(runs).buffer_unordered(8).collect::<()>().await;
 }
 
+const PLAIN: Mode = Mode { write_back: false, kill: None };
+const REMOUNTED: Mode = Mode { write_back: true, kill: Some(Kill::Remount) };
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_engine_is_what_the_reference_is() {
-    run_all(seeds(40, 2000), 200, false, |seed| (memory(seed), None)).await;
+    run_all(seeds(40, 2000), 200, PLAIN, |seed| (memory(seed), None)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -695,24 +775,34 @@ async fn over_a_bucket_directory() {
         let path = directory.path().join(format!("b{seed}"));
         (Arc::new(DirStore::create(&path).unwrap()), None)
     };
-    run_all(seeds(4, 100), 150, false, start).await;
+    run_all(seeds(4, 100), 150, PLAIN, start).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_fails_makes_no_wrong_bytes() {
-    run_all(seeds(40, 2000), 120, false, failing).await;
+    run_all(seeds(40, 2000), 120, PLAIN, failing).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_closed_outlives_its_process() {
-    let start = |seed| -> (Arc<dyn Store>, Option<FaultPlan>) {
-        let plan = FaultPlan { seed, delay_max: Duration::from_micros(200), ..FaultPlan::default() };
-        (memory(seed), Some(plan))
-    };
-    run_all(seeds(40, 2000), 200, true, start).await;
+    run_all(seeds(40, 2000), 200, REMOUNTED, slow).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_closed_outlives_its_process_and_a_store_that_fails() {
-    run_all(seeds(40, 2000), 120, true, failing).await;
+    run_all(seeds(40, 2000), 120, REMOUNTED, failing).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_goes_on_in_another_process() {
+    for write_back in [false, true] {
+        run_all(seeds(30, 2000), 200, Mode { write_back, kill: Some(Kill::TakeUp) }, slow).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_goes_on_in_another_process_over_a_store_that_fails() {
+    for write_back in [false, true] {
+        run_all(seeds(30, 2000), 120, Mode { write_back, kill: Some(Kill::TakeUp) }, failing).await;
+    }
 }

@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// List the mounts of this host
     List,
+    /// Let all mounts of this host go on with this program's file, as it is now
+    Upgrade(UpgradeArgs),
     /// Look after files that a mount has left without storing them
     Recover(RecoverArgs),
     /// Sandboxes of a running daemon
@@ -213,6 +215,13 @@ pub(crate) struct MountArgs {
     /// Options for the kernel, found among the others
     #[arg(skip)]
     pub(crate) kernel_options: Vec<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct UpgradeArgs {
+    /// How long the next process of a mount may take
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
 }
 
 #[derive(Args, Clone, Debug)]

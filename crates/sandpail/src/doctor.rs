@@ -66,9 +66,9 @@ fn host_findings() -> Vec<Finding> {
     let version: Vec<u32> = release.split(['.', '-']).take(2).filter_map(|part| part.parse().ok()).collect();
     let at_least = |major, minor| version.as_slice() >= &[major, minor][..];
     found.push(if at_least(6, 9) {
-        finding(Ok, "kernel", format!("{release}: FUSE passthrough and resend are there"))
+        finding(Ok, "kernel", format!("{release}: a mount goes on when its process is killed; FUSE passthrough is there"))
     } else {
-        finding(Warn, "kernel", format!("{release}: 6.9 or newer has FUSE passthrough; mounts work without"))
+        finding(Warn, "kernel", format!("{release}: from 6.9 on a mount goes on when its process is killed; here it fails (ENOTCONN), and what was written is kept for the next mount"))
     });
     let user_allow_other = read("/etc/fuse.conf").lines().any(|line| line.trim() == "user_allow_other");
     found.push(match (rustix::process::geteuid().is_root(), user_allow_other) {

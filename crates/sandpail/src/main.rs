@@ -14,6 +14,7 @@ mod serve;
 mod store;
 mod sync;
 mod umount;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -54,6 +55,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Sandbox(arguments) => return client::run(arguments),
         Command::Recover(arguments) => return recover::run(&arguments),
         Command::List => registry::print_list()?,
+        Command::Upgrade(arguments) => return upgrade::run(&arguments),
         Command::Bucket(command) => bucket::run(command)?,
         Command::Doctor(arguments) => return doctor::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments)?,

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::backend::RemotePlan;
-use super::hand_over;
+use super::{FAILED_CODE, hand_over};
 use super::keeper::Kept;
 
 /// Room for the usual answer.
@@ -31,6 +31,8 @@ pub enum Ask {
     /// How the bucket is reached, keys included: a daemon that was restarted has nobody else to ask. The socket is in a
     /// directory of the daemon's own user, who started the process with these keys.
     Remote,
+    /// End at once and leave the mount to another process, which may be of a newer program.
+    Yield,
     /// What whoever keeps the mount alive must hold: the plan, keys included, and descriptors. Answered in another form, to
     /// [`keep`].
     Keep,
@@ -90,6 +92,13 @@ fn answer(
             Answer { unstored, failed: pairs(engine.unstored(NAMED_COUNT_MAX)), ..Answer::default() }
         }
         Ask::Remote => Answer { remote: remote.cloned(), ..Answer::default() },
+        Ask::Yield => {
+            let _ = kept.context("nobody keeps this mount")?;
+            tracing::info!("asked to leave the mount to another process");
+            let mut stream = stream;
+            stream.write_all(&[&serde_json::to_vec(&Answer::default())?[..], b"\n"].concat())?;
+            std::process::exit(FAILED_CODE);
+        }
         Ask::Keep => {
             let kept = kept.context("this mount cannot be kept alive")?;
             let text = Zeroizing::new(serde_json::to_string(&kept.plan)?);

@@ -357,7 +357,7 @@ fn serve_engine(
     let pid = std::process::id();
     let is_taken_up = matches!(device, Device::Left(_));
     if is_taken_up {
-        std::thread::sleep(engine.quiet_time());
+        runtime.block_on(engine.wait_until_quiet());
     } else {
         runtime.block_on(engine.probe()).map_err(|error| match &plan.place {
             Place::Host { .. } => error.into(),

@@ -238,7 +238,7 @@ impl Engine {
     /// [`FsError::Io`] if the staging or the cache directory cannot be used.
     pub fn new(store: Arc<dyn Store>, options: EngineOptions, runtime: tokio::runtime::Handle) -> FsResult<Arc<Self>> {
         let staging = StagingArea::open(&options.staging_dir, options.staging_limit)?;
-        let ledger = options.survives.then(|| Ledger::create(staging.places().1)).transpose();
+        let ledger = options.survives.then(Ledger::create).transpose();
         let ledger = ledger.map_err(failed_io("cannot make the mount's ledger"))?;
         Self::on(store, options, runtime, staging, ledger).map(Arc::new)
     }

@@ -22,7 +22,7 @@ use crate::ledger::{Extent, HandleNote, Known, Ledger};
 use crate::tree::{Name, Version};
 use crate::write::{Adopted, DirtyFile, StagingArea};
 
-/// See [`Engine::quiet_time`].
+/// See [`Engine::wait_until_quiet`].
 const QUIET_TIME: Duration = Duration::from_millis(400);
 
 tokio::task_local! {
@@ -56,8 +56,8 @@ pub(super) struct Restored {
     begun: HashSet<u64>,
     /// Handles that were given, by their requests.
     opened: HashMap<u64, u64>,
-    /// Changes of the bucket were under way.
-    has_unheard: bool,
+    /// Changes of the bucket that were under way.
+    unheard: HashSet<u64>,
 }
 
 impl Engine {
@@ -84,8 +84,7 @@ impl Engine {
         let file = File::from(left.ledger);
         let known = Known::read(&file).map_err(failed())?;
         let ledger = Ledger::resume(file, &known).map_err(failed())?;
-        let staging =
-            StagingArea::adopt(&options.staging_dir, known.staging.clone(), left.staging, options.staging_limit)?;
+        let staging = StagingArea::adopt(&options.staging_dir, left.staging, options.staging_limit)?;
         let mut engine = Self::on(store, options, runtime, staging, Some(ledger))?;
         engine.restore(known)?;
         let engine = Arc::new(engine);
@@ -153,17 +152,22 @@ impl Engine {
         }
     }
 
-    /// How long to wait before anybody is answered: what the process before had sent to the store, and not heard of, may be
-    /// done only now. Nobody can know when; this is longer than requests take.
-    pub fn quiet_time(&self) -> Duration {
-        if self.restored.has_unheard { QUIET_TIME } else { Duration::ZERO }
+    /// Comes before anybody is answered. What the process before had sent to the store, and not heard of, may be done only
+    /// now: nobody can know when, but this waits longer than requests take. Returns at once if there was no such thing.
+    pub async fn wait_until_quiet(&self) {
+        if self.restored.unheard.is_empty() {
+            return;
+        }
+        tokio::time::sleep(QUIET_TIME).await;
+        self.restored.unheard.iter().for_each(|number| self.note_ended(*number));
+        self.settle();
     }
 
     fn restore(&mut self, known: Known) -> FsResult<()> {
         let Known { nodes, mut attributes, handles, begun, under_way, next_handle, .. } = known;
         self.next_handle.store(next_handle.max(1), Ordering::Relaxed);
         self.restored.begun = begun;
-        self.restored.has_unheard = !under_way.is_empty();
+        self.restored.unheard = under_way;
         let pending: Vec<u64> = nodes.values().filter(|node| node.is_pending).map(|node| node.ino).collect();
         {
             let mut tree = self.tree();

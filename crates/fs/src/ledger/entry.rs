@@ -1,8 +1,5 @@
 //! The entries of a ledger as bytes. No I/O.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use sandpail_store::{ETag, ObjectAttributes};
@@ -32,8 +29,6 @@ pub(crate) struct NodeNote {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
-    /// Where the process stages.
-    Staging(PathBuf),
     /// What a node is now.
     Node(NodeNote),
     /// What the object of a node carries.
@@ -75,20 +70,19 @@ impl Entry {
     pub(crate) fn encode(&self, log: &mut Vec<u8>) {
         let at = frames::begin(log);
         match self {
-            Self::Staging(path) => put(log, 1, &[], &[path.as_os_str().as_bytes()]),
             Self::Node(node) => node.encode(log),
-            Self::Attributes(ino, attributes) => put(log, 3, &[*ino], &[&attributes_json(attributes)]),
-            Self::Gone(ino) => put(log, 4, &[*ino], &[]),
+            Self::Attributes(ino, attributes) => put(log, 2, &[*ino], &[&attributes_json(attributes)]),
+            Self::Gone(ino) => put(log, 3, &[*ino], &[]),
             Self::File { handle, ino, mode, request } => {
                 let mode = u64::from(mode.read) | u64::from(mode.write) << 1 | u64::from(mode.append) << 2;
-                put(log, 5, &[*handle, *ino, mode, *request], &[]);
+                put(log, 4, &[*handle, *ino, mode, *request], &[]);
             }
-            Self::Directory { handle, ino, request } => put(log, 6, &[*handle, *ino, *request], &[]),
-            Self::Closed(handle) => put(log, 7, &[*handle], &[]),
-            Self::Position { handle, position, name } => put(log, 8, &[*handle, *position], &[name]),
-            Self::Begun(request) => put(log, 9, &[*request], &[]),
-            Self::Handles(next) => put(log, 10, &[*next], &[]),
-            Self::Ended(request) => put(log, 11, &[*request], &[]),
+            Self::Directory { handle, ino, request } => put(log, 5, &[*handle, *ino, *request], &[]),
+            Self::Closed(handle) => put(log, 6, &[*handle], &[]),
+            Self::Position { handle, position, name } => put(log, 7, &[*handle, *position], &[name]),
+            Self::Begun(request) => put(log, 8, &[*request], &[]),
+            Self::Handles(next) => put(log, 9, &[*next], &[]),
+            Self::Ended(request) => put(log, 10, &[*request], &[]),
         }
         frames::end(log, at);
     }
@@ -98,22 +92,21 @@ impl Entry {
         let (tag, rest) = payload.split_first()?;
         let mut rest = Fields(rest);
         let entry = match tag {
-            1 => Self::Staging(OsString::from_vec(rest.bytes()?.to_vec()).into()),
-            2 => Self::Node(NodeNote::decode(&mut rest)?),
-            3 => Self::Attributes(rest.number()?, parse_attributes(rest.bytes()?)?),
-            4 => Self::Gone(rest.number()?),
-            5 => {
+            1 => Self::Node(NodeNote::decode(&mut rest)?),
+            2 => Self::Attributes(rest.number()?, parse_attributes(rest.bytes()?)?),
+            3 => Self::Gone(rest.number()?),
+            4 => {
                 let (handle, ino, bits, request) = (rest.number()?, rest.number()?, rest.number()?, rest.number()?);
                 let mode =
                     OpenMode { read: bits & 1 != 0, write: bits & 2 != 0, append: bits & 4 != 0, truncate: false };
                 Self::File { handle, ino, mode, request }
             }
-            6 => Self::Directory { handle: rest.number()?, ino: rest.number()?, request: rest.number()? },
-            7 => Self::Closed(rest.number()?),
-            8 => Self::Position { handle: rest.number()?, position: rest.number()?, name: rest.bytes()?.into() },
-            9 => Self::Begun(rest.number()?),
-            10 => Self::Handles(rest.number()?),
-            11 => Self::Ended(rest.number()?),
+            5 => Self::Directory { handle: rest.number()?, ino: rest.number()?, request: rest.number()? },
+            6 => Self::Closed(rest.number()?),
+            7 => Self::Position { handle: rest.number()?, position: rest.number()?, name: rest.bytes()?.into() },
+            8 => Self::Begun(rest.number()?),
+            9 => Self::Handles(rest.number()?),
+            10 => Self::Ended(rest.number()?),
             _ => return None,
         };
         rest.0.is_empty().then_some(entry)
@@ -153,7 +146,7 @@ impl NodeNote {
         ];
         let etag = version.and_then(|version| version.etag.as_ref());
         let etag = etag.map_or(NO_TAG, |etag| etag.as_str().as_bytes());
-        put(log, 2, &numbers, &[&self.name, self.segment.as_deref().unwrap_or_default().as_bytes(), etag]);
+        put(log, 1, &numbers, &[&self.name, self.segment.as_deref().unwrap_or_default().as_bytes(), etag]);
     }
 
     fn decode(fields: &mut Fields<'_>) -> Option<Self> {
@@ -269,7 +262,6 @@ mod tests {
         check(Entry::Node(NodeNote { version: Some(version.clone()), segment: Some("".into()), ..note.clone() }));
         let version = Version { etag: Some(ETag::new("\"tag\"")), ..version };
         check(Entry::Node(NodeNote { version: Some(version), is_linked: false, is_pending: true, ..note }));
-        check(Entry::Staging("/a b/\u{1}".into()));
         check(Entry::Attributes(5, ObjectAttributes { content_type: Some("x/y".to_owned()), ..Default::default() }));
         check(Entry::Gone(4));
         let mode = OpenMode { read: true, append: true, ..OpenMode::default() };

@@ -14,7 +14,6 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
@@ -97,7 +96,6 @@ struct Writing {
     fresh_len: u64,
     /// Entries for the next write.
     pending: Vec<u8>,
-    staging: PathBuf,
     /// The entries of open handles, for the next time that it is written anew.
     handles: HashMap<u64, Vec<u8>>,
     positions: HashMap<u64, Vec<u8>>,
@@ -122,7 +120,6 @@ pub(crate) struct HandleNote {
 /// What a process that died had told the kernel.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    pub(crate) staging: PathBuf,
     pub(crate) nodes: HashMap<u64, NodeNote>,
     pub(crate) attributes: HashMap<u64, ObjectAttributes>,
     pub(crate) handles: HashMap<u64, HandleNote>,
@@ -164,7 +161,6 @@ impl Known {
 
     fn apply(&mut self, entry: Entry) {
         match entry {
-            Entry::Staging(path) => self.staging = path,
             Entry::Node(node) => drop(self.nodes.insert(node.ino, node)),
             Entry::Attributes(ino, attributes) => drop(self.attributes.insert(ino, attributes)),
             Entry::Gone(ino) => {
@@ -199,19 +195,17 @@ impl Known {
 }
 
 impl Ledger {
-    /// A new one, of a process that stages in `staging`.
+    /// A new one.
     ///
     /// # Errors
     /// What the kernel says.
-    pub(crate) fn create(staging: &Path) -> io::Result<Self> {
+    pub(crate) fn create() -> io::Result<Self> {
         let file = File::from(memfd_create("sandpail ledger", MemfdFlags::CLOEXEC)?);
         let mut head = MAGIC.to_vec();
         head.extend(HEAD_LEN.to_le_bytes());
         head.extend(State::Whole.word());
         file.write_all_at(&head, 0)?;
-        let ledger = Self::on(file, HEAD_LEN..HEAD_LEN, staging);
-        Entry::Staging(staging.to_owned()).encode(&mut ledger.writing().pending);
-        Ok(ledger)
+        Ok(Self::on(file, HEAD_LEN..HEAD_LEN))
     }
 
     /// Goes on with the ledger of a process that died; [`Ledger::settle`] writes it anew.
@@ -222,12 +216,13 @@ impl Ledger {
         let mut start = [0; 8];
         file.read_exact_at(&mut start, START_AT)?;
         let range = u64::from_le_bytes(start)..file.metadata()?.len();
-        let ledger = Self::on(file, range, &known.staging);
+        let ledger = Self::on(file, range);
         let mut writing = ledger.writing();
         // The next write is one of everything.
         writing.fresh_len = 0;
         writing.next_handle = known.next_handle;
         writing.begun = known.begun.iter().copied().collect();
+        writing.under_way.clone_from(&known.under_way);
         for (handle, note) in &known.handles {
             let HandleNote { ino, mode, request, position } = note;
             let (handle, ino, request) = (*handle, *ino, *request);
@@ -245,13 +240,12 @@ impl Ledger {
         Ok(ledger)
     }
 
-    fn on(file: File, Range { start, end }: Range<u64>, staging: &Path) -> Self {
+    fn on(file: File, Range { start, end }: Range<u64>) -> Self {
         let writing = Writing {
             start,
             end,
             fresh_len: REWRITE_LEN_MIN / REWRITE_GROWTH,
             pending: Vec::new(),
-            staging: staging.to_owned(),
             handles: HashMap::new(),
             positions: HashMap::new(),
             begun: VecDeque::new(),
@@ -362,7 +356,6 @@ impl Ledger {
 
     fn write_anew(&self, writing: &mut Writing, all: impl FnOnce(&mut Vec<u8>)) {
         let mut log = Vec::new();
-        Entry::Staging(writing.staging.clone()).encode(&mut log);
         Entry::Handles(writing.next_handle).encode(&mut log);
         all(&mut log);
         writing.handles.values().chain(writing.positions.values()).for_each(|entry| log.extend(entry));
@@ -403,4 +396,119 @@ fn frame(entry: &Entry) -> Vec<u8> {
     let mut bytes = Vec::new();
     entry.encode(&mut bytes);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::attr::{Attr, Kind, Time};
+
+    fn note(ino: u64, lookups: u64) -> NodeNote {
+        let times = Time::from(UNIX_EPOCH);
+        let attr = Attr {
+            kind: Kind::File,
+            perm: 0o644,
+            uid: 1,
+            gid: 2,
+            size: 3,
+            atime: times,
+            mtime: times,
+            ctime: times,
+        };
+        let name = Name::from(format!("name-{ino}").into_bytes());
+        NodeNote {
+            ino,
+            parent: 1,
+            name,
+            segment: None,
+            attr,
+            version: None,
+            lookups,
+            is_linked: true,
+            is_pending: false,
+        }
+    }
+
+    fn settle(ledger: &Ledger, news: &[NodeNote], all: &[NodeNote]) {
+        ledger.settle(|log, extent| {
+            let nodes = if extent == Extent::All { all } else { news };
+            nodes.iter().for_each(|node| Entry::Node(node.clone()).encode(log));
+        });
+    }
+
+    fn read(ledger: &Ledger) -> Known {
+        Known::read(&ledger.file).unwrap()
+    }
+
+    #[test]
+    fn what_is_told_is_known() {
+        let ledger = Ledger::create().unwrap();
+        let mode = OpenMode { read: true, write: true, ..OpenMode::default() };
+        settle(&ledger, &[note(5, 1), note(6, 1)], &[]);
+        ledger.opened(1, 5, Some(mode), 100);
+        ledger.opened(2, 1, None, 102);
+        ledger.opened(3, 6, Some(mode), 104);
+        ledger.closed(3);
+        ledger.asked_from(2, 7, Name::from(&b"before"[..]));
+        // Not written yet: nobody was answered.
+        assert_eq!(read(&ledger).handles.len(), 0);
+        ledger.begun(106);
+        ledger.begun(108);
+        ledger.ended(106);
+        settle(&ledger, &[note(6, 4)], &[]);
+        let known = read(&ledger);
+        assert_eq!((known.nodes[&5].lookups, known.nodes[&6].lookups), (1, 4));
+        assert_eq!(known.handles[&1], HandleNote { ino: 5, mode: Some(mode), request: 100, position: None });
+        assert_eq!(known.handles[&2].position, Some((7, Name::from(&b"before"[..]))));
+        assert!(!known.handles.contains_key(&3) && known.next_handle == 4);
+        assert_eq!((known.begun, known.under_way), (HashSet::from([106, 108]), HashSet::from([108])));
+    }
+
+    #[test]
+    fn it_is_written_anew_and_stays_small() {
+        let ledger = Ledger::create().unwrap();
+        ledger.opened(1, 5, Some(OpenMode::default()), 100);
+        ledger.opened(9, 5, None, 100);
+        ledger.closed(9);
+        ledger.begun(102);
+        for turn in 0..100_000u64 {
+            settle(&ledger, &[note(5, turn)], &[note(5, turn), note(6, 1)]);
+        }
+        let known = read(&ledger);
+        assert!(known.nodes[&5].lookups == 99_999 && known.nodes[&6].lookups == 1);
+        assert!(known.handles.len() == 1 && known.next_handle == 10 && known.under_way.contains(&102));
+        let stored = std::os::unix::fs::MetadataExt::blocks(&ledger.file.metadata().unwrap()) * 512;
+        assert!(stored < 4 << 20, "{stored} bytes");
+    }
+
+    #[test]
+    fn the_next_process_goes_on_with_it() {
+        let ledger = Ledger::create().unwrap();
+        settle(&ledger, &[note(5, 1)], &[]);
+        ledger.opened(4, 5, Some(OpenMode::default()), 100);
+        ledger.begun(102);
+        settle(&ledger, &[], &[]);
+        // It was killed in the middle of an entry.
+        let end = ledger.file.metadata().unwrap().len();
+        ledger.file.write_all_at(&[9; 30], end).unwrap();
+        let known = read(&ledger);
+        let next = Ledger::resume(File::from(ledger.share().unwrap()), &known).unwrap();
+        settle(&next, &[], &[note(5, 1)]);
+        settle(&next, &[note(7, 2)], &[]);
+        let again = read(&next);
+        assert_eq!((again.nodes.len(), again.handles, again.next_handle), (2, known.handles, 5));
+        assert!(again.begun.contains(&102) && again.under_way.contains(&102));
+    }
+
+    #[test]
+    fn only_a_whole_one_is_taken_up() {
+        let ledger = Ledger::create().unwrap();
+        assert_eq!(State::of(&ledger.file).unwrap(), State::Whole);
+        ledger.end();
+        assert_eq!(State::of(&ledger.file).unwrap(), State::Ended);
+        assert!(Known::read(&ledger.file).is_err());
+        assert!(Known::read(&tempfile::tempfile().unwrap()).is_err());
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -48,19 +48,20 @@ impl Adopted {
 }
 
 impl StagingArea {
-    /// Goes on with the directory `own` of a process that died, which `lock` keeps.
+    /// Goes on with the directory of a process that died, which `lock` is and keeps.
     ///
     /// # Errors
     /// [`FsError::Io`] if it cannot be used.
-    pub(crate) fn adopt(root: &Path, own: PathBuf, lock: OwnedFd, limit: Option<u64>) -> FsResult<Arc<Self>> {
-        let failed = |source| FsError::Io { what: format!("cannot use staging directory {}", own.display()), source };
+    pub(crate) fn adopt(root: &Path, lock: OwnedFd, limit: Option<u64>) -> FsResult<Arc<Self>> {
+        let failed = |source| FsError::Io { what: "cannot use the staging directory of another process".to_owned(), source };
+        let own = std::fs::read_link(format!("/proc/self/fd/{}", lock.as_raw_fd())).map_err(failed)?;
         let mut next = 0;
         for name in names(&own).map_err(failed)? {
             let name = name.to_string_lossy();
             let number = name.split(['-', '.']).next().and_then(|number| number.parse::<u64>().ok());
             next = next.max(number.map_or(0, |number| number + 1));
         }
-        let area = Self::on(root, own.clone(), File::from(lock), limit).map_err(failed)?;
+        let area = Self::on(root, own, File::from(lock), limit).map_err(failed)?;
         area.next.store(next, Ordering::Relaxed);
         Ok(Arc::new(area))
     }

@@ -686,10 +686,9 @@ mod tests {
         assert_eq!(read(b"", 0), Err(RecordProblem::Damaged));
         assert_eq!(read(b"no record, but a text of some length", 0), Err(RecordProblem::Damaged));
         let mut unknown = log_of(&[]);
-        let payload = [99];
-        unknown.extend(1u32.to_le_bytes());
-        unknown.extend(sum(&payload).to_le_bytes());
-        unknown.extend(payload);
+        let at = frames::begin(&mut unknown);
+        unknown.push(99);
+        frames::end(&mut unknown, at);
         assert_eq!(read(&unknown, 0), Err(RecordProblem::Damaged));
     }
 
