@@ -376,8 +376,11 @@ impl Ledger {
             self.file.write_all_at(&new.to_le_bytes(), START_AT)?;
             writing.start = new;
             writing.end = new + log.len() as u64;
+            if old == new {
+                return Ok(());
+            }
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            Ok(fallocate(&self.file, flags, old, new.saturating_sub(old).max(1))?)
+            Ok(fallocate(&self.file, flags, old, new - old)?)
         });
         if let Err(error) = written {
             self.break_off(writing, &error);
@@ -500,6 +503,15 @@ mod tests {
         let again = read(&next);
         assert_eq!((again.nodes.len(), again.handles, again.next_handle), (2, known.handles, 5));
         assert!(again.begun.contains(&102) && again.under_way.contains(&102));
+    }
+
+    #[test]
+    fn an_empty_one_is_gone_on_with() {
+        let ledger = Ledger::create().unwrap();
+        let next = Ledger::resume(File::from(ledger.share().unwrap()), &read(&ledger)).unwrap();
+        settle(&next, &[], &[note(5, 1)]);
+        settle(&next, &[note(6, 1)], &[]);
+        assert_eq!(read(&next).nodes.len(), 2);
     }
 
     #[test]

@@ -49,10 +49,12 @@ fn is_relied_on(node: &Node) -> bool {
 fn note_of(node: &Node) -> NodeNote {
     let segment = (node.segment.as_bytes() != &*node.name).then(|| Arc::clone(&node.segment));
     let mut attr = node.attr.clone();
-    if node.content.as_ref().is_some_and(|content| content.dirty().is_some_and(|dirty| dirty.is_dirty())) {
+    if let Some(content) = &node.content
+        && content.dirty().is_some_and(|dirty| dirty.is_dirty())
+    {
         // The staged file and its record know these better, and they change with every write.
-        attr.size = 0;
-        (attr.mtime, attr.ctime) = Default::default();
+        (attr.size, attr.ctime) = Default::default();
+        attr.mtime = if content.times_were_set() { attr.mtime } else { Default::default() };
     }
     NodeNote {
         ino: node.ino,
@@ -123,6 +125,8 @@ impl Tree {
     /// Puts a node back that a process which died had. Names are linked by [`Tree::relink_restored`], once all are there.
     pub(crate) fn restore(&mut self, note: NodeNote, attributes: Option<ObjectAttributes>) {
         let NodeNote { ino, parent, name, segment, attr, version, lookups, is_linked, .. } = note;
+        // Without them nobody may take the node for what a listing shows.
+        let version = version.filter(|_| attributes.is_some());
         let segment = segment.unwrap_or_else(|| Arc::from(String::from_utf8_lossy(&name)));
         let dir = (attr.kind == Kind::Directory).then(Box::default);
         let node = Node {
@@ -178,8 +182,8 @@ fn write(node: &mut Node, log: &mut Vec<u8>) {
         log.truncate(before);
     }
     node.noted.entry = sum;
-    // Whoever looks a closed file up asks the bucket for these.
-    let wants_attributes = node.opens > 0 || node.is_local();
+    // Whoever looks a closed file up asks the bucket for these; but what was said once must stay right.
+    let wants_attributes = node.opens > 0 || node.is_local() || node.noted.attributes.is_some();
     if wants_attributes && !node.noted.attributes.as_ref().is_some_and(|noted| Arc::ptr_eq(noted, &node.attributes)) {
         Entry::Attributes(node.ino, (*node.attributes).clone()).encode(log);
         node.noted.attributes = Some(Arc::clone(&node.attributes));
