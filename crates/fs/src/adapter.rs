@@ -22,8 +22,8 @@ use fuser::{
 };
 
 use crate::FsError;
-use sandpail_fuse::RESENT;
 use rustix::mount::{MountFlags, UnmountFlags};
+use sandpail_fuse::RESENT;
 
 use crate::attr::{Kind, S_IFMT, S_IFREG};
 use crate::engine::{Engine, Metadata, OpenMode, Opened, SetAttr, SetTime, Stat, Whence, as_request};
@@ -99,12 +99,7 @@ pub fn take_up_device(engine: Arc<Engine>, device: OwnedFd, ids: IdMap) -> io::R
 ///
 /// # Errors
 /// As [`take_up_device`].
-pub fn take_up(
-    engine: Arc<Engine>,
-    device: OwnedFd,
-    mountpoint: &Path,
-    options: &MountOptions,
-) -> io::Result<Mounted> {
+pub fn take_up(engine: Arc<Engine>, device: OwnedFd, mountpoint: &Path, options: &MountOptions) -> io::Result<Mounted> {
     let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     let session = take_up_session(Adapter::new(engine, IdMap::SAME), &device, acl)?;
     Ok(Mounted { session: Some(session), device, mountpoint: mountpoint.to_owned(), is_sessions: false })
@@ -536,7 +531,9 @@ impl Filesystem for Adapter {
             let opened = match before {
                 Some(opened) => opened,
                 None => match engine.create(parent.0, &name, mode & !umask, uid, gid, mode_of_open).await {
-                    Err(FsError::Exists { .. }) if is_begun => engine.open_created(parent.0, &name, mode_of_open).await?,
+                    Err(FsError::Exists { .. }) if is_begun => {
+                        engine.open_created(parent.0, &name, mode_of_open).await?
+                    }
                     other => other?,
                 },
             };
@@ -671,16 +668,10 @@ impl Filesystem for Adapter {
                 other => other,
             }
         };
-        answer!(
-            self,
-            "create",
-            reply,
-            |engine| as_request(number, work(Arc::clone(&engine))),
-            |opened| {
-                let flags = fopen_flags(&opened);
-                reply.created(&ttl, &file_attr(&opened.stat, ids), GENERATION, FileHandle(opened.handle), flags);
-            }
-        );
+        answer!(self, "create", reply, |engine| as_request(number, work(Arc::clone(&engine))), |opened| {
+            let flags = fopen_flags(&opened);
+            reply.created(&ttl, &file_attr(&opened.stat, ids), GENERATION, FileHandle(opened.handle), flags);
+        });
     }
 
     fn read(

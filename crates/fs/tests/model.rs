@@ -546,6 +546,7 @@ impl Run {
         };
         (self.engine, self.staging, self.faults) = (engine, staging, Some(faults));
         self.compare(&self.engine, "after a kill").await;
+        self.pause();
         for open in &self.open {
             let expected = self.model.read(open.node, 0, usize::try_from(FILE_LEN_MAX * 2).unwrap()).unwrap();
             let found = self.engine.read(open.handle, 0, FILE_LEN_MAX * 2).await;
@@ -553,6 +554,7 @@ impl Run {
                 self.fail(&format!("the open file {} is another: {:?}", open.path, found.map(|found| found.len())));
             }
         }
+        self.resume();
     }
 
     /// Another client changes the bucket.

@@ -97,8 +97,15 @@ impl Mount {
     }
 
     fn new(shown: Shown) -> Self {
-        let now =
-            Now { state: MountState::Reserved, engine: None, kept: None, door: None, made: None, device: 0, is_attached: false };
+        let now = Now {
+            state: MountState::Reserved,
+            engine: None,
+            kept: None,
+            door: None,
+            made: None,
+            device: 0,
+            is_attached: false,
+        };
         Self { shown, now: Mutex::new(now) }
     }
 

@@ -93,7 +93,9 @@ async fn adopt_mount(inner: &Arc<Inner>, slot: &Arc<Slot>, sandbox: &Sandbox, re
                     match worker.keep().await {
                         Ok(kept) => mount.now().kept = Some(Arc::new(kept)),
                         // Of an older version, or told not to.
-                        Err(why) => tracing::warn!(path = path.as_str(), why, "the mount will fail if its process is killed"),
+                        Err(why) => {
+                            tracing::warn!(path = path.as_str(), why, "the mount will fail if its process is killed")
+                        }
                     }
                 }
                 match route::reopen(inner, slot, sandbox, &mount.shown, &worker).await {

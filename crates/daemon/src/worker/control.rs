@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::backend::RemotePlan;
-use super::{FAILED_CODE, hand_over};
 use super::keeper::Kept;
+use super::{hand_over, leave};
 
 /// Room for the usual answer.
 const TEXT_LEN: usize = 16 << 10;
@@ -97,7 +97,7 @@ fn answer(
             tracing::info!("asked to leave the mount to another process");
             let mut stream = stream;
             stream.write_all(&[&serde_json::to_vec(&Answer::default())?[..], b"\n"].concat())?;
-            std::process::exit(FAILED_CODE);
+            leave();
         }
         Ask::Keep => {
             let kept = kept.context("this mount cannot be kept alive")?;

@@ -396,8 +396,7 @@ fn serve_engine(
         && let Err(error) = &served
     {
         tracing::error!(%error, "the mount is left to another process");
-        // At once: whatever is cleaned up here, the next one needs.
-        std::process::exit(FAILED_CODE);
+        leave();
     }
     let left = runtime.block_on(engine.keep_unstored());
     entry.remove();
@@ -486,6 +485,12 @@ async fn on_signals(engine: &Engine, place: &Place) -> std::io::Result<()> {
 
 /// The exit code of a worker that leaves its mount to another.
 const FAILED_CODE: i32 = 70;
+
+/// Ends this process and leaves its mount to another one.
+#[expect(clippy::disallowed_methods, reason = "what guards would clean up, the next process needs")]
+fn leave() -> ! {
+    std::process::exit(FAILED_CODE)
+}
 
 /// S3's largest object of one PUT, in bytes.
 const PUT_LEN_MAX: u64 = 5 << 30;

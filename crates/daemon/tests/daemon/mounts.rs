@@ -226,7 +226,8 @@ async fn a_mount_goes_on_with_another_process() {
     world.mount(&one, "MY_BUCKET", "/data").await.unwrap();
     world.run(&one, "echo stored > /data/a").await;
     // A program that has a file open and writes to it over three kills.
-    let writing = "exec 3>/data/open; for n in $(seq 60); do echo $n >&3; echo $n >/data/f$n; cat /data/a; sleep 0.02; done";
+    let writing =
+        "exec 3>/data/open; for n in $(seq 60); do echo $n >&3; echo $n >/data/f$n; cat /data/a; sleep 0.02; done";
     let writing = world.run(&one, writing);
     let killing = async {
         for _ in 0..3 {

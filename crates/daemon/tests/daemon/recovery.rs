@@ -77,7 +77,10 @@ async fn a_killed_daemon_is_followed_by_one_that_finds_everything() {
         entry.contains("/data") && entry.contains("\"alive\"")
     };
     kill(*workers_of(directory.path()).iter().find(behind).expect("the worker of /data"));
-    assert_eq!(exec(&daemon, &alive, "cat /data/on; echo more >> /data/on; cat /data/on").await.stdout, "on\non\nmore\n");
+    assert_eq!(
+        exec(&daemon, &alive, "cat /data/on; echo more >> /data/on; cat /data/on").await.stdout,
+        "on\non\nmore\n"
+    );
     for path in ["/data", "/dies", "/local"] {
         daemon.unmount(&alive, path, false).await.unwrap();
     }

@@ -373,7 +373,7 @@ impl Engine {
         touch(&mut tree, parent);
     }
 
-    /// Before an open file loses its object: fetches what its handles may still read.
+    /// Before an open file loses its object: fetches what its handles may still read. For the holder of `commit`.
     pub(super) async fn save_for_handles(&self, ino: u64) -> FsResult<()> {
         let (content, is_open) = {
             let tree = self.tree();
@@ -382,6 +382,14 @@ impl Engine {
         };
         let (Some(content), true) = (content, is_open) else { return Ok(()) };
         let dirty = self.staged(ino, &content)?;
+        if dirty.has_bytes_in_upload() {
+            // They are nowhere else, and an upload that is not complete cannot be read.
+            let uploading = content.begin_upload();
+            let result = self.store_content(ino, &content).await;
+            self.note_result(ino, &content, &result);
+            drop(uploading);
+            result?;
+        }
         dirty.materialise(&self.base_of(&content)).await
     }
 

@@ -33,16 +33,16 @@ use self::neighbours::Neighbours;
 use self::receipts::Failures;
 pub use self::receipts::Synced;
 use self::status::StatusFiles;
+pub use self::status::{STATUS_DIRECTORY, STATUS_FILE};
 use self::survive::Restored;
 pub use self::survive::{Left, as_request};
-pub use self::status::{STATUS_DIRECTORY, STATUS_FILE};
 use self::write_back::Waiting;
 pub use self::write_back::WriteBack;
 use crate::attr::{Attr, Defaults};
 use crate::cache::DiskCache;
 use crate::content::Content;
-use crate::read::{MemoryBudget, ReadContext};
 use crate::ledger::Ledger;
+use crate::read::{MemoryBudget, ReadContext};
 use crate::tree::{Name, Tree};
 use crate::write::{Origin, StagingArea, WriteContext, WriteOptions};
 use crate::{FsError, FsResult};
@@ -258,9 +258,7 @@ impl Engine {
             None => None,
         };
         let neighbours = match &options.neighbours {
-            Some(path) => {
-                Neighbours::open(path).map_err(failed_io(&format!("cannot use {}", path.display())))?
-            }
+            Some(path) => Neighbours::open(path).map_err(failed_io(&format!("cannot use {}", path.display())))?,
             None => Neighbours::default(),
         };
         let memory = MemoryBudget::new(options.memory_limit);

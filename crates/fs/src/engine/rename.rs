@@ -51,13 +51,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::rename`].
-    pub async fn rename_again(
-        &self,
-        parent: u64,
-        name: &[u8],
-        new_parent: u64,
-        new_name: &[u8],
-    ) -> FsResult<()> {
+    pub async fn rename_again(&self, parent: u64, name: &[u8], new_parent: u64, new_name: &[u8]) -> FsResult<()> {
         for _ in 0..TRIES {
             match self.rename_rest(parent, name, new_parent, new_name).await {
                 // It went away while it was looked at: what the process had asked the store for is done only now.

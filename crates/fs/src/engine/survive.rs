@@ -247,8 +247,7 @@ impl Engine {
             {
                 node.attr.size = file.recorded.size;
                 node.attr.mtime = file.modified.into();
-                node.version =
-                    Some(Version { etag: Some(etag), size: file.recorded.size, modified: file.modified });
+                node.version = Some(Version { etag: Some(etag), size: file.recorded.size, modified: file.modified });
             }
             drop(tree);
             file.remove();

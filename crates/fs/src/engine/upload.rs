@@ -134,7 +134,7 @@ impl Engine {
     }
 
     /// The same, for the holder of the content's `commit`.
-    async fn store_content(&self, ino: u64, content: &Arc<Content>) -> FsResult<()> {
+    pub(super) async fn store_content(&self, ino: u64, content: &Arc<Content>) -> FsResult<()> {
         let (key, mut attributes, version, parent, name) = {
             let tree = self.tree();
             let node = tree.get(ino).ok_or_else(|| stale(ino))?;

@@ -150,8 +150,7 @@ impl NodeNote {
     }
 
     fn decode(fields: &mut Fields<'_>) -> Option<Self> {
-        let (ino, parent, lookups, bits) =
-            (fields.number()?, fields.number()?, fields.number()?, fields.number()?);
+        let (ino, parent, lookups, bits) = (fields.number()?, fields.number()?, fields.number()?, fields.number()?);
         let mode = fields.small()?;
         let kind = [Kind::File, Kind::Directory, Kind::Symlink]
             .into_iter()

@@ -138,9 +138,9 @@ impl Known {
         if State::of(ledger)? != State::Whole {
             return Err(io::Error::other("the ledger of the mount is not whole"));
         }
-        let mut head = [0; HEAD_LEN as usize];
-        ledger.read_exact_at(&mut head, 0)?;
-        if !head.starts_with(MAGIC) {
+        let mut magic = [0; MAGIC.len()];
+        ledger.read_exact_at(&mut magic, 0)?;
+        if &magic != MAGIC {
             return Err(io::Error::other("the ledger of the mount is of another version"));
         }
         let mut start = [0; 8];
@@ -410,16 +410,8 @@ mod tests {
 
     fn note(ino: u64, lookups: u64) -> NodeNote {
         let times = Time::from(UNIX_EPOCH);
-        let attr = Attr {
-            kind: Kind::File,
-            perm: 0o644,
-            uid: 1,
-            gid: 2,
-            size: 3,
-            atime: times,
-            mtime: times,
-            ctime: times,
-        };
+        let attr =
+            Attr { kind: Kind::File, perm: 0o644, uid: 1, gid: 2, size: 3, atime: times, mtime: times, ctime: times };
         let name = Name::from(format!("name-{ino}").into_bytes());
         NodeNote {
             ino,

@@ -181,7 +181,13 @@ impl Tree {
             target: None,
             noted: notes::Noted::default(),
         };
-        Self { nodes: HashMap::from([(ROOT, root)]), next_spare: 1 << 62, clock: 1, news: notes::News::default(), defaults }
+        Self {
+            nodes: HashMap::from([(ROOT, root)]),
+            next_spare: 1 << 62,
+            clock: 1,
+            news: notes::News::default(),
+            defaults,
+        }
     }
 
     /// A node that must be there.

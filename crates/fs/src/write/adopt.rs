@@ -53,7 +53,8 @@ impl StagingArea {
     /// # Errors
     /// [`FsError::Io`] if it cannot be used.
     pub(crate) fn adopt(root: &Path, lock: OwnedFd, limit: Option<u64>) -> FsResult<Arc<Self>> {
-        let failed = |source| FsError::Io { what: "cannot use the staging directory of another process".to_owned(), source };
+        let failed =
+            |source| FsError::Io { what: "cannot use the staging directory of another process".to_owned(), source };
         let own = std::fs::read_link(format!("/proc/self/fd/{}", lock.as_raw_fd())).map_err(failed)?;
         let mut next = 0;
         for name in names(&own).map_err(failed)? {

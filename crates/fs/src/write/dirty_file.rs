@@ -219,6 +219,11 @@ impl DirtyFile {
         state.stream.is_none() && state.in_upload.is_empty() && state.attempt.is_none()
     }
 
+    /// Whether some bytes are only in an upload that has begun.
+    pub fn has_bytes_in_upload(&self) -> bool {
+        !self.state().in_upload.is_empty()
+    }
+
     /// The file has another key now.
     pub fn retarget(&self, key: ObjectKey) {
         let mut state = self.state();
