@@ -107,10 +107,14 @@ impl Engine {
             attr.atime = set.atime.map_or(attr.atime, SetTime::time);
             attr.mtime = set.mtime.map_or(attr.mtime, SetTime::time);
             attr.ctime = Time::now();
-            if set.mtime.is_some()
-                && let Some(content) = &node.content
-            {
-                content.set_times_were_set(true);
+            if let Some(content) = &node.content {
+                if set.mtime.is_some() {
+                    content.set_times_were_set(true);
+                }
+                // In the same moment: an upload that ends just now would put back what it has stored.
+                if node.is_linked && self.has_posix_metadata() {
+                    content.set_attributes_pending(true);
+                }
             }
             before
         };

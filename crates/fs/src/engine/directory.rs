@@ -382,7 +382,11 @@ impl Engine {
         };
         let (Some(content), true) = (content, is_open) else { return Ok(()) };
         let dirty = self.staged(ino, &content)?;
-        if dirty.has_bytes_in_upload() {
+        loop {
+            dirty.materialise(&self.base_of(&content)).await?;
+            if !dirty.has_bytes_in_upload() {
+                return Ok(());
+            }
             // They are nowhere else, and an upload that is not complete cannot be read.
             let uploading = content.begin_upload();
             let result = self.store_content(ino, &content).await;
@@ -390,7 +394,6 @@ impl Engine {
             drop(uploading);
             result?;
         }
-        dirty.materialise(&self.base_of(&content)).await
     }
 
     /// An implicit directory would vanish with its last entry; a marker keeps it. The entry is gone already, so a marker

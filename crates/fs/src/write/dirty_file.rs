@@ -61,6 +61,8 @@ pub(super) struct State {
     pub(super) low_water: u64,
     pub(super) attributes: ObjectAttributes,
     pub(super) stream: Option<Stream>,
+    /// It is not uploaded while it is written any more: it has no name, or is about to lose it.
+    pub(super) stays_here: bool,
     /// What was staged is on the disk.
     pub(super) is_synced: bool,
     /// What is known of the file if this process dies.
@@ -153,6 +155,7 @@ impl DirtyFile {
             low_water: size,
             attributes: ObjectAttributes::default(),
             stream: None,
+            stays_here: false,
             is_synced: false,
             journal,
         };
@@ -210,7 +213,20 @@ impl DirtyFile {
 
     /// The file has no name any more: nobody wants it back if this process dies.
     pub fn note_unlinked(&self) {
-        self.state().journal.note(&[Event::Unlinked]);
+        let mut state = self.state();
+        state.journal.note(&[Event::Unlinked]);
+        self.stay_here(&mut state);
+    }
+
+    /// What is written from now on goes up with the next commit, if there is one, and not before.
+    fn stay_here(&self, state: &mut State) {
+        // Bytes that are only there need it.
+        if state.in_upload.is_empty() {
+            state.stays_here = true;
+            if let Some(stream) = state.stream.take() {
+                self.abandon(stream);
+            }
+        }
     }
 
     /// Whether every changed byte is here: none is only in an upload that has begun.
@@ -535,6 +551,7 @@ impl DirtyFile {
                     None => {
                         state.base = None;
                         note_base(&mut state);
+                        self.stay_here(&mut state);
                         return Ok(());
                     }
                 }

@@ -53,6 +53,7 @@ impl DirtyFile {
             low_water: recorded.size,
             attributes: recorded.attributes.clone(),
             stream: None,
+            stays_here: recorded.is_unlinked && recorded.in_upload.is_empty(),
             is_synced: false,
             journal,
         };

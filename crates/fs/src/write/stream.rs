@@ -132,6 +132,9 @@ impl DirtyFile {
 
     /// Bytes changed: begins or goes on with an upload, if it makes sense.
     pub(super) fn on_change(self: &Arc<Self>, state: &mut State, range: &Range<u64>) {
+        if state.stays_here {
+            return;
+        }
         if let Some(stream) = &mut state.stream {
             // Rare: a header is patched at the end, say.
             stream.rewritten.insert(range.start..range.end.min(stream.next_start));
