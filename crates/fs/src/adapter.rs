@@ -568,7 +568,10 @@ impl Filesystem for Adapter {
         let (number, is_begun) = (number_of(request), self.is_begun(request));
         let work = move |engine: Arc<Engine>| async move {
             match engine.unlink(parent.0, &name).await {
-                Err(FsError::NotFound { .. }) if is_begun => Ok(()),
+                Err(FsError::NotFound { .. }) if is_begun => {
+                    engine.end_removal(parent.0).await;
+                    Ok(())
+                }
                 other => other,
             }
         };
@@ -580,7 +583,10 @@ impl Filesystem for Adapter {
         let (number, is_begun) = (number_of(request), self.is_begun(request));
         let work = move |engine: Arc<Engine>| async move {
             match engine.rmdir(parent.0, &name).await {
-                Err(FsError::NotFound { .. }) if is_begun => Ok(()),
+                Err(FsError::NotFound { .. }) if is_begun => {
+                    engine.end_removal(parent.0).await;
+                    Ok(())
+                }
                 other => other,
             }
         };
@@ -621,7 +627,11 @@ impl Filesystem for Adapter {
         let (number, is_begun) = (number_of(request), self.is_begun(request));
         let work = move |engine: Arc<Engine>| async move {
             if is_begun {
-                engine.rename_again(parent.0, &name, new_parent.0, &new_name).await
+                let renamed = engine.rename_again(parent.0, &name, new_parent.0, &new_name).await;
+                if renamed.is_ok() {
+                    engine.end_removal(parent.0).await;
+                }
+                renamed
             } else {
                 engine.rename(parent.0, &name, new_parent.0, &new_name, no_replace).await
             }
@@ -706,10 +716,11 @@ impl Filesystem for Adapter {
         let kill_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // The data is borrowed from the request's buffer, so it is taken before anything waits. Pages of a
         // shared mapping come without the O_APPEND of the handle that they are written through.
-        let written = if request.unique().0 & RESENT == 0 {
-            self.engine.write(handle.0, offset, data, kill_set_id)
-        } else {
+        let is_again = request.unique().0 & RESENT != 0;
+        let written = if is_again {
             self.engine.write_again(handle.0, offset, data, kill_set_id)
+        } else {
+            self.engine.write(handle.0, offset, data, kill_set_id)
         };
         match written {
             Ok(len) => {
@@ -726,7 +737,7 @@ impl Filesystem for Adapter {
                     self,
                     "write",
                     reply,
-                    |engine| engine.write_when_there_is_room(handle.0, offset, &data, kill_set_id),
+                    |engine| engine.write_when_there_is_room(handle.0, offset, &data, kill_set_id, is_again),
                     |len| reply.written(u32::try_from(len).unwrap_or(u32::MAX))
                 );
             }
@@ -842,7 +853,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -851,7 +862,13 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (name, value) = (name.to_string_lossy().into_owned(), value.to_vec());
-        answer!(self, "setxattr", reply, |engine| engine.setxattr(ino.0, &name, &value, flags), |()| reply.ok());
+        let (number, is_begun) = (number_of(request), self.is_begun(request));
+        let work = move |engine: Arc<Engine>| async move {
+            // One that was to be made may be there already: then it is made so again.
+            let flags = if is_begun { 0 } else { flags };
+            engine.setxattr(ino.0, &name, &value, flags).await
+        };
+        answer!(self, "setxattr", reply, |engine| as_request(number, work(Arc::clone(&engine))), |()| reply.ok());
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -865,9 +882,16 @@ impl Filesystem for Adapter {
         answer!(self, "listxattr", reply, |engine| engine.listxattr(ino.0), |names| reply_xattr(reply, size, &names));
     }
 
-    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_string_lossy().into_owned();
-        answer!(self, "removexattr", reply, |engine| engine.removexattr(ino.0, &name), |()| reply.ok());
+        let (number, is_begun) = (number_of(request), self.is_begun(request));
+        let work = move |engine: Arc<Engine>| async move {
+            match engine.removexattr(ino.0, &name).await {
+                Err(error) if is_begun && errno(&error) == Errno::ENODATA => Ok(()),
+                other => other,
+            }
+        };
+        answer!(self, "removexattr", reply, |engine| as_request(number, work(Arc::clone(&engine))), |()| reply.ok());
     }
 
     fn fallocate(

@@ -16,7 +16,7 @@ pub(crate) fn run(arguments: &UmountArgs) -> anyhow::Result<ExitCode> {
     if host::sandpail_mount(&mountpoint).is_none() {
         bail!("{shown} is not mounted by sandpail (see: sandpail list)");
     }
-    let entry = registry::find(&mountpoint)?;
+    let entry = entry_of(&mountpoint)?;
     let mut left = None;
     if let Some(entry) = &entry {
         let waiting = Waiting::start("storing what was written");
@@ -41,6 +41,25 @@ pub(crate) fn run(arguments: &UmountArgs) -> anyhow::Result<ExitCode> {
         eprintln!("sandpail: what the last try could not store either is below kept/ in the staging directory");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The entry of a mount. One whose process was killed has none until the next one serves.
+fn entry_of(mountpoint: &Path) -> anyhow::Result<Option<registry::Entry>> {
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    let begun = Instant::now();
+    loop {
+        let entry = registry::find(mountpoint)?;
+        if entry.is_some() || begun.elapsed() > TIMEOUT || !answers(mountpoint) {
+            return Ok(entry);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether somebody serves the mount, or will.
+fn answers(mountpoint: &Path) -> bool {
+    let error = std::fs::symlink_metadata(mountpoint).err().and_then(|error| error.raw_os_error());
+    error != Some(rustix::io::Errno::NOTCONN.raw_os_error())
 }
 
 pub(crate) fn absolute(path: &Path) -> anyhow::Result<std::path::PathBuf> {

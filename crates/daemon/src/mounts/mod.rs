@@ -282,7 +282,25 @@ async fn take_up(inner: &Arc<Inner>, slot: &Slot, mount: &Mount, lives: &mut Liv
         }
         match Worker::spawn(&inner.program, &kept.plan, Given::Mount(&kept)).await {
             Ok(next) => {
-                mount.now().engine = Some(Engine::Worker(next.clone()));
+                let is_wanted = {
+                    let mut now = mount.now();
+                    let is_wanted = matches!(now.state, MountState::Serving | MountState::Draining);
+                    if is_wanted {
+                        now.engine = Some(Engine::Worker(next.clone()));
+                    }
+                    is_wanted
+                };
+                if !is_wanted {
+                    // Unmounted meanwhile.
+                    next.end(inner.config().mounts.drain_timeout).await;
+                    return None;
+                }
+                lives.begun_again();
+                match next.keep().await {
+                    Ok(kept) => mount.now().kept = Some(Arc::new(kept)),
+                    // It has died meanwhile; what is held is the same.
+                    Err(why) => tracing::warn!(path, why, "the mount's process hands over nothing"),
+                }
                 inner.persist_or_warn(slot);
                 return Some(next);
             }

@@ -93,7 +93,7 @@ fn answer(
         }
         Ask::Remote => Answer { remote: remote.cloned(), ..Answer::default() },
         Ask::Yield => {
-            let _ = kept.context("nobody keeps this mount")?;
+            anyhow::ensure!(kept.is_some_and(Kept::is_held), "nobody keeps this mount");
             tracing::info!("asked to leave the mount to another process");
             let mut stream = stream;
             stream.write_all(&[&serde_json::to_vec(&Answer::default())?[..], b"\n"].concat())?;
@@ -102,7 +102,9 @@ fn answer(
         Ask::Keep => {
             let kept = kept.context("this mount cannot be kept alive")?;
             let text = Zeroizing::new(serde_json::to_string(&kept.plan)?);
-            return Ok(hand_over::send(stream, text.as_bytes(), &kept.descriptors())?);
+            hand_over::send(stream, text.as_bytes(), &kept.descriptors())?;
+            kept.add_holder(stream.try_clone()?);
+            return Ok(());
         }
         Ask::Drain => {
             let synced = engine.runtime().block_on(engine.sync());
@@ -131,7 +133,8 @@ pub fn keep(path: &Path, timeout: Duration) -> anyhow::Result<Kept> {
     stream.set_read_timeout(Some(timeout))?;
     stream.write_all(format!("{}\n", serde_json::to_string(&Ask::Keep)?).as_bytes())?;
     let (text, descriptors) = hand_over::receive(stream.as_fd())?;
-    Kept::new(serde_json::from_str(&text)?, descriptors).context("the mount's process did not hand over what it should")
+    Kept::new(serde_json::from_str(&text)?, descriptors, stream)
+        .context("the mount's process did not hand over what it should")
 }
 
 /// Asks a mount's process.

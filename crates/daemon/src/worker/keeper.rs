@@ -6,12 +6,14 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ExitCode};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::net::RecvFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use sandpail_fs::engine::{Engine, Left};
 use sandpail_fs::ledger::State;
@@ -42,18 +44,32 @@ pub struct Kept {
     pub plan: Plan,
     device: OwnedFd,
     left: Left,
+    /// Open as long as this is held: the worker knows by it whether somebody keeps the mount. In the worker: all of these.
+    lines: Mutex<Vec<UnixStream>>,
 }
 
 impl Kept {
-    pub(super) fn new(plan: Plan, descriptors: Vec<OwnedFd>) -> Option<Self> {
+    pub(super) fn new(plan: Plan, descriptors: Vec<OwnedFd>, line: UnixStream) -> Option<Self> {
         let [device, ledger, staging] = <[OwnedFd; 3]>::try_from(descriptors).ok()?;
-        Some(Self { plan, device, left: Left { ledger, staging } })
+        Some(Self { plan, device, left: Left { ledger, staging }, lines: Mutex::new(vec![line]) })
+    }
+
+    /// It is handed over to whoever is at the other end of `line`.
+    pub(super) fn add_holder(&self, line: UnixStream) {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.retain(is_open);
+        lines.push(line);
+    }
+
+    /// Whether somebody would start another process.
+    pub(super) fn is_held(&self) -> bool {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).iter().any(is_open)
     }
 
     /// What a worker hands over; `None` if its plan does not say so.
     pub(super) fn of(plan: &Plan, device: &OwnedFd, engine: &Engine) -> anyhow::Result<Option<Self>> {
         let Some(left) = engine.share()? else { return Ok(None) };
-        Ok(Some(Self { plan: plan.clone(), device: device.try_clone()?, left }))
+        Ok(Some(Self { plan: plan.clone(), device: device.try_clone()?, left, lines: Mutex::default() }))
     }
 
     pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
@@ -73,23 +89,36 @@ impl Kept {
     }
 }
 
+/// Whether the other side has not closed it. Nothing is ever sent.
+fn is_open(line: &UnixStream) -> bool {
+    let mut nothing = [0; 1];
+    let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+    !matches!(rustix::net::recv(line, &mut nothing, flags), Ok((0, _)))
+}
+
 /// Says when a mount whose processes die again and again is given up.
 #[derive(Debug)]
 pub struct Lives {
-    since: Instant,
+    /// When the present one began to serve.
+    since: Option<Instant>,
     short: u32,
 }
 
 impl Lives {
-    /// A process has begun.
+    /// A process serves.
     pub fn begin() -> Self {
-        Self { since: Instant::now(), short: 0 }
+        Self { since: Some(Instant::now()), short: 0 }
     }
 
-    /// It has ended; whether another shall be tried.
+    /// The next one serves.
+    pub fn begun_again(&mut self) {
+        self.since = Some(Instant::now());
+    }
+
+    /// A process has ended, or did not even begin to serve; whether another shall be tried.
     pub fn may_begin_again(&mut self) -> bool {
-        self.short = if self.since.elapsed() < LIFE_MIN { self.short + 1 } else { 0 };
-        self.since = Instant::now();
+        let was_long = self.since.take().is_some_and(|since| since.elapsed() >= LIFE_MIN);
+        self.short = if was_long { 0 } else { self.short + 1 };
         self.short < SHORT_LIVES_MAX
     }
 }
@@ -132,7 +161,7 @@ pub fn keep(plan: &Plan, ready: impl FnOnce() -> io::Result<()>) -> anyhow::Resu
     pass_on(signals, Arc::clone(&current))?;
     let mut worker = Worker::start(&program, plan, Given::Nothing)?;
     worker.tell(&current);
-    let kept = match worker.keep() {
+    let mut kept = match worker.keep() {
         Ok(kept) => kept,
         Err(error) => {
             worker.kill();
@@ -155,6 +184,7 @@ pub fn keep(plan: &Plan, ready: impl FnOnce() -> io::Result<()>) -> anyhow::Resu
             match Worker::start(&program, plan, Given::Mount(&kept)) {
                 Ok(next) => {
                     worker = next;
+                    lives.begun_again();
                     break;
                 }
                 Err(_) if !kept.wants_another() => return Ok(()),
@@ -165,6 +195,11 @@ pub fn keep(plan: &Plan, ready: impl FnOnce() -> io::Result<()>) -> anyhow::Resu
             }
         }
         worker.tell(&current);
+        match worker.keep() {
+            Ok(next) => kept = next,
+            // It has died meanwhile; what is held is the same.
+            Err(error) => worker.log(plan, &report::in_one_line(&error)),
+        }
     }
 }
 

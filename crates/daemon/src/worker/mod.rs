@@ -276,12 +276,18 @@ fn serve(
     }
     options.neighbours = Some(registry::directory()?.join(plan.neighbours_file()));
     let handle = runtime.handle().clone();
+    let is_taken_up = matches!(begin, Begin::TakeUp(..));
     let (engine, device) = match begin {
         Begin::Mount => (Engine::new(store, options, handle)?, Device::None),
         Begin::Device(device) => (Engine::new(store, options, handle)?, Device::New(device)),
         Begin::TakeUp(device, left) => (Engine::take_up(store, options, handle, left)?, Device::Left(device)),
     };
     let result = serve_engine(plan, device, log_file, &runtime, &engine, ready);
+    if is_taken_up && let Err(error) = &result {
+        tracing::error!(%error, "the mount cannot be taken up by this process");
+        let _ = writeln!(std::io::stdout(), "{FAILED}{}", report::in_one_line(error).replace('\n', " "));
+        leave();
+    }
     engine.end();
     result
 }
@@ -380,7 +386,9 @@ fn serve_engine(
     });
     if let Err(error) = registered.and_then(|()| Ok(ready()?)) {
         entry.remove();
-        if let Attached::Host(mounted) = attached {
+        if let Attached::Host(mounted) = attached
+            && !is_taken_up
+        {
             let _ = mounted.unmount();
         }
         return Err(error);

@@ -294,6 +294,9 @@ impl Engine {
             change(&mut all)?;
             let mut attributes = (*before).clone();
             set_xattrs(&mut attributes, &all)?;
+            // From here on the request is done, if it is sent again.
+            let number = self.note_begun();
+            self.note_ended(number);
             node.attributes = Arc::new(attributes);
             node.attr.ctime = Time::now();
             before

@@ -170,7 +170,8 @@ impl Engine {
         let dir = tree.dir(ino).ok_or_else(|| stale(ino))?;
         let item = |name: &Name, is_directory| DirItem { name: Arc::clone(name), is_directory };
         let mut items: Vec<_> = dir.entries.iter().map(|(name, entry)| item(name, entry.is_directory())).collect();
-        // New files that are not stored yet.
+        // New files that are not stored yet; in an order that another process would find, too.
+        let stored_count = items.len();
         for (name, child) in &dir.children {
             if !dir.entries.contains_key(name)
                 && let Some(node) = tree.get(*child)
@@ -179,6 +180,7 @@ impl Engine {
                 items.push(item(name, node.dir.is_some()));
             }
         }
+        items[stored_count..].sort_by(|a, b| a.name.cmp(&b.name));
         Ok(items)
     }
 
@@ -548,7 +550,15 @@ impl Engine {
     }
 
     pub(super) fn begin(&self, parent: u64, name: &[u8]) -> Change<'_> {
-        let number = self.note_begun();
+        self.begin_as(self.note_begun(), parent, name)
+    }
+
+    /// The same for an upload, which may be done on the way to what was asked for.
+    pub(super) fn begin_upload(&self, parent: u64, name: &[u8]) -> Change<'_> {
+        self.begin_as(self.note_begun_aside(), parent, name)
+    }
+
+    fn begin_as(&self, number: u64, parent: u64, name: &[u8]) -> Change<'_> {
         self.tree().begin_mutation(parent, name);
         Change { engine: self, parent, name: name.into(), number, is_open: true }
     }

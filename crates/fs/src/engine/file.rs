@@ -344,7 +344,7 @@ impl Engine {
         Ok(data.len())
     }
 
-    /// Writes as [`Engine::write`] does, after that found no room: as soon as uploads beside the writing have made some.
+    /// Writes as [`Engine::write`], or with `is_again` [`Engine::write_again`], after that found no room: as soon as uploads beside the writing have made some.
     ///
     /// # Errors
     /// As [`Engine::write`]; [`FsError::NoSpace`] if nothing that makes room is under way.
@@ -354,6 +354,7 @@ impl Engine {
         offset: u64,
         data: &[u8],
         kill_set_id: bool,
+        is_again: bool,
     ) -> FsResult<usize> {
         let file = self.file(handle)?;
         loop {
@@ -361,7 +362,11 @@ impl Engine {
                 Some(dirty) => dirty.make_room().await,
                 None => false,
             };
-            match self.write(handle, offset, data, kill_set_id) {
+            let written = match is_again {
+                true => self.write_again(handle, offset, data, kill_set_id),
+                false => self.write(handle, offset, data, kill_set_id),
+            };
+            match written {
                 Err(error) if has_room && errno(&error) == Errno::ENOSPC => {}
                 other => return other,
             }

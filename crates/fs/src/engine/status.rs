@@ -101,6 +101,8 @@ impl Engine {
         text.push(b'\n');
         let handle = self.new_handle();
         guard(&self.status_files.open).insert(handle, text.into());
+        // So that no other process gives the number to another file.
+        self.note_opened(handle, ino, None);
         Ok(Opened { handle, stat: self.status_stat(ino), keep_cache: false, direct_io: true })
     }
 

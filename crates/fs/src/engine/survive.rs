@@ -86,7 +86,11 @@ impl Engine {
         let ledger = Ledger::resume(file, &known).map_err(failed())?;
         let staging = StagingArea::adopt(&options.staging_dir, left.staging, options.staging_limit)?;
         let mut engine = Self::on(store, options, runtime, staging, Some(ledger))?;
-        engine.restore(known)?;
+        if let Err(error) = engine.restore(known) {
+            #[expect(clippy::disallowed_methods, reason = "it would remove what is staged, which the next try needs")]
+            std::mem::forget(engine);
+            return Err(error);
+        }
         let engine = Arc::new(engine);
         engine.settle();
         Ok(engine)
@@ -137,11 +141,20 @@ impl Engine {
         }
     }
 
-    /// The bucket is about to be changed. Gives a number for [`Engine::note_ended`].
+    /// What the current request asks for is about to be done. Gives a number for [`Engine::note_ended`].
     pub(super) fn note_begun(&self) -> u64 {
+        self.note_begun_as(current_request())
+    }
+
+    /// The same for what is done on the way, or by nobody's request: it says nothing of the request itself.
+    pub(super) fn note_begun_aside(&self) -> u64 {
+        self.note_begun_as(None)
+    }
+
+    fn note_begun_as(&self, request: Option<u64>) -> u64 {
         let Some(ledger) = &self.ledger else { return 0 };
         // Requests of the kernel have even numbers.
-        let number = current_request().unwrap_or_else(|| self.next_handle.fetch_add(1, Ordering::Relaxed) << 1 | 1);
+        let number = request.unwrap_or_else(|| self.next_handle.fetch_add(1, Ordering::Relaxed) << 1 | 1);
         ledger.begun(number);
         number
     }
@@ -161,6 +174,11 @@ impl Engine {
         tokio::time::sleep(QUIET_TIME).await;
         self.restored.unheard.iter().for_each(|number| self.note_ended(*number));
         self.settle();
+    }
+
+    /// Ends what had begun for a request that is sent again and is found done: an empty directory is to be kept.
+    pub async fn end_removal(&self, parent: u64) {
+        self.keep_parent(parent).await;
     }
 
     fn restore(&mut self, known: Known) -> FsResult<()> {
@@ -239,15 +257,20 @@ impl Engine {
             file.remove();
             return Ok(());
         };
-        if file.is_stored() && (is_linked || !is_open) {
-            // The bucket has it. The ledger may not know of the last version yet.
+        // One without a base may be the only copy: of an object whose removal had begun.
+        if file.is_stored() && (!is_open || is_linked && file.recorded.base.is_some()) {
+            // The bucket has it. The ledger may know neither the last version nor what it left to the record.
             let mut tree = self.tree();
-            if let (Some(node), Some(etag)) = (tree.get_mut(ino), file.recorded.replaces.clone())
-                && node.version.as_ref().is_none_or(|version| version.etag.as_ref() != Some(&etag))
-            {
+            if let (Some(node), Some(etag)) = (tree.get_mut(ino), file.recorded.replaces.clone()) {
                 node.attr.size = file.recorded.size;
-                node.attr.mtime = file.modified.into();
-                node.version = Some(Version { etag: Some(etag), size: file.recorded.size, modified: file.modified });
+                node.attr.ctime = node.attr.ctime.max(file.modified.into());
+                if !file.recorded.times_set {
+                    node.attr.mtime = file.modified.into();
+                }
+                if node.version.as_ref().is_none_or(|version| version.etag.as_ref() != Some(&etag)) {
+                    node.version =
+                        Some(Version { etag: Some(etag), size: file.recorded.size, modified: file.modified });
+                }
             }
             drop(tree);
             file.remove();

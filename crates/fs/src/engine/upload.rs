@@ -141,7 +141,7 @@ impl Engine {
             let (parent, name) = (node.parent, Arc::clone(&node.name));
             (self.file_key(&tree, ino)?, self.attributes_of(node), node.version.clone(), parent, name)
         };
-        let change = self.begin(parent, &name);
+        let change = self.begin_upload(parent, &name);
         content.set_attributes_pending(false);
         let Some(dirty) = content.dirty().filter(|dirty| dirty.is_dirty()) else {
             let stored = self.store_attributes(ino, &key, attributes).await;

@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, UNIX_EPOCH};
 
 use sandpail_store::ObjectAttributes;
 
@@ -125,8 +125,13 @@ impl Tree {
     /// Puts a node back that a process which died had. Names are linked by [`Tree::relink_restored`], once all are there.
     pub(crate) fn restore(&mut self, note: NodeNote, attributes: Option<ObjectAttributes>) {
         let NodeNote { ino, parent, name, segment, attr, version, lookups, is_linked, .. } = note;
-        // Without them nobody may take the node for what a listing shows.
-        let version = version.filter(|_| attributes.is_some());
+        let mut version = version;
+        if attributes.is_none()
+            && let Some(version) = &mut version
+        {
+            // The bytes are known; that the node is what a listing shows must not be believed without them.
+            version.modified = UNIX_EPOCH;
+        }
         let segment = segment.unwrap_or_else(|| Arc::from(String::from_utf8_lossy(&name)));
         let dir = (attr.kind == Kind::Directory).then(Box::default);
         let node = Node {
