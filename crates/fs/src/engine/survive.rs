@@ -18,6 +18,7 @@ use sandpail_store::Store;
 
 use super::{DirHandle, Engine, EngineOptions, FileHandle, OpenMode, Opened, failed_io, guard, stat_of};
 use crate::FsResult;
+use crate::attr::{Attr, Time};
 use crate::ledger::{Extent, HandleNote, Known, Ledger};
 use crate::tree::{Name, Version};
 use crate::write::{Adopted, DirtyFile, StagingArea};
@@ -262,15 +263,15 @@ impl Engine {
             // The bucket has it. The ledger may know neither the last version nor what it left to the record.
             let mut tree = self.tree();
             if let (Some(node), Some(etag)) = (tree.get_mut(ino), file.recorded.replaces.clone()) {
-                node.attr.size = file.recorded.size;
-                node.attr.ctime = node.attr.ctime.max(file.modified.into());
-                if !file.recorded.times_set {
-                    node.attr.mtime = file.modified.into();
-                }
+                fill_times(&mut node.attr, file.modified.into());
                 if node.version.as_ref().is_none_or(|version| version.etag.as_ref() != Some(&etag)) {
+                    if !file.recorded.times_set {
+                        node.attr.mtime = file.modified.into();
+                    }
                     node.version =
                         Some(Version { etag: Some(etag), size: file.recorded.size, modified: file.modified });
                 }
+                node.attr.size = file.recorded.size;
             }
             drop(tree);
             file.remove();
@@ -281,14 +282,19 @@ impl Engine {
             return Ok(());
         }
         let (modified, times_set, may_be_stored) = (file.modified, file.recorded.times_set, file.may_be_stored());
+        let is_stored = file.is_stored();
         let dirty = DirtyFile::adopt(Arc::clone(&self.writing), file)?;
         let mut tree = self.tree();
         let Some(node) = tree.get_mut(ino) else { return Ok(()) };
         let content = Arc::clone(node.content.get_or_insert_default());
-        if !times_set {
-            node.attr.mtime = modified.into();
+        if is_stored {
+            fill_times(&mut node.attr, modified.into());
+        } else {
+            node.attr.ctime = modified.into();
+            if !times_set {
+                node.attr.mtime = modified.into();
+            }
         }
-        node.attr.ctime = modified.into();
         drop(tree);
         content.set_times_were_set(times_set);
         if !is_linked {
@@ -307,6 +313,16 @@ impl Engine {
             self.waiting.add(ino);
         } else {
             guard(&self.failures).insert(ino, "the mount's process was killed before it was stored".to_owned());
+        }
+    }
+}
+
+/// The ledger leaves the times of what is dirty to the staged file; if it was stored since, they are still missing.
+fn fill_times(attr: &mut Attr, modified: Time) {
+    if attr.ctime == Time::default() {
+        attr.ctime = modified;
+        if attr.mtime == Time::default() {
+            attr.mtime = modified;
         }
     }
 }
