@@ -8,6 +8,8 @@ use crate::{Finding, Limits};
 
 /// Parent of all our groups, in each hierarchy.
 const PARENT: &str = "sandpail";
+/// How often a group is tried again whose parent was removed just then.
+const PARENT_TRIES: usize = 20;
 
 /// The kernel's period for processor quotas, in microseconds.
 const PERIOD_US: u64 = 100_000;
@@ -103,16 +105,30 @@ impl Cgroups {
                 continue;
             }
             let parent = hierarchy.root.join(PARENT);
-            fs::create_dir_all(&parent)?;
-            if hierarchy.is_v2 {
-                for (controller, _) in &wanted {
-                    for directory in [&hierarchy.root, &parent] {
-                        fs::write(directory.join("cgroup.subtree_control"), format!("+{}", controller.name()))?;
+            let group = parent.join(name);
+            let make = || -> io::Result<()> {
+                fs::create_dir_all(&parent)?;
+                if hierarchy.is_v2 {
+                    for (controller, _) in &wanted {
+                        for directory in [&hierarchy.root, &parent] {
+                            fs::write(directory.join("cgroup.subtree_control"), format!("+{}", controller.name()))?;
+                        }
                     }
                 }
+                fs::create_dir(&group)
+            };
+            // The end of another sandbox may remove the parent at any time before.
+            let mut made_here = make();
+            for _ in 0..PARENT_TRIES {
+                match &made_here {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => made_here = make(),
+                    _ => break,
+                }
             }
-            let group = parent.join(name);
-            fs::create_dir_all(&group)?;
+            match made_here {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other?,
+            }
             made.push(group.clone());
             for (file, value) in wanted.into_iter().flat_map(|(_, settings)| settings) {
                 match fs::write(group.join(file), value) {
@@ -131,9 +147,11 @@ impl Cgroups {
     /// `EBUSY` while a process is in one.
     pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
         for hierarchy in &self.hierarchies {
-            match fs::remove_dir(hierarchy.root.join(PARENT).join(name)) {
+            let parent = hierarchy.root.join(PARENT);
+            match fs::remove_dir(parent.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+                // The last one takes the parent along; the kernel refuses while there are others.
+                _ => drop(fs::remove_dir(parent)),
             }
         }
         Ok(())
