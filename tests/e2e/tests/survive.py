@@ -1,7 +1,7 @@
 """Programs at work in a mount whose process is killed again and again: none may see an error, nothing may be missing.
 
 Arguments: the mountpoint, a directory beside it, how many kills, the seed, the longest pause between two (seconds), and which
-programs (all if left out). With 0 kills it kills until the file `stop` stands in the directory.
+programs (all if left out). With 0 kills it kills until the file `stop` stands in the directory; with fewer it only waits for that.
 """
 import os, pathlib, random, shutil, signal, sqlite3, subprocess, sys, tarfile, threading, time, traceback
 
@@ -191,8 +191,11 @@ kills = 0
 looking = threading.Thread(target=pauses, daemon=True)
 looking.start()
 time.sleep(0.5)
-while not stop.is_set() and not (LOCAL / "stop").exists() if KILLS == 0 else kills < KILLS and not stop.is_set():
+while not stop.is_set() and not (LOCAL / "stop").exists() if KILLS <= 0 else kills < KILLS and not stop.is_set():
     time.sleep(rng.uniform(0, PAUSE))
+    if KILLS < 0:
+        time.sleep(0.2)
+        continue
     pid = worker()
     if pid is None: continue
     os.kill(pid, signal.SIGKILL)
