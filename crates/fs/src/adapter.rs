@@ -569,7 +569,7 @@ impl Filesystem for Adapter {
         let work = move |engine: Arc<Engine>| async move {
             match engine.unlink(parent.0, &name).await {
                 Err(FsError::NotFound { .. }) if is_begun => {
-                    engine.end_removal(parent.0).await;
+                    engine.keep_parent(parent.0).await;
                     Ok(())
                 }
                 other => other,
@@ -584,7 +584,7 @@ impl Filesystem for Adapter {
         let work = move |engine: Arc<Engine>| async move {
             match engine.rmdir(parent.0, &name).await {
                 Err(FsError::NotFound { .. }) if is_begun => {
-                    engine.end_removal(parent.0).await;
+                    engine.keep_parent(parent.0).await;
                     Ok(())
                 }
                 other => other,
@@ -629,7 +629,7 @@ impl Filesystem for Adapter {
             if is_begun {
                 let renamed = engine.rename_again(parent.0, &name, new_parent.0, &new_name).await;
                 if renamed.is_ok() {
-                    engine.end_removal(parent.0).await;
+                    engine.keep_parent(parent.0).await;
                 }
                 renamed
             } else {

@@ -2,7 +2,7 @@
 //!
 //! The kernel keeps a FUSE file system as long as somebody holds its device, and its requests wait. Whoever holds the
 //! [`Kept`] of a mount starts another process on it. For the mounts of sandboxes that is the daemon; for `sandpail mount` it is
-//! a small process of its own, which has no thread, no engine and no network.
+//! a small process of its own, without engine and network.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -129,8 +129,7 @@ pub fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody may listen any more, which must not end in a panic.
-            let _ = writeln!(io::stdout(), "{FAILED}{}", report::in_one_line(&error).replace('\n', " "));
+            super::tell_failed(&error);
             ExitCode::FAILURE
         }
     }

@@ -208,11 +208,16 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody may listen any more, which must not end in a panic.
-            let _ = writeln!(std::io::stdout(), "{FAILED}{}", report::in_one_line(&error).replace('\n', " "));
+            tell_failed(&error);
             ExitCode::FAILURE
         }
     }
+}
+
+/// Tells whoever started this process why there will be no mount.
+fn tell_failed(error: &anyhow::Error) {
+    // Nobody may listen any more, which must not end in a panic.
+    let _ = writeln!(std::io::stdout(), "{FAILED}{}", report::in_one_line(error).replace('\n', " "));
 }
 
 /// What a worker begins with.
@@ -285,7 +290,7 @@ fn serve(
     let result = serve_engine(plan, device, log_file, &runtime, &engine, ready);
     if is_taken_up && let Err(error) = &result {
         tracing::error!(%error, "the mount cannot be taken up by this process");
-        let _ = writeln!(std::io::stdout(), "{FAILED}{}", report::in_one_line(error).replace('\n', " "));
+        tell_failed(error);
         leave();
     }
     engine.end();

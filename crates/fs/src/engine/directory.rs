@@ -400,7 +400,7 @@ impl Engine {
 
     /// An implicit directory would vanish with its last entry; a marker keeps it. The entry is gone already, so a marker
     /// that cannot be written is no failure of what was asked for.
-    pub(super) async fn keep_parent(&self, parent: u64) {
+    pub async fn keep_parent(&self, parent: u64) {
         let (key, attr, attributes) = {
             let tree = self.tree();
             let Some(node) = tree.get(parent) else { return };

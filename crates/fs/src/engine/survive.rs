@@ -177,11 +177,6 @@ impl Engine {
         self.settle();
     }
 
-    /// Ends what had begun for a request that is sent again and is found done: an empty directory is to be kept.
-    pub async fn end_removal(&self, parent: u64) {
-        self.keep_parent(parent).await;
-    }
-
     fn restore(&mut self, known: Known) -> FsResult<()> {
         let Known { nodes, mut attributes, handles, begun, under_way, next_handle, .. } = known;
         self.next_handle.store(next_handle.max(1), Ordering::Relaxed);
