@@ -22,6 +22,7 @@ use sandpail_store::{Condition, ETag, ObjectAttributes, ObjectKey, Store, StoreE
 
 use crate::attr::Time;
 use crate::read::ObjectVersion;
+use crate::write::disk;
 use crate::write::kept::{is_record, kept_directory, lock_root, read_record, record_of};
 use crate::write::resume::Remains;
 use crate::write::{BaseReader, DirtyFile, RecordProblem, Recorded, StagingArea, WriteContext, WriteOptions};
@@ -304,12 +305,12 @@ impl KeptFiles {
     fn remove(&self, file: &KeptFile) -> FsResult<()> {
         let failed = |source| FsError::Io { what: format!("cannot remove {}", file.path.display()), source };
         let _lock = lock_root(&self.root).map_err(failed)?;
-        std::fs::remove_file(&file.path).map_err(failed)?;
+        disk::remove_file(&file.path).map_err(failed)?;
         let note = file.path.with_extension("json");
         let is_old = file.record.as_ref().is_err_and(|problem| *problem == RecordProblem::Missing);
         let more = [Some(record_of(&file.path)), Some(note).filter(|note| is_old && is_old_note(note))];
         for path in more.into_iter().flatten() {
-            match std::fs::remove_file(path) {
+            match disk::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
                 _ => {}
             }
@@ -360,8 +361,12 @@ async fn put_back(
         };
         match dirty.commit(&attributes, &condition, base).await {
             Ok(_) => return Ok(PutBack::Stored { key }),
-            // Changed between the look and the writing.
-            Err(FsError::Store { source: StoreError::Precondition { .. }, .. }) => {}
+            // Changed between the look and the writing; or the request came twice, and this is the second answer.
+            Err(FsError::Store { source: StoreError::Precondition { .. }, .. }) => {
+                if is_there(store, &key, recorded, dirty).await? {
+                    return Ok(PutBack::Stored { key });
+                }
+            }
             Err(error) => return Err(error),
         }
     } else if let Some((etag, size)) = present
@@ -385,12 +390,35 @@ async fn put_back(
     dirty.materialise(base).await?;
     dirty.retarget(beside.clone());
     let condition = if store.capabilities().conditional_put { Condition::Absent } else { Condition::Always };
-    if let Err(error) = dirty.commit(&attributes, &condition, base).await {
-        // It is still to be put back where it was.
-        dirty.retarget(key);
-        return Err(error);
+    match dirty.commit(&attributes, &condition, base).await {
+        Ok(_) => Ok(PutBack::Beside { key: beside }),
+        Err(FsError::Store { source: StoreError::Precondition { .. }, .. })
+            if is_there(store, &beside, recorded, dirty).await? =>
+        {
+            Ok(PutBack::Beside { key: beside })
+        }
+        Err(error) => {
+            // It is still to be put back where it was.
+            dirty.retarget(key);
+            Err(error)
+        }
     }
-    Ok(PutBack::Beside { key: beside })
+}
+
+/// Whether there is an object with all bytes of the file.
+async fn is_there(
+    store: &Arc<dyn Store>,
+    key: &ObjectKey,
+    recorded: &Recorded,
+    dirty: &Arc<DirtyFile>,
+) -> FsResult<bool> {
+    match store.head(key).await {
+        Ok(info) if info.size == recorded.size && recorded.in_upload.is_empty() => {
+            holds(store, key, &info.etag, recorded, dirty).await
+        }
+        Ok(_) | Err(StoreError::NotFound { .. }) => Ok(false),
+        Err(source) => Err(FsError::Store { what: format!("cannot look up {key}"), source }),
+    }
 }
 
 /// Whether an object has all bytes of the file that are here.

@@ -28,12 +28,25 @@ pub struct MemoryStore {
     capabilities: Capabilities,
 }
 
-#[derive(Debug, Default)]
+impl MemoryStore {
+    /// A copy of the bucket as it is now, which goes its own way.
+    pub fn snapshot(&self) -> Self {
+        Self { state: Arc::new(Mutex::new(self.state().clone())), capabilities: self.capabilities.clone() }
+    }
+
+    /// From now on the bucket's clock goes wrong by so many seconds.
+    pub fn set_clock_skew(&self, secs: i64) {
+        self.state().skew_secs = secs;
+    }
+}
+
+#[derive(Clone, Debug, Default)]
 struct State {
     // Ordered by bytes, as `str` is.
     objects: BTreeMap<String, Object>,
     uploads: BTreeMap<String, Upload>,
     upload_count: u64,
+    skew_secs: i64,
 }
 
 #[derive(Clone, Debug)]
@@ -42,7 +55,7 @@ struct Object {
     info: ObjectInfo,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Upload {
     key: ObjectKey,
     attributes: ObjectAttributes,
@@ -101,6 +114,13 @@ impl State {
         Ok(outcome)
     }
 
+    /// Milliseconds, as the directory store keeps them.
+    fn now(&self) -> SystemTime {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let millis = i64::try_from(since.as_millis()).unwrap_or_default() + self.skew_secs * 1000;
+        UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or_default())
+    }
+
     fn upload(&mut self, key: &ObjectKey, id: &UploadId) -> StoreResult<&mut Upload> {
         self.uploads
             .get_mut(&id.0)
@@ -118,17 +138,11 @@ impl State {
     }
 }
 
-fn new_object(data: Bytes, attributes: ObjectAttributes) -> Object {
+fn new_object(data: Bytes, attributes: ObjectAttributes, last_modified: SystemTime) -> Object {
     let mut hasher = TagHasher::default();
     hasher.update(&data);
-    let info = ObjectInfo { size: data.len() as u64, etag: hasher.finish(), last_modified: now(), attributes };
+    let info = ObjectInfo { size: data.len() as u64, etag: hasher.finish(), last_modified, attributes };
     Object { data, info }
-}
-
-/// Milliseconds, as the directory store keeps them.
-fn now() -> SystemTime {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    UNIX_EPOCH + Duration::from_millis(u64::try_from(since.as_millis()).unwrap_or_default())
 }
 
 fn read_body(body: PutBody) -> StoreResult<Bytes> {
@@ -196,8 +210,10 @@ impl Store for MemoryStore {
         condition: &Condition,
     ) -> StoreResult<PutOutcome> {
         attributes.check()?;
-        let object = new_object(read_body(body)?, attributes.clone());
-        self.state().store(key, object, condition)
+        let data = read_body(body)?;
+        let mut state = self.state();
+        let object = new_object(data, attributes.clone(), state.now());
+        state.store(key, object, condition)
     }
 
     async fn copy(
@@ -221,7 +237,7 @@ impl Store for MemoryStore {
             attributes.check()?;
             object.info.attributes = attributes.clone();
         }
-        object.info.last_modified = now();
+        object.info.last_modified = state.now();
         state.store(target, object, condition)
     }
 
@@ -291,14 +307,16 @@ impl Store for MemoryStore {
         state.upload_count += 1;
         let id = format!("upload-{}", state.upload_count);
         let upload =
-            Upload { key: key.clone(), attributes: attributes.clone(), initiated: now(), parts: BTreeMap::new() };
+            Upload { key: key.clone(), attributes: attributes.clone(), initiated: state.now(), parts: BTreeMap::new() };
         state.uploads.insert(id.clone(), upload);
         Ok(UploadId(id))
     }
 
     async fn upload_part(&self, key: &ObjectKey, id: &UploadId, number: u32, body: PutBody) -> StoreResult<Part> {
-        let part = new_object(read_body(body)?, ObjectAttributes::default());
-        self.state().add_part(key, id, number, part)
+        let data = read_body(body)?;
+        let mut state = self.state();
+        let part = new_object(data, ObjectAttributes::default(), state.now());
+        state.add_part(key, id, number, part)
     }
 
     async fn upload_part_copy(
@@ -319,7 +337,7 @@ impl Store for MemoryStore {
                 message: format!("bytes {range:?} are not inside {:?} of {} bytes", source.key, info.size),
             });
         }
-        let part = new_object(slice(data, range.start, range.end), ObjectAttributes::default());
+        let part = new_object(slice(data, range.start, range.end), ObjectAttributes::default(), state.now());
         state.add_part(key, id, number, part)
     }
 
@@ -331,6 +349,7 @@ impl Store for MemoryStore {
         condition: &Condition,
     ) -> StoreResult<PutOutcome> {
         let mut state = self.state();
+        let last_modified = state.now();
         let upload = state.upload(key, id)?;
         if parts.is_empty() {
             return Err(StoreError::Invalid { message: "an upload is completed with at least one part".into() });
@@ -357,7 +376,7 @@ impl Store for MemoryStore {
         let info = ObjectInfo {
             size: data.len() as u64,
             etag: multipart_tag(parts.iter().map(|part| &part.etag))?,
-            last_modified: now(),
+            last_modified,
             attributes: upload.attributes.clone(),
         };
         let outcome = state.store(key, Object { data: data.into(), info }, condition)?;

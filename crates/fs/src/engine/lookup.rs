@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use sandpail_store::{ListRequest, ObjectAttributes, ObjectInfo, ObjectKey, StoreError};
+use tokio::time::Instant;
 
 use super::directory::DirItem;
 use super::{Engine, Stat, failed, not_found, object_key, stale, stat_of};

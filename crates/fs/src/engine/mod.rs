@@ -6,6 +6,7 @@
 //! Lock order: `structure` (shared by all that change the bucket, exclusive for moving a directory),
 //! then one file's `Content::commit`, then `tree`. The tree's lock is never held across an await.
 
+mod again;
 mod attributes;
 mod directory;
 mod file;
@@ -22,10 +23,12 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sandpail_store::{ObjectKey, Store, StoreError};
+use tokio::time::Instant;
 
+pub use self::again::Asked;
 pub use self::attributes::{SetAttr, SetTime};
 pub use self::directory::{DirItem, Listed};
 pub use self::file::{OpenMode, Opened, Whence};

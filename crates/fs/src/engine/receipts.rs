@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{Engine, FsError, FsResult, Unstored, guard, stale};
 use crate::content::Content;

@@ -10,9 +10,10 @@ mod notes;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sandpail_store::{ETag, ObjectAttributes};
+use tokio::time::Instant;
 
 use crate::attr::{Attr, Defaults, Kind};
 use crate::content::Content;

@@ -2,9 +2,10 @@
 
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
-use std::time::{Instant, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use sandpail_store::ObjectAttributes;
+use tokio::time::Instant;
 
 use super::{Node, ROOT, Tree};
 use crate::attr::Kind;

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::dirty_file::Attempt;
+use super::disk;
 use super::kept::{is_record, keep_one, read_record, record_of};
 use super::resume::Remains;
 use super::{DirtyFile, Recorded, StagingArea, WriteContext};
@@ -40,7 +41,7 @@ impl Adopted {
     pub(crate) fn remove(self) {
         // The record last: a file without one would be taken for something that was not stored.
         for path in [self.remains.path.clone(), record_of(&self.remains.path)] {
-            if let Err(error) = std::fs::remove_file(&path) {
+            if let Err(error) = disk::remove_file(&path) {
                 tracing::warn!(path = %path.display(), %error, "a staged file is left behind");
             }
         }
@@ -88,8 +89,8 @@ impl WriteContext {
                 Ok(Some(file)) => adopted.push(file),
                 // Nobody was told of anything in it.
                 Ok(None) => {
-                    let _ = std::fs::remove_file(&path);
-                    let _ = std::fs::remove_file(record_of(&path));
+                    let _ = disk::remove_file(&path);
+                    let _ = disk::remove_file(record_of(&path));
                 }
                 Err(error) => {
                     tracing::error!(path = %path.display(), %error, "a staged file of the process that died cannot be gone on with");
@@ -103,7 +104,7 @@ impl WriteContext {
             let is_used = adopted.iter().any(|file| record_of(&file.remains.path).file_name() == Some(name));
             if !is_used {
                 // Its file is gone already.
-                let _ = std::fs::remove_file(own.join(name));
+                let _ = disk::remove_file(own.join(name));
             }
         }
         Ok(adopted)

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
@@ -12,6 +11,7 @@ use sandpail_store::{
     Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, PutBody, PutOutcome, StoreError, UploadId,
     multipart_tag, put_tag,
 };
+use tokio::time::Instant;
 
 use super::dirty_file::{Attempt, State, UnderWay, note_base};
 use super::record::Event;
@@ -369,13 +369,15 @@ impl DirtyFile {
         parts: &[Part],
         condition: &Condition,
     ) -> Result<PutOutcome, StoreError> {
-        if let Ok(tag) = multipart_tag(parts.iter().map(|part| &part.etag)) {
-            self.note_completing(&tag);
+        let tag = multipart_tag(parts.iter().map(|part| &part.etag)).ok();
+        if let Some(tag) = &tag {
+            self.note_completing(tag);
         }
         let store = &self.context.store;
         match store.complete_multipart(&attempt.key, id, parts, condition).await {
             Err(error @ StoreError::NotFound { .. }) => match store.head(&attempt.key).await {
-                Ok(info) if attempt.made(&info) => {
+                // The same bytes as before have the same tag.
+                Ok(info) if tag.as_ref() == Some(&info.etag) || attempt.made(&info) => {
                     Ok(PutOutcome { etag: info.etag, last_modified: Some(info.last_modified) })
                 }
                 _ => Err(error),

@@ -3,11 +3,11 @@
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use sandpail_store::{ETag, ObjectAttributes, ObjectInfo, ObjectKey};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::journal::{Journal, boot, now_ms};
 use super::record::{Begin, Described, Event};
@@ -391,10 +391,14 @@ impl DirtyFile {
             // Nothing of it shows: what is written now is a new file, which goes up while it is written.
             state.base.take_if(|base| base.limit == 0);
             state.low_water = state.low_water.min(size);
-            let what = || format!("cannot cut the staging file of {}", state.key);
-            self.staged.set_len(size).map_err(|source| FsError::Io { what: what(), source })?;
-            state.journal.resized(size);
-            self.staged.give_back(freed);
+            match self.staged.set_len(size) {
+                Ok(()) => {
+                    state.journal.resized(size);
+                    self.staged.give_back(freed);
+                }
+                // It is cut all the same: what is not local does not show.
+                Err(error) => tracing::warn!(key = %state.key, %error, "a staging file stays longer than its file"),
+            }
             if let Some(stream) = state.stream.take() {
                 self.abandon(stream);
             }

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use super::disk::{self, DiskChange};
 use super::record::{Begin, Described, Event, Recorded, head};
 
 /// The log of one staging file, and what it needs to know to append little.
@@ -53,6 +54,7 @@ pub(super) fn now_ms() -> u64 {
 impl Journal {
     /// A new log. Its first entries come with the first change.
     pub(super) fn create(path: &Path, begin: Begin) -> io::Result<Self> {
+        disk::before(DiskChange::Create)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
         let mut queue = head();
         Event::Begin(begin).encode(&mut queue);
@@ -73,6 +75,7 @@ impl Journal {
     /// Goes on with a log whose first `len` bytes are whole.
     pub(super) fn resume(file: File, len: u64, data_len: u64, recorded: &Recorded) -> io::Result<Self> {
         // What was torn must not stand behind shorter new entries.
+        disk::before(DiskChange::Record)?;
         file.set_len(len)?;
         let described = Described { attributes: recorded.attributes.clone(), times_set: recorded.times_set };
         let mut journal = Self {
@@ -93,6 +96,7 @@ impl Journal {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        disk::before(DiskChange::Record)?;
         self.file.write_all_at(&self.queue, self.len)?;
         self.len += self.queue.len() as u64;
         self.has_news |= !self.queue.is_empty();
@@ -267,6 +271,7 @@ impl Journal {
 
     /// The file is kept as it is, on the disk, with `data`.
     pub(super) fn kept(&mut self, reason: &str, data: &File) -> io::Result<()> {
+        disk::before(DiskChange::Sync)?;
         data.sync_all()?;
         self.append(&[Event::Kept(reason.to_owned())])?;
         self.sync()
@@ -274,12 +279,13 @@ impl Journal {
 
     /// If somebody was told that the file is safe: brings the log to the disk.
     pub(super) fn sync_if_durable(&self) -> io::Result<()> {
-        if self.is_durable { self.file.sync_data() } else { Ok(()) }
+        if self.is_durable { disk::before(DiskChange::Sync).and_then(|()| self.file.sync_data()) } else { Ok(()) }
     }
 
     /// To the disk.
     fn sync(&mut self) -> io::Result<()> {
         self.flush()?;
+        disk::before(DiskChange::Sync)?;
         self.file.sync_all()
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::disk;
 use super::journal::Journal;
 use super::record::{self, RecordProblem, Recorded};
 
@@ -103,8 +104,15 @@ fn keep_of(root: &Path, dir: &Path, count: &mut usize) -> io::Result<()> {
     let names: Vec<OsString> = std::fs::read_dir(dir)?.flatten().map(|entry| entry.file_name()).collect();
     for name in names.iter().filter(|name| !is_record(name)) {
         let data = dir.join(name);
+        // Its record is in `kept/` already: whoever moved both died in between.
+        let moved = kept_directory(root).join(kept_name(dir.file_name().unwrap_or_default(), name));
+        if !record_of(&data).exists() && record_of(&moved).exists() {
+            disk::rename(&data, &moved)?;
+            *count += 1;
+            continue;
+        }
         if !is_wanted(&data)? {
-            std::fs::remove_file(&data)?;
+            disk::remove_file(&data)?;
             continue;
         }
         keep_one(root, dir, name)?;
@@ -112,12 +120,12 @@ fn keep_of(root: &Path, dir: &Path, count: &mut usize) -> io::Result<()> {
     }
     // Records of what was not wanted, or was removed already.
     for name in names.iter().filter(|name| is_record(name)) {
-        match std::fs::remove_file(dir.join(name)) {
+        match disk::remove_file(dir.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
-    std::fs::remove_dir(dir)
+    disk::remove_dir(dir)
 }
 
 /// Moves one staging file with its record to `kept/`.
@@ -128,11 +136,11 @@ pub(super) fn keep_one(root: &Path, dir: &Path, name: &OsStr) -> io::Result<()> 
     }
     let to = make_kept_directory(root)?.join(kept_name(dir.file_name().unwrap_or_default(), name));
     // The record first: without a file it is nothing, but a file without it is less.
-    match std::fs::rename(record_of(&data), record_of(&to)) {
+    match disk::rename(record_of(&data), record_of(&to)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    std::fs::rename(&data, &to)?;
+    disk::rename(&data, &to)?;
     tracing::error!(path = %to.display(), "a mount died before this was stored; its staged bytes are kept here");
     Ok(())
 }

@@ -9,6 +9,7 @@
 mod adopt;
 mod commit;
 mod dirty_file;
+pub(crate) mod disk;
 mod extents;
 mod journal;
 pub(crate) mod kept;
@@ -28,6 +29,8 @@ use sandpail_store::{ObjectAttributes, PutOutcome, Store};
 
 pub(crate) use self::adopt::Adopted;
 pub use self::dirty_file::DirtyFile;
+#[doc(hidden)]
+pub use self::disk::{DiskChange, set_hook as set_disk_hook};
 pub use self::extents::RangeSet;
 pub use self::plan::{PartSource, UploadPlan, plan};
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::DirtyFile;
 use super::dirty_file::not_recorded;
+use super::disk;
 use crate::{FsError, FsResult};
 
 impl DirtyFile {
@@ -50,6 +51,7 @@ impl DirtyFile {
 
 /// Does what the disk may take long for.
 pub(super) async fn on_disk(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    disk::before_sync().await?;
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 

@@ -15,6 +15,7 @@ use std::time::SystemTime;
 
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
+use super::disk::{self, DiskChange};
 use super::kept::{PROCESS, keep_leftovers, kept_name, lock_root, make_kept_directory, record_of};
 use super::persist::Names;
 use crate::{FsError, FsResult};
@@ -103,12 +104,8 @@ impl StagingArea {
     pub(super) fn create(self: &Arc<Self>, key: &str) -> FsResult<Staged> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.own.join(format!("{number}-{}", shown(key)));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
+        let file = disk::before(DiskChange::Create)
+            .and_then(|()| OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path))
             .map_err(io(|| format!("cannot stage {key}")))?;
         Ok(Staged::new(self, file, path, false))
     }
@@ -148,7 +145,7 @@ impl StagingArea {
     /// Removes the directory of this process.
     pub(crate) fn end(&self) {
         // Not empty if something is left that must be kept; the next process finds it.
-        let _ = std::fs::remove_dir(&self.own);
+        let _ = disk::remove_dir(&self.own);
     }
 }
 
@@ -172,7 +169,7 @@ impl Staged {
 
     /// Makes the file this long.
     pub(super) fn set_len(&self, len: u64) -> std::io::Result<()> {
-        let done = self.file.set_len(len);
+        let done = disk::before(DiskChange::Resize).and_then(|()| self.file.set_len(len));
         super::crash::point();
         done
     }
@@ -218,6 +215,9 @@ impl Staged {
     pub(super) fn let_go(&self, range: &Range<u64>) -> bool {
         let len = range.end - range.start;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if disk::before(DiskChange::Punch).is_err() {
+            return false;
+        }
         let punched =
             self.area.can_punch.load(Ordering::Relaxed) && fallocate(&self.file, flags, range.start, len).is_ok();
         super::crash::point();
@@ -232,7 +232,8 @@ impl Staged {
     /// Makes a range zeros, without giving anything back.
     pub(super) fn clear(&self, range: &Range<u64>) -> FsResult<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if fallocate(&self.file, flags, range.start, range.end - range.start).is_ok() {
+        let cleared = disk::before(DiskChange::Punch);
+        if cleared.is_ok() && fallocate(&self.file, flags, range.start, range.end - range.start).is_ok() {
             super::crash::point();
             return Ok(());
         }
@@ -253,7 +254,8 @@ impl Staged {
     }
 
     pub(super) fn write(&self, offset: u64, data: &[u8]) -> FsResult<()> {
-        let written = self.file.write_all_at(data, offset);
+        let written = disk::before(DiskChange::Write(data.len() as u64));
+        let written = written.and_then(|()| self.file.write_all_at(data, offset));
         super::crash::point();
         written.map_err(io(|| format!("cannot stage to {}", self.area.root.display())))
     }
@@ -272,8 +274,8 @@ impl Staged {
         let kept = dir.join(kept_name(process, self.path.file_name().unwrap_or_default()));
         {
             let _lock = lock_root(&self.area.root).map_err(io(failed))?;
-            std::fs::rename(self.record_path(), record_of(&kept)).map_err(io(failed))?;
-            std::fs::rename(&self.path, &kept).map_err(io(failed))?;
+            disk::rename(self.record_path(), record_of(&kept)).map_err(io(failed))?;
+            disk::rename(&self.path, &kept).map_err(io(failed))?;
         }
         tracing::error!(key, path = %kept.display(), "bytes that could not be stored are kept here; see: sandpail recover list");
         Ok(kept)
@@ -287,8 +289,8 @@ impl Drop for Staged {
             return;
         }
         // The record last: a file without one would be taken for something that was not stored.
-        let _ = std::fs::remove_file(&self.path);
-        let _ = std::fs::remove_file(self.record_path());
+        let _ = disk::remove_file(&self.path);
+        let _ = disk::remove_file(self.record_path());
     }
 }
 
@@ -322,6 +324,23 @@ mod tests {
         let _area = StagingArea::open(dir.path(), None).unwrap();
         let kept: Vec<_> = std::fs::read_dir(dir.path().join("kept")).unwrap().flatten().collect();
         assert_eq!(std::fs::read(kept[0].path()).unwrap(), b"bytes");
+        assert!(!dead.exists());
+    }
+
+    #[test]
+    fn a_record_that_was_moved_alone_is_followed_by_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (dead, kept) = (dir.path().join("process-1-1"), dir.path().join("kept"));
+        std::fs::create_dir(&dead).unwrap();
+        std::fs::create_dir(&kept).unwrap();
+        // A file of no bytes is nothing without a record.
+        std::fs::write(dead.join("0-key"), "").unwrap();
+        std::fs::write(kept.join("process-1-1-0.record"), "record").unwrap();
+        std::fs::write(dead.join("1-key"), "").unwrap();
+        let _area = StagingArea::open(dir.path(), None).unwrap();
+        let mut names: Vec<_> = std::fs::read_dir(&kept).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["process-1-1-0-key", "process-1-1-0.record"]);
         assert!(!dead.exists());
     }
 

@@ -1,0 +1,77 @@
+//! Whole worlds by seed: a network with latency, lost, doubled and overtaking requests, storms and clocks that jump; a disk
+//! that is full, broken or slow; processes that die between any two of their steps. The engine is what the reference tree is,
+//! and after each death no older than what was last said to be safe.
+//!
+//! Time is virtual, so an hour takes none. A failure names its seed, which makes the same world again:
+//! `SANDPAIL_SEED=7 cargo test --workspace --test seeds`. `SANDPAIL_SEEDS=100000..200000` runs others,
+//! `SANDPAIL_LONG=1` twenty times as many.
+
+mod application;
+mod process;
+#[path = "../reference/mod.rs"]
+mod reference;
+mod world;
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use self::application::{Application, Summary};
+use self::world::World;
+
+const STEPS: u64 = 60;
+
+fn run(seed: u64) -> Summary {
+    let mut application = Application::new(World::of(seed));
+    for _ in 0..STEPS {
+        application.step();
+    }
+    application.finish()
+}
+
+fn seeds() -> Range<u64> {
+    if let Some(seed) = std::env::var("SANDPAIL_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        return seed..seed + 1;
+    }
+    if let Ok(range) = std::env::var("SANDPAIL_SEEDS") {
+        let (start, end) = range.split_once("..").expect("SANDPAIL_SEEDS=START..END");
+        return start.parse().unwrap()..end.parse().unwrap();
+    }
+    0..if std::env::var_os("SANDPAIL_LONG").is_some() { 200_000 } else { 10_000 }
+}
+
+#[test]
+fn nothing_is_lost_in_any_world() {
+    let (seeds, total) = (seeds(), Mutex::new(Summary::default()));
+    let next = AtomicU64::new(seeds.start);
+    let threads = std::thread::available_parallelism().map_or(2, |count| count.get());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let summary = std::panic::catch_unwind(|| run(seed));
+                    let Ok(summary) = summary else {
+                        // The others need not go on.
+                        next.store(seeds.end, Ordering::Relaxed);
+                        panic!("seed {seed} failed: SANDPAIL_SEED={seed} cargo test --workspace --test seeds");
+                    };
+                    let mut total = total.lock().unwrap();
+                    total.operations += summary.operations;
+                    total.failed += summary.failed;
+                    total.deaths += summary.deaths;
+                    total.tally += summary.tally;
+                }
+            });
+        }
+    });
+    let total = total.into_inner().unwrap();
+    println!("{} worlds: {total:?}", seeds.end - seeds.start);
+    // A harness that does nothing finds nothing.
+    if seeds.end - seeds.start >= 1000 {
+        assert!(total.deaths > 1000 && total.failed > 1000, "{total:?}");
+    }
+}
