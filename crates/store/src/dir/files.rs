@@ -146,3 +146,23 @@ pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
         Err(error) => Err(error),
     }
 }
+
+/// Makes the name of `directory` durable, and those of all directories above it on its file system.
+pub(super) fn sync_ancestors(directory: &Path) -> io::Result<()> {
+    let directory = fs::canonicalize(directory)?;
+    let device = fs::metadata(&directory)?.dev();
+    for parent in directory.ancestors().skip(1) {
+        if fs::metadata(parent)?.dev() != device {
+            // Another file system, and so the place where this one is mounted.
+            break;
+        }
+        match sync_directory(parent) {
+            // A directory that may be passed but not read, such as those above a home.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Ok(rustix::fs::syncfs(File::open(&directory)?)?);
+            }
+            done => done?,
+        }
+    }
+    Ok(())
+}

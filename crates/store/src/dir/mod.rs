@@ -113,6 +113,9 @@ impl DirStore {
                     });
                 }
             }
+            // What is stored in a bucket is no more durable than the bucket's own name. Directories that were there
+            // may be as new: a process that began this may have been killed.
+            files::sync_ancestors(directory).map_err(failed)?;
             for name in ours {
                 fs::create_dir_all(directory.join(name)).map_err(failed)?;
             }
@@ -160,6 +163,10 @@ impl DirStore {
         let failed = |error| io_error(format!("cannot open bucket directory {}", given.display()), error);
         for directory in [&inner.objects, &inner.uploads, &inner.temp, &inner.locks] {
             fs::create_dir_all(directory).map_err(failed)?;
+        }
+        if options.durable {
+            // Whoever made these names, and the marker, may have been killed before they were durable.
+            files::sync_directory(&inner.root).map_err(failed)?;
         }
         files::sweep(&inner.temp).map_err(failed)?;
         inner.sweep_uploads().map_err(failed)?;
