@@ -144,7 +144,8 @@ pub(crate) async fn check(bucket: &Path, history: &History) -> Result<(), String
     }
     check_lists(&store, &present).await?;
     check_uploads(&store, bucket, history).await?;
-    for key in history.keys().into_iter().take(3) {
+    // From the end: these come and go most.
+    for key in history.keys().into_iter().rev().take(3) {
         let is_present = store.head(&object_key(key)).await.is_ok();
         let body = PutBody::from(Bytes::from_static(b"new"));
         match store.put(&object_key(key), body, &ObjectAttributes::default(), &Condition::Absent).await {

@@ -37,7 +37,7 @@ struct Scene {
 
 impl Scene {
     fn of(seed: u64) -> Self {
-        let kill_at = (seed % 3 == 2).then_some(seed / 3 % 12 + 1);
+        let kill_at = (seed % 3 == 2).then_some(seed / 3 * 7 % 40 + 1);
         Self { seed, worker_count: if seed % 2 == 0 { 1 } else { 4 }, op_count: 48, kill_at }
     }
 }
@@ -64,16 +64,19 @@ async fn child_that_plays() {
 fn a_power_cut_loses_nothing_that_was_acknowledged() {
     let long = std::env::var_os("SANDPAIL_LONG").is_some();
     let given = |name: &str| std::env::var(name).ok().map(|value| value.parse().unwrap());
-    let seeds = match given("SANDPAIL_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..if long { 60 } else { 6 },
+    let seeds = match std::env::var("SANDPAIL_SEED") {
+        Ok(seeds) => match seeds.split_once("..") {
+            Some((start, end)) => start.parse().unwrap()..end.parse().unwrap(),
+            None => seeds.parse().unwrap()..seeds.parse::<u64>().unwrap() + 1,
+        },
+        Err(_) => 0..if long { 60 } else { 6 },
     };
     let only_cut: Option<u64> = given("SANDPAIL_CUT");
     let alone = only_cut.is_some() || seeds.end - seeds.start == 1;
     let effort = match (long, alone) {
         (true, _) => Effort { stride: 1, random_images: 8 },
         (false, true) => Effort { stride: 1, random_images: 4 },
-        (false, false) => Effort { stride: 6, random_images: 3 },
+        (false, false) => Effort { stride: 9, random_images: 3 },
     };
     let (mut cut_count, mut image_count) = (0, 0);
     for seed in seeds {
@@ -88,10 +91,7 @@ fn a_power_cut_loses_nothing_that_was_acknowledged() {
 fn run(scene: Scene, effort: Effort, only_cut: Option<u64>) -> (u64, u64) {
     let (directory, is_given) = match std::env::var_os("SANDPAIL_TRACE") {
         Some(given) => (PathBuf::from(given), true),
-        None => {
-            let made = tempfile::Builder::new().prefix("sandpail-power-cut-").tempdir().unwrap();
-            (made.keep(), false)
-        }
+        None => (in_memory().keep(), false),
     };
     let processes = if is_given { 0 } else { play_scene(scene, &directory) };
     let base = std::fs::read_to_string(directory.join("base")).unwrap();
@@ -226,7 +226,7 @@ impl Cutter {
         let fixed = [Kept::Everything, Kept::Nothing, Kept::Names, Kept::NamesAndSizes, Kept::Data];
         for kept in fixed.into_iter().chain(random) {
             self.image_count += 1;
-            let image = images_directory();
+            let image = in_memory();
             let root = image.path().join("disk");
             disk.write_image(kept, &root);
             let bucket = root.join("host/bucket");
@@ -241,13 +241,12 @@ impl Cutter {
     }
 }
 
-/// In memory where there is such a place: thousands of small trees.
-fn images_directory() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
+/// A directory in memory where there is such a place: nothing here needs a disk that keeps anything.
+fn in_memory() -> tempfile::TempDir {
     let builder = || {
         let mut builder = tempfile::Builder::new();
         builder.prefix("sandpail-power-cut-");
         builder
     };
-    builder().tempdir_in(memory).or_else(|_| builder().tempdir()).unwrap()
+    builder().tempdir_in("/dev/shm").or_else(|_| builder().tempdir()).unwrap()
 }

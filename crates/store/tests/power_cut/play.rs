@@ -122,6 +122,7 @@ struct Player {
     next: u64,
     known: Arc<Mutex<HashMap<String, (ETag, Value)>>>,
     is_alone: bool,
+    step_count: u64,
 }
 
 pub(crate) async fn play(script: Script, bucket: &Path, marks: &Path) {
@@ -136,6 +137,7 @@ pub(crate) async fn play(script: Script, bucket: &Path, marks: &Path) {
         next: (script.round * 16 + number) * 10_000 + 1,
         known: Arc::clone(&known),
         is_alone: script.worker_count == 1,
+        step_count: script.round * 100,
     };
     player(15).say(&Said::Created);
     let workers = (0..script.worker_count).map(|number| {
@@ -166,8 +168,12 @@ impl Player {
         self.next
     }
 
-    fn key(&mut self) -> &'static str {
-        KEYS[self.random.below(KEYS.len())]
+    fn key(&mut self) -> String {
+        match self.random.below(3) {
+            // In a directory that all enter at about the same time, and that nobody has been in.
+            0 => format!("new/{}/{}", self.step_count / 3, self.random.below(3)),
+            _ => KEYS[self.random.below(KEYS.len())].to_owned(),
+        }
     }
 
     fn pieces(&mut self) -> Vec<Piece> {
@@ -212,6 +218,7 @@ impl Player {
     }
 
     async fn step(&mut self) {
+        self.step_count += 1;
         match self.random.below(20) {
             0..8 => self.put().await,
             8..13 => self.delete().await,
@@ -223,18 +230,18 @@ impl Player {
 
     async fn put(&mut self) {
         let (key, value) = (self.key(), self.value());
-        let condition = self.condition(key);
+        let condition = self.condition(&key);
         let id = self.begin(format!("put {condition:?}"), vec![(key.to_owned(), Some(value.clone()))]);
         let body = Bytes::from(value.data()).into();
-        let outcome = self.store.put(&object_key(key), body, &value.attributes(), &condition).await;
-        self.end(id, key, &value, &outcome);
+        let outcome = self.store.put(&object_key(&key), body, &value.attributes(), &condition).await;
+        self.end(id, &key, &value, &outcome);
     }
 
     async fn delete(&mut self) {
         let key = self.key();
-        let etag = self.known(key).map(|(etag, _)| etag).filter(|_| self.random.below(4) == 0);
+        let etag = self.known(&key).map(|(etag, _)| etag).filter(|_| self.random.below(4) == 0);
         let id = self.begin(format!("delete {etag:?}"), vec![(key.to_owned(), None)]);
-        match self.store.delete(&object_key(key), etag.as_ref()).await {
+        match self.store.delete(&object_key(&key), etag.as_ref()).await {
             Ok(()) => self.say(&Said::Ended { id, done: true, etag: None }),
             Err(StoreError::Precondition { .. }) => self.say(&Said::Ended { id, done: false, etag: None }),
             Err(error) => panic!("{error}"),
@@ -245,42 +252,42 @@ impl Player {
         let mut keys = vec![self.key(), self.key(), self.key()];
         keys.sort_unstable();
         keys.dedup();
-        let id = self.begin("delete many".into(), keys.iter().map(|key| ((*key).to_owned(), None)).collect());
-        let keys: Vec<_> = keys.into_iter().map(object_key).collect();
+        let id = self.begin("delete many".into(), keys.iter().map(|key| (key.clone(), None)).collect());
+        let keys: Vec<_> = keys.iter().map(|key| object_key(key)).collect();
         assert!(self.store.delete_many(&keys).await.unwrap().is_empty());
         self.say(&Said::Ended { id, done: true, etag: None });
     }
 
     async fn copy(&mut self) {
         let (source, target) = (self.key(), self.key());
-        let Some((etag, mut value)) = self.known(source) else { return };
-        let condition = self.condition(target);
+        let Some((etag, mut value)) = self.known(&source) else { return };
+        let condition = self.condition(&target);
         // Others may change the label of a version, but not its bytes.
         let attributes = (source == target || !self.is_alone || self.random.below(2) == 0).then(|| {
             value.label = self.number();
             value.attributes()
         });
-        let id = self.begin(format!("copy of {source} {condition:?}"), vec![(target.to_owned(), Some(value.clone()))]);
-        let source = CopySource { key: object_key(source), etag: Some(etag) };
-        let outcome = self.store.copy(&source, &object_key(target), attributes.as_ref(), &condition).await;
-        self.end(id, target, &value, &outcome);
+        let id = self.begin(format!("copy of {source} {condition:?}"), vec![(target.clone(), Some(value.clone()))]);
+        let source = CopySource { key: object_key(&source), etag: Some(etag) };
+        let outcome = self.store.copy(&source, &object_key(&target), attributes.as_ref(), &condition).await;
+        self.end(id, &target, &value, &outcome);
     }
 
     async fn upload(&mut self) {
         let key = self.key();
-        let (id, label) = self.begin_upload(key).await;
+        let (id, label) = self.begin_upload(&key).await;
         let mut parts = vec![];
         for _ in 0..1 + self.random.below(2) {
             // The second one replaces the first.
             let pieces = self.pieces();
-            parts = vec![self.part(key, &id, 1, pieces).await];
+            parts = vec![self.part(&key, &id, 1, pieces).await];
         }
         match self.random.below(5) {
-            0 => self.store.abort_multipart(&object_key(key), &id).await.unwrap(),
+            0 => self.store.abort_multipart(&object_key(&key), &id).await.unwrap(),
             1 => {}
             _ => {
-                let condition = self.condition(key);
-                self.complete(key, &id, label, parts, condition).await;
+                let condition = self.condition(&key);
+                self.complete(&key, &id, label, parts, condition).await;
             }
         }
     }

@@ -30,9 +30,9 @@ pub(crate) struct Call {
 pub(crate) fn run(program: &mut Command, kill_at: Option<u64>, trace: &Path) -> Output {
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq", "-xx", "-s", "100000000", "-e"]).arg(format!("trace={CALLS}"));
-    if let Some(number) = kill_at {
-        strace.args(["-e", &format!("inject=fsync:signal=KILL:when={number}")]);
-    }
+    // Some syncs take their time, in microseconds, so that other threads meet what is not synced yet.
+    let injected = kill_at.map_or("delay_enter=15000:when=2+3".into(), |number| format!("signal=KILL:when={number}"));
+    strace.args(["-e", &format!("inject=fsync:{injected}")]);
     strace.arg("-o").arg(trace).arg(program.get_program()).args(program.get_args());
     for (name, value) in program.get_envs() {
         strace.env(name, value.unwrap_or_default());
