@@ -38,7 +38,7 @@ struct Scene {
 impl Scene {
     fn of(seed: u64) -> Self {
         let kill_at = (seed % 3 == 2).then_some(seed / 3 * 7 % 40 + 1);
-        Self { seed, worker_count: if seed % 2 == 0 { 1 } else { 4 }, op_count: 48, kill_at }
+        Self { seed, worker_count: if seed.is_multiple_of(2) { 1 } else { 4 }, op_count: 48, kill_at }
     }
 }
 

@@ -35,7 +35,7 @@ impl Piece {
         // One word in eight bytes, different in each place of each content, never 0.
         let words = self.start / 8..self.end.div_ceil(8);
         let first = data.len();
-        data.extend(words.flat_map(|word| ((self.tag << 32 | word as u64) + 1 | 1 << 63).to_le_bytes()));
+        data.extend(words.flat_map(|word| (((self.tag << 32 | word as u64) + 1) | 1 << 63).to_le_bytes()));
         data.drain(first..first + self.start % 8);
         data.truncate(first + self.end - self.start);
     }
@@ -306,7 +306,7 @@ impl Player {
         let (id, label) = self.begin_upload(key).await;
         let first = self.part(key, &id, 1, pieces).await;
         let copied = Piece { start: 100, end: 30_100, ..source.pieces[0] };
-        let etag = put_tag([&*data(&[copied.clone()])]);
+        let etag = put_tag([&*data(std::slice::from_ref(&copied))]);
         let pieces = vec![copied];
         let said = Said::Part { upload: id.0.clone(), number: 2, etag: etag.as_str().into(), pieces: pieces.clone() };
         self.say(&said);
