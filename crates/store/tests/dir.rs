@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -9,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sandpail_store::dir::{DirOptions, DirStore};
-use sandpail_store::{Condition, ListRequest, ObjectAttributes, ObjectKey, PutBody, Store, StoreError, collect};
+use sandpail_store::{
+    Condition, CopySource, ListRequest, ObjectAttributes, ObjectKey, PutBody, Store, StoreError, collect,
+};
 
 const CHILD_DIRECTORY: &str = "SANDPAIL_TEST_DIRECTORY";
 const CHILD_SEED: &str = "SANDPAIL_TEST_SEED";
@@ -191,6 +194,68 @@ async fn opening_spares_what_others_are_writing() {
     assert!(!stale.exists() && busy.exists());
     assert!(!directory.path().join("uploads/0123").exists());
     assert_eq!(store.list_multipart("").await.unwrap()[0].id, upload);
+}
+
+#[tokio::test]
+async fn directories_are_marked_until_their_names_are_durable() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = DirStore::create(directory.path()).unwrap();
+    let outer = directory.path().join("objects/a%d");
+    let is_marked = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o1000 != 0;
+    put(&store, "a/b/c", "x").await;
+    assert!(!is_marked(&outer) && !is_marked(&outer.join("b%d")));
+    // As one who was killed between the two has left it.
+    std::fs::set_permissions(&outer, std::fs::Permissions::from_mode(0o1755)).unwrap();
+    put(&store, "a/b/d", "x").await;
+    assert!(!is_marked(&outer));
+}
+
+#[tokio::test]
+async fn a_part_that_was_damaged_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = DirStore::create(directory.path()).unwrap();
+    let (name, none) = (key("u"), ObjectAttributes::default());
+    put(&store, "source", "0123456789").await;
+    let source = CopySource { key: key("source"), etag: None };
+    for is_copy in [false, true] {
+        let id = store.create_multipart(&name, &none).await.unwrap();
+        let upload = async || match is_copy {
+            true => store.upload_part_copy(&name, &id, 1, &source, 2..8).await.unwrap(),
+            false => store.upload_part(&name, &id, 1, Bytes::from_static(b"234567").into()).await.unwrap(),
+        };
+        let part = upload().await;
+        let path = directory.path().join("uploads").join(&id.0).join("part-00001");
+        let mut bytes = std::fs::read(&path).unwrap();
+        // As if the page had not come to the disk, while what describes it had.
+        bytes[..6].fill(0);
+        std::fs::write(&path, &bytes).unwrap();
+        let told = store.complete_multipart(&name, &id, std::slice::from_ref(&part), &Condition::Always).await;
+        let told = told.unwrap_err();
+        assert!(
+            matches!(told, StoreError::Invalid { .. }) && told.to_string().contains("part 1 was damaged"),
+            "{told}"
+        );
+        std::fs::write(&path, &bytes[..9]).unwrap();
+        assert_eq!(store.list_parts(&name, &id).await.unwrap(), []);
+        let told = store.complete_multipart(&name, &id, std::slice::from_ref(&part), &Condition::Always).await;
+        assert!(matches!(told, Err(StoreError::Invalid { .. })), "{told:?}");
+        // The upload goes on.
+        let part = upload().await;
+        store.complete_multipart(&name, &id, &[part], &Condition::Always).await.unwrap();
+        let download = store.get(&name, 0..6, None).await.unwrap();
+        assert_eq!(collect(download, 10).await.unwrap(), "234567");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_cannot_be_read_is_swept() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = DirStore::create(directory.path()).unwrap();
+    let id = store.create_multipart(&key("u"), &ObjectAttributes::default()).await.unwrap();
+    let upload = directory.path().join("uploads").join(&id.0);
+    std::fs::write(upload.join("upload.json"), [0; 60]).unwrap();
+    DirStore::open(directory.path()).unwrap();
+    assert!(!upload.exists());
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! Files that appear whole: temporary files, locks, directories that come and go.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::AtFlags;
 
 /// How often a race with another process that makes or removes the same directories is run again.
 const RACE_COUNT_MAX: usize = 1000;
@@ -52,7 +54,7 @@ impl TempFile {
             match fs::rename(&self.path, target) {
                 Ok(()) => {
                     self.published = true;
-                    return if durable { sync_directory(parent) } else { Ok(()) };
+                    return if durable { settle(root, parent) } else { Ok(()) };
                 }
                 // No directory yet, or someone prunes it: an empty directory may go at any moment.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && self.path.exists() => {
@@ -97,18 +99,25 @@ pub(crate) fn unique_name() -> String {
     format!("{:016x}{:016x}{count:x}", half(), half())
 }
 
-/// Makes `directory` and what is missing between it and `root`.
+/// The mode bit of a directory whose name may not be durable yet. It means nothing else here: what it does, to let only
+/// owners remove names, is right for all that the directory's owner does.
+///
+/// Whoever finds a directory cannot know whether the one who made it, in this process or another, has come to sync its
+/// name, or was killed before. So it is made with this bit, which goes once the name is durable, and until then
+/// everybody who puts something inside syncs the name, too. The bit itself need not be durable: what is there after a
+/// power cut is on the disk.
+const UNSETTLED: u32 = 0o1000;
+
+/// Makes `directory` and what is missing between it and `root`. With `durable` they are to be settled.
 fn make_directories(root: &Path, directory: &Path, durable: bool) -> io::Result<()> {
     if directory == root || !directory.starts_with(root) {
         // Only below the root: a bucket that was removed is not made again by accident.
         return Ok(());
     }
+    let mode = if durable { 0o777 | UNSETTLED } else { 0o777 };
     for _ in 0..RACE_COUNT_MAX {
-        match fs::create_dir(directory) {
-            Ok(()) => {
-                let parent = directory.parent().unwrap_or(root);
-                return if durable { sync_directory(parent) } else { Ok(()) };
-            }
+        match DirBuilder::new().mode(mode).create(directory) {
+            Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let parent = directory.parent().unwrap_or(root);
@@ -121,6 +130,84 @@ fn make_directories(root: &Path, directory: &Path, durable: bool) -> io::Result<
         }
     }
     Err(io::Error::other("directories keep vanishing"))
+}
+
+/// Makes the names in `directory` durable, or that it is gone, and the names that lead to it from `root`.
+///
+/// Mostly that is one sync: names of directories are durable already unless they are new.
+fn settle(root: &Path, directory: &Path) -> io::Result<()> {
+    let mut directory = directory;
+    loop {
+        match File::open(directory) {
+            Ok(file) => {
+                file.sync_all()?;
+                return settle_names(root, directory);
+            }
+            // What is gone is durably so when the nearest directory above it that is left is synced.
+            Err(error) if is_absent(&error) => {}
+            Err(error) => return Err(error),
+        }
+        match directory.parent() {
+            Some(parent) if directory != root => directory = parent,
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// Makes the names durable that lead from `root` to `directory`.
+fn settle_names(root: &Path, directory: &Path) -> io::Result<()> {
+    let mut directory = directory;
+    while directory != root
+        && directory.starts_with(root)
+        && let Some(parent) = directory.parent()
+    {
+        settle_name(directory, parent)?;
+        directory = parent;
+    }
+    Ok(())
+}
+
+/// Makes the name of `directory` in `parent` durable if it may not be.
+fn settle_name(directory: &Path, parent: &Path) -> io::Result<()> {
+    match fs::metadata(directory) {
+        Ok(metadata) if metadata.mode() & UNSETTLED != 0 => {}
+        Err(error) if !is_absent(&error) => return Err(error),
+        _ => return Ok(()),
+    }
+    // By descriptor: the directory may be removed and made anew meanwhile, and that one is not settled by this.
+    let opened = match File::open(directory) {
+        Ok(opened) => opened,
+        Err(error) if is_absent(&error) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    sync_directory(parent)?;
+    let mut permissions = opened.metadata()?.permissions();
+    permissions.set_mode(permissions.mode() & !UNSETTLED & 0o7777);
+    // Fails where the directory is another user's. Then the next one syncs the name again, which is only slower.
+    let _ = opened.set_permissions(permissions);
+    Ok(())
+}
+
+/// Removes `path`, a file below `root`, if it is there.
+///
+/// With `durable` that it is not there is durable then, also if somebody else removed it, who may have been killed before.
+pub(super) fn remove(root: &Path, path: &Path, durable: bool) -> io::Result<()> {
+    let allow_absent = |error: io::Error| if is_absent(&error) { Ok(()) } else { Err(error) };
+    if !durable {
+        return fs::remove_file(path).or_else(allow_absent);
+    }
+    let parent = path.parent().unwrap_or(root);
+    let (Some(name), Ok(directory)) = (path.file_name(), File::open(parent)) else {
+        return settle(root, parent);
+    };
+    rustix::fs::unlinkat(&directory, name, AtFlags::empty()).map_err(io::Error::from).or_else(allow_absent)?;
+    // By descriptor: as soon as the directory is empty others may remove it, and that is not durable by itself.
+    directory.sync_all()?;
+    if directory.metadata()?.nlink() > 0 { settle_names(root, parent) } else { settle(root, parent) }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Removes the directories from `directory` up to `root` that are empty.
@@ -145,4 +232,24 @@ pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Makes the name of `directory` durable, and those of all directories above it on its file system.
+pub(super) fn sync_ancestors(directory: &Path) -> io::Result<()> {
+    let directory = fs::canonicalize(directory)?;
+    let device = fs::metadata(&directory)?.dev();
+    for parent in directory.ancestors().skip(1) {
+        if fs::metadata(parent)?.dev() != device {
+            // Another file system, and so the place where this one is mounted.
+            break;
+        }
+        match sync_directory(parent) {
+            // A directory that may be passed but not read, such as those above a home.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Ok(rustix::fs::syncfs(File::open(&directory)?)?);
+            }
+            done => done?,
+        }
+    }
+    Ok(())
 }

@@ -10,7 +10,9 @@
 //!
 //! A write goes to a file in `tmp`, is synced, and then renamed into place while its key's lock is held
 //! and its condition checked. So an object is whole or absent whenever a process or the machine stops,
-//! readers need no lock, and any number of processes may use one directory at once.
+//! readers need no lock, and any number of processes may use one directory at once. What is acknowledged is
+//! durable, also where it rests on what another process did and did not come to sync (`files::settle`);
+//! `tests/power_cut` cuts the power after every system call.
 //!
 //! Lock order: an upload's directory, then a key's shard; never two shards.
 
@@ -61,7 +63,7 @@ struct Marker {
 /// How a [`DirStore`] works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirOptions {
-    /// Whether what was acknowledged survives a power cut. Without it, it still survives `kill -9`, and each
+    /// Whether what was acknowledged survives a power cut, if all who use the directory say so. Without it, it still survives `kill -9`, and each
     /// object is still whole or absent as far as the file system keeps the order of data and rename.
     pub durable: bool,
 }
@@ -113,6 +115,9 @@ impl DirStore {
                     });
                 }
             }
+            // What is stored in a bucket is no more durable than the bucket's own name. Directories that were there
+            // may be as new: a process that began this may have been killed.
+            files::sync_ancestors(directory).map_err(failed)?;
             for name in ours {
                 fs::create_dir_all(directory.join(name)).map_err(failed)?;
             }
@@ -160,6 +165,10 @@ impl DirStore {
         let failed = |error| io_error(format!("cannot open bucket directory {}", given.display()), error);
         for directory in [&inner.objects, &inner.uploads, &inner.temp, &inner.locks] {
             fs::create_dir_all(directory).map_err(failed)?;
+        }
+        if options.durable {
+            // Whoever made these names, and the marker, may have been killed before they were durable.
+            files::sync_directory(&inner.root).map_err(failed)?;
         }
         files::sweep(&inner.temp).map_err(failed)?;
         inner.sweep_uploads().map_err(failed)?;
@@ -345,16 +354,8 @@ impl Inner {
             {
                 return Err(StoreError::changed(key));
             }
-            match fs::remove_file(&path) {
-                Ok(()) => {}
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                    return Ok(());
-                }
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        if self.options.durable {
-            files::sync_directory(parent).map_err(failed)?;
+            // Durable before the lock goes: the next one who finds nothing there says so.
+            files::remove(&self.objects, &path, self.options.durable).map_err(failed)?;
         }
         files::prune(&self.objects, parent);
         Ok(())

@@ -35,6 +35,38 @@ pub(super) struct Trailer {
     modified_ms: u64,
     #[serde(flatten)]
     attributes: StoredAttributes,
+    /// CRC-64/NVME of the bytes, for a part of an upload: parts are not synced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    crc64nvme: Option<u64>,
+}
+
+/// A part of an upload, opened.
+#[derive(Debug)]
+pub(super) struct OpenPart {
+    pub(super) file: File,
+    pub(super) info: ObjectInfo,
+    sum: Option<u64>,
+}
+
+/// Tag and checksum of bytes as they go by.
+struct Sums {
+    tag: TagHasher,
+    crc: crc_fast::Digest,
+}
+
+impl Sums {
+    fn new() -> Self {
+        Self { tag: TagHasher::default(), crc: crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme) }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.tag.update(bytes);
+        self.crc.update(bytes);
+    }
+
+    fn finish(self) -> (ETag, u64) {
+        (self.tag.finish(), self.crc.finalize())
+    }
 }
 
 /// [`ObjectAttributes`] as they are written down.
@@ -119,14 +151,20 @@ pub(super) fn from_unix_ms(ms: u64) -> SystemTime {
 
 /// Writes trailer and footer behind `data_len` bytes of data; `file` stands there.
 pub(super) fn write_trailer(file: &mut impl Write, info: &ObjectInfo) -> io::Result<()> {
-    file.write_all(&trailer_bytes(info))
+    file.write_all(&trailer_bytes(info, None))
 }
 
-fn trailer_bytes(info: &ObjectInfo) -> Vec<u8> {
+/// The same for a part of an upload, whose bytes have the checksum `sum`.
+pub(super) fn write_part_trailer(file: &mut impl Write, info: &ObjectInfo, sum: u64) -> io::Result<()> {
+    file.write_all(&trailer_bytes(info, Some(sum)))
+}
+
+fn trailer_bytes(info: &ObjectInfo, crc64nvme: Option<u64>) -> Vec<u8> {
     let trailer = Trailer {
         etag: info.etag.as_str().to_owned(),
         modified_ms: unix_ms(info.last_modified),
         attributes: (&info.attributes).into(),
+        crc64nvme,
     };
     let mut bytes = serde_json::to_vec(&trailer).unwrap_or_default();
     let metadata_len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
@@ -145,6 +183,11 @@ fn crc32(bytes: &[u8]) -> u32 {
 
 /// Opens an object's file and reads what its trailer says; `None` if there is no such file.
 pub(super) fn open(path: &Path) -> StoreResult<Option<(File, ObjectInfo)>> {
+    Ok(open_part(path)?.map(|part| (part.file, part.info)))
+}
+
+/// The same for a part of an upload. What its trailer says of its bytes need not hold, see [`part_holds`].
+pub(super) fn open_part(path: &Path) -> StoreResult<Option<OpenPart>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -153,7 +196,7 @@ pub(super) fn open(path: &Path) -> StoreResult<Option<(File, ObjectInfo)>> {
         Err(error) => return Err(io_error(format!("cannot open {}", path.display()), error)),
     };
     match read_info(&file) {
-        Ok(info) => Ok(Some((file, info))),
+        Ok((info, sum)) => Ok(Some(OpenPart { file, info, sum })),
         Err(ReadError::Io(error)) => Err(io_error(format!("cannot read {}", path.display()), error)),
         Err(ReadError::Damaged(why)) => {
             Err(StoreError::Integrity { message: format!("{} is not a whole object: {why}", path.display()) })
@@ -172,7 +215,7 @@ impl From<io::Error> for ReadError {
     }
 }
 
-fn read_info(file: &File) -> Result<ObjectInfo, ReadError> {
+fn read_info(file: &File) -> Result<(ObjectInfo, Option<u64>), ReadError> {
     use ReadError::Damaged;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
@@ -206,63 +249,100 @@ fn read_info(file: &File) -> Result<ObjectInfo, ReadError> {
         return Err(Damaged("the checksum of its metadata differs"));
     }
     let trailer: Trailer = serde_json::from_slice(&json).map_err(|_| Damaged("its metadata cannot be read"))?;
-    Ok(ObjectInfo {
+    let info = ObjectInfo {
         size: data_len,
         etag: ETag::new(&trailer.etag),
         last_modified: from_unix_ms(trailer.modified_ms),
         attributes: trailer.attributes.into(),
-    })
+    };
+    Ok((info, trailer.crc64nvme))
 }
 
 /// Writes a body as a whole object file and returns its description.
-pub(super) fn write_body(mut file: &File, body: &PutBody, attributes: &ObjectAttributes) -> io::Result<ObjectInfo> {
+pub(super) fn write_body(file: &File, body: &PutBody, attributes: &ObjectAttributes) -> io::Result<ObjectInfo> {
     let mut hasher = TagHasher::default();
-    let describe = |etag| ObjectInfo { size: body.len(), etag, last_modified: now(), attributes: attributes.clone() };
+    let tail = write_data(file, body, |bytes| hasher.update(bytes))?;
+    let info =
+        ObjectInfo { size: body.len(), etag: hasher.finish(), last_modified: now(), attributes: attributes.clone() };
+    finish_body(file, tail, trailer_bytes(&info, None))?;
+    Ok(info)
+}
+
+/// Writes a body as a part of an upload and returns its description.
+pub(super) fn write_part(file: &File, body: &PutBody) -> io::Result<ObjectInfo> {
+    let mut sums = Sums::new();
+    let tail = write_data(file, body, |bytes| sums.update(bytes))?;
+    let (etag, sum) = sums.finish();
+    let info = ObjectInfo { size: body.len(), etag, last_modified: now(), attributes: ObjectAttributes::default() };
+    finish_body(file, tail, trailer_bytes(&info, Some(sum)))?;
+    Ok(info)
+}
+
+/// Writes the bytes of a body and shows them to `update`. Returns those that are still to be written: all of a small
+/// body, so that one write does for it and its trailer.
+fn write_data(mut file: &File, body: &PutBody, mut update: impl FnMut(&[u8])) -> io::Result<Vec<u8>> {
     match body {
         PutBody::Chunks(chunks) if body.len() < IO_LEN as u64 => {
-            // Small: one write for all of it.
-            let mut whole = chunks.concat();
-            hasher.update(&whole);
-            let info = describe(hasher.finish());
-            whole.extend(trailer_bytes(&info));
-            file.write_all(&whole)?;
-            return Ok(info);
+            let whole = chunks.concat();
+            update(&whole);
+            return Ok(whole);
         }
         PutBody::Chunks(chunks) => {
             for chunk in chunks.iter().flat_map(|chunk| chunk.chunks(IO_LEN)) {
-                hasher.update(chunk);
+                update(chunk);
                 file.write_all(chunk)?;
             }
         }
         PutBody::File { file: source, range } => {
-            let mut buffer = vec![0; IO_LEN.min(usize::try_from(range.end - range.start).unwrap_or(IO_LEN)).max(1)];
-            let mut offset = range.start;
-            while offset < range.end {
-                let piece_len = buffer.len().min(usize::try_from(range.end - offset).unwrap_or(usize::MAX));
-                let piece = &mut buffer[..piece_len];
-                source.read_exact_at(piece, offset)?;
-                hasher.update(piece);
-                file.write_all(piece)?;
-                offset += piece_len as u64;
-            }
+            each_piece(source, range.start, range.end, |piece| {
+                update(piece);
+                file.write_all(piece)
+            })?;
         }
     }
-    let info = describe(hasher.finish());
-    write_trailer(&mut file, &info)?;
-    Ok(info)
+    Ok(Vec::new())
 }
 
-/// The tag of a byte range of a file: its MD5.
-pub(super) fn tag_of_range(file: &File, mut offset: u64, end: u64) -> io::Result<ETag> {
-    let mut hasher = TagHasher::default();
-    let mut buffer = vec![0; IO_LEN];
+fn finish_body(mut file: &File, mut tail: Vec<u8>, trailer: Vec<u8>) -> io::Result<()> {
+    tail.extend(trailer);
+    file.write_all(&tail)
+}
+
+/// Reads a byte range of a file piece by piece.
+fn each_piece(file: &File, mut offset: u64, end: u64, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut buffer = vec![0; IO_LEN.min(usize::try_from(end - offset).unwrap_or(IO_LEN))];
     while offset < end {
         let piece_len = buffer.len().min(usize::try_from(end - offset).unwrap_or(usize::MAX));
         file.read_exact_at(&mut buffer[..piece_len], offset)?;
-        hasher.update(&buffer[..piece_len]);
+        take(&buffer[..piece_len])?;
         offset += piece_len as u64;
     }
-    Ok(hasher.finish())
+    Ok(())
+}
+
+/// The tag of a byte range of a file, its MD5, and the checksum that a part of these bytes has.
+pub(super) fn sums_of_range(file: &File, offset: u64, end: u64) -> io::Result<(ETag, u64)> {
+    let mut sums = Sums::new();
+    each_piece(file, offset, end, |piece| {
+        sums.update(piece);
+        Ok(())
+    })?;
+    Ok(sums.finish())
+}
+
+/// Whether the bytes of `copy` from `offset` on are those that were uploaded as `part`.
+pub(super) fn part_holds(part: &OpenPart, copy: &File, offset: u64) -> io::Result<bool> {
+    let end = offset + part.info.size;
+    let Some(sum) = part.sum else {
+        // Uploaded by an earlier version.
+        return Ok(sums_of_range(copy, offset, end)?.0 == part.info.etag);
+    };
+    let mut crc = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
+    each_piece(copy, offset, end, |piece| {
+        crc.update(piece);
+        Ok(())
+    })?;
+    Ok(crc.finalize() == sum)
 }
 
 /// Appends the bytes `offset..end` of `source` to `target`, inside the kernel where it can.

@@ -83,7 +83,7 @@ impl Inner {
         check_number(number)?;
         drop(self.upload(Some(key), id, false)?);
         let temp = self.temp_file()?;
-        let info = object::write_body(temp.file(), body, &ObjectAttributes::default())
+        let info = object::write_part(temp.file(), body)
             .map_err(|error| io_error(format!("cannot write part {number} of {key:?}"), error))?;
         self.publish_part(key, id, number, temp, &info)
     }
@@ -108,18 +108,21 @@ impl Inner {
         let mut temp = self.temp_file()?;
         object::append_range(temp.file_mut(), &file, range.start, range.end)
             .map_err(|error| io_error(what(), error))?;
-        let etag = object::tag_of_range(&file, range.start, range.end).map_err(|error| io_error(what(), error))?;
+        let (etag, sum) =
+            object::sums_of_range(&file, range.start, range.end).map_err(|error| io_error(what(), error))?;
         let info = ObjectInfo {
             size: range.end - range.start,
             etag,
             last_modified: object::now(),
             attributes: ObjectAttributes::default(),
         };
-        object::write_trailer(temp.file_mut(), &info).map_err(|error| io_error(what(), error))?;
+        object::write_part_trailer(temp.file_mut(), &info, sum).map_err(|error| io_error(what(), error))?;
         self.publish_part(key, id, number, temp, &info)
     }
 
-    /// Parts are not synced: they count once the object is completed, and that is.
+    /// Parts are not synced: they count once the object is completed, and that is. So after a power cut the bytes of a
+    /// part may be others than its name and its trailer say; its checksum tells. (To sync parts would write each byte
+    /// to the disk twice where a file system cannot share blocks; the checksum costs a look at what is in memory.)
     fn publish_part(
         &self,
         key: &ObjectKey,
@@ -151,26 +154,38 @@ impl Inner {
         let mut sources = Vec::with_capacity(parts.len());
         for (index, part) in parts.iter().enumerate() {
             let path = upload.path.join(part_name(part.number));
-            let (_, info) = object::open(&path)?.filter(|(_, info)| info.etag == part.etag).ok_or_else(|| {
+            let opened = object::open_part(&path).map_err(|error| match error {
+                StoreError::Integrity { .. } => damaged(part.number),
+                error => error,
+            })?;
+            let info = opened.map(|opened| opened.info).filter(|info| info.etag == part.etag).ok_or_else(|| {
                 StoreError::Invalid { message: format!("part {} was not uploaded or has another tag", part.number) }
             })?;
             if index + 1 < parts.len() && info.size < self.capabilities.part_len_min {
                 let message = format!("part {} of {} bytes is too small", part.number, info.size);
                 return Err(StoreError::Invalid { message });
             }
-            sources.push((path, info));
+            sources.push((part.number, path, info));
         }
         // Refuse before the work where that is possible; what counts is the check under the lock.
         self.check_condition(key, condition)?;
         let what = || format!("cannot complete the upload of {key:?}");
         let mut temp = self.temp_file()?;
-        for (path, info) in &sources {
-            let source = File::open(path).map_err(|error| io_error(what(), error))?;
-            object::append_range(temp.file_mut(), &source, 0, info.size).map_err(|error| io_error(what(), error))?;
+        let mut size = 0;
+        for (number, path, info) in &sources {
+            // Nobody replaces it meanwhile: the upload is locked.
+            let source = object::open_part(path)?.ok_or_else(|| damaged(*number))?;
+            object::append_range(temp.file_mut(), &source.file, 0, info.size)
+                .map_err(|error| io_error(what(), error))?;
+            // Read back from where it goes, so that what is published is what was looked at.
+            if !object::part_holds(&source, temp.file(), size).map_err(|error| io_error(what(), error))? {
+                return Err(damaged(*number));
+            }
+            size += info.size;
         }
         let info = ObjectInfo {
-            size: sources.iter().map(|(_, info)| info.size).sum(),
-            etag: multipart_tag(sources.iter().map(|(_, info)| &info.etag))?,
+            size,
+            etag: multipart_tag(sources.iter().map(|(.., info)| &info.etag))?,
             last_modified: object::now(),
             attributes: upload.manifest.attributes.clone().into(),
         };
@@ -220,9 +235,16 @@ impl Inner {
             let Some(number) = name.to_str().and_then(|name| name.strip_prefix("part-")?.parse().ok()) else {
                 continue;
             };
-            if let Some((_, info)) = object::open(&entry.path())? {
-                let ObjectInfo { size, etag, last_modified, .. } = info;
-                parts.push(ListedPart { number, etag, size, last_modified });
+            match object::open(&entry.path()) {
+                Ok(Some((_, ObjectInfo { size, etag, last_modified, .. }))) => {
+                    parts.push(ListedPart { number, etag, size, last_modified });
+                }
+                Ok(None) => {}
+                // Whoever misses it uploads it again.
+                Err(error @ StoreError::Integrity { .. }) => {
+                    tracing::warn!(%error, "part of an upload, left out of the listing");
+                }
+                Err(error) => return Err(error),
             }
         }
         parts.sort_by_key(|part| part.number);
@@ -235,12 +257,21 @@ impl Inner {
             let path = entry?.path();
             let Ok(lock) = File::open(&path) else { continue };
             // A locked one is in use. One without a manifest may be about to get it: a publisher whose directory
-            // vanishes makes it again.
-            if lock.try_lock().is_ok() && !path.join(MANIFEST).exists() {
+            // vanishes makes it again. A manifest appears whole, so what cannot be read was damaged by a power cut:
+            // nobody can go on with such an upload, or end it.
+            if lock.try_lock().is_ok() && !has_manifest(&path) {
                 let _ = remove_upload(&path);
             }
         }
         Ok(())
+    }
+}
+
+/// Whether there is a manifest that can be read, or may be.
+fn has_manifest(upload: &Path) -> bool {
+    match fs::read(upload.join(MANIFEST)) {
+        Ok(json) => serde_json::from_slice::<Manifest>(&json).is_ok(),
+        Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
     }
 }
 
@@ -264,6 +295,11 @@ fn remove_upload(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Not [`StoreError::Integrity`]: to try again does not help.
+fn damaged(number: u32) -> StoreError {
+    StoreError::Invalid { message: format!("part {number} was damaged, by a power cut perhaps; upload it again") }
 }
 
 fn part_name(number: u32) -> String {
