@@ -399,7 +399,8 @@ mod tests {
 
     #[test]
     fn damage_is_not_summed_up_by_a_change_beside_it() {
-        let changes: [(&str, fn(&World) -> FsResult<()>); 4] = [
+        type Change = fn(&World) -> FsResult<()>;
+        let changes: [(&str, Change); 4] = [
             ("a write before it", |world| world.file.write(1050, b"new")),
             ("a write behind it", |world| world.file.write(1200, &[1; 1000])),
             ("a cut", |world| world.file.truncate(1500)),

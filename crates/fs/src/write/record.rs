@@ -746,6 +746,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init)] // lists of ranges
     fn sums_are_of_what_is_there() {
         let summed = |range: Range<u64>| Summed { range, crc: 1 };
         let sums = vec![summed(0..1024), summed(1024..1500), summed(3000..3072)];

@@ -256,8 +256,7 @@ impl DirtyFile {
     /// Lets go of uploaded parts, the oldest first, until no more than `keep` bytes are staged. Says whether it did.
     fn let_go(&self, state: &mut State, keep: u64) -> bool {
         let before = state.times_let_go;
-        loop {
-            let Some(stream) = &state.stream else { break };
+        while let Some(stream) = &state.stream {
             if !self.staged.holds_more_than(keep) || !stream.parts.contains_key(&stream.let_go_next) {
                 break;
             }

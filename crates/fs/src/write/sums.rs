@@ -151,7 +151,7 @@ impl Sums {
     /// The piece that has the byte at `at`.
     pub(super) fn holding(&self, at: u64) -> Option<Summed> {
         let (start, piece) = self.pieces.range(..=at).next_back()?;
-        (piece.end > at).then(|| Summed { range: *start..piece.end, crc: piece.crc })
+        (piece.end > at).then_some(Summed { range: *start..piece.end, crc: piece.crc })
     }
 
     fn insert(&mut self, piece: Summed, is_recorded: bool) {
@@ -292,6 +292,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init)] // lists of ranges
     fn ranges_are_cut_where_blocks_end() {
         check_blocks(0..1, &[0..1], 0..1024);
         check_blocks(1000..1024, &[1000..1024], 0..1024);
