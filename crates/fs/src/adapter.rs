@@ -337,7 +337,11 @@ fn number(error: Errno) -> fuser::Errno {
 fn report(operation: &str, error: &FsError) -> fuser::Errno {
     let chosen = errno(error);
     match error {
-        FsError::Store { .. } | FsError::Io { .. } | FsError::NoSpace { .. } | FsError::Changed { .. } => {
+        FsError::Store { .. }
+        | FsError::Io { .. }
+        | FsError::Damaged { .. }
+        | FsError::NoSpace { .. }
+        | FsError::Changed { .. } => {
             tracing::warn!(operation, errno = ?chosen, %error, "failed");
         }
         _ => tracing::debug!(operation, errno = ?chosen, %error, "refused"),

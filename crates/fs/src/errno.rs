@@ -53,7 +53,7 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::Changed { .. } => Errno::ESTALE,
         FsError::Store { source, .. } => of_store(source),
         FsError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Errno::ENOSPC,
-        FsError::InUpload { .. } | FsError::Io { .. } => Errno::EIO,
+        FsError::InUpload { .. } | FsError::Damaged { .. } | FsError::Io { .. } => Errno::EIO,
     }
 }
 

@@ -1,5 +1,8 @@
 //! What a file operation can fail with. [`crate::errno`] turns it into a number.
 
+use std::ops::Range;
+use std::path::PathBuf;
+
 use sandpail_store::StoreError;
 
 /// Result of a file operation.
@@ -97,6 +100,17 @@ pub enum FsError {
     InUpload {
         /// The key.
         what: String,
+    },
+    /// Bytes that were written and are not stored yet are other bytes on the local disk now. The file is kept as it is.
+    #[error("{key}: its staged bytes on the local disk are damaged ({path}, from byte {start} to {end})",
+        path = path.display(), start = range.start, end = range.end)]
+    Damaged {
+        /// The key.
+        key: String,
+        /// The staging file.
+        path: PathBuf,
+        /// A piece of it that differs from its sum.
+        range: Range<u64>,
     },
     /// The store failed.
     #[error("{what}: {source}")]

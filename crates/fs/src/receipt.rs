@@ -143,6 +143,7 @@ fn cause(error: &FsError) -> &'static str {
         FsError::NameTooLong { .. } => "its name is too long for a key",
         FsError::Io { .. } => "a local file failed",
         FsError::InUpload { .. } => "an earlier upload is not complete",
+        FsError::Damaged { .. } => "its staged bytes are damaged on the local disk",
         FsError::ReadOnly => "the mount is read-only",
         FsError::NotFound { .. }
         | FsError::Exists { .. }

@@ -25,7 +25,7 @@ use crate::read::ObjectVersion;
 use crate::write::disk;
 use crate::write::kept::{is_record, kept_directory, lock_root, read_record, record_of};
 use crate::write::resume::Remains;
-use crate::write::{BaseReader, DirtyFile, RecordProblem, Recorded, StagingArea, WriteContext, WriteOptions};
+use crate::write::{BaseReader, DirtyFile, RangeSet, RecordProblem, Recorded, StagingArea, WriteContext, WriteOptions};
 use crate::{FsError, FsResult};
 
 /// What is read and written at once, in bytes.
@@ -99,6 +99,16 @@ impl KeptFile {
         self.record.as_ref().map_err(|problem| FsError::Invalid { what: problem.to_string() })
     }
 
+    /// The bytes that are not what was written, as far as their checksums were recorded. Reads them all.
+    ///
+    /// # Errors
+    /// [`FsError::Io`].
+    pub fn damaged(&self) -> FsResult<RangeSet> {
+        let Ok(recorded) = &self.record else { return Ok(RangeSet::default()) };
+        let damaged = File::open(&self.path).and_then(|data| recorded.damaged(&data));
+        damaged.map_err(|source| FsError::Io { what: format!("cannot read {}", self.path.display()), source })
+    }
+
     /// The attributes that it had: times that nobody chose are those of the last write.
     fn attributes(&self, recorded: &Recorded) -> ObjectAttributes {
         let mut attributes = recorded.attributes.clone();
@@ -112,6 +122,15 @@ impl KeptFile {
         }
         attributes
     }
+}
+
+/// What is done with a file whose bytes on the disk differ from their checksums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// It is an error.
+    Refuse,
+    /// It is taken as it is, and replaces no object.
+    Accept,
 }
 
 /// Reads the base of a kept file from its bucket; without one, says that it is needed.
@@ -218,13 +237,21 @@ impl KeptFiles {
     }
 
     /// The file as it was, over what its bucket has.
-    fn resume(&self, file: &KeptFile, data: File, store: Arc<dyn Store>) -> FsResult<Arc<DirtyFile>> {
+    fn resume(&self, file: &KeptFile, data: File, store: Arc<dyn Store>, damage: Damage) -> FsResult<Arc<DirtyFile>> {
         let recorded = file.recorded()?;
         let missing = recorded.missing(file.data_len);
         if missing > 0 {
-            let what =
-                format!("{missing} bytes that were written are lost: the machine stopped before they were on its disk");
+            let what = format!(
+                "{missing} bytes that were written are lost: the machine stopped before they were on its disk, or the file \
+                 was cut"
+            );
             return Err(FsError::Invalid { what });
+        }
+        // Before anything is begun that would have to be given up.
+        if damage == Damage::Refuse
+            && let Some(range) = file.damaged()?.iter().next()
+        {
+            return Err(FsError::Damaged { key: recorded.key.to_string(), path: file.path.clone(), range });
         }
         let path = record_of(&file.path);
         let log = File::options().read(true).write(true).open(&path);
@@ -239,21 +266,32 @@ impl KeptFiles {
         let runtime = tokio::runtime::Handle::current();
         let context = WriteContext::new(store, Arc::clone(&self.area), options, runtime);
         let remains = Remains { data, path: file.path.clone(), log, log_len: file.record_len };
-        DirtyFile::resume(Arc::new(context), recorded, remains)
+        let dirty = DirtyFile::resume(Arc::new(context), recorded, remains)?;
+        if damage == Damage::Accept {
+            dirty.believe();
+        }
+        Ok(dirty)
     }
 
     /// Writes the whole file to `to`, what was not written over from the bucket. `store` may be missing if nothing is.
     ///
     /// # Errors
     /// [`FsError::Changed`] if the object that has the rest was replaced; [`FsError::Invalid`] if the store is needed and
-    /// missing, or it is not known what the file was; [`FsError::InUpload`]; [`FsError::Store`]; [`FsError::Io`].
-    pub async fn export(&self, file: &KeptFile, store: Option<Arc<dyn Store>>, to: &File) -> FsResult<u64> {
+    /// missing, or it is not known what the file was; [`FsError::Damaged`]; [`FsError::InUpload`]; [`FsError::Store`];
+    /// [`FsError::Io`].
+    pub async fn export(
+        &self,
+        file: &KeptFile,
+        store: Option<Arc<dyn Store>>,
+        to: &File,
+        damage: Damage,
+    ) -> FsResult<u64> {
         let data = self.lock(file)?;
         let size = file.recorded()?.size;
         let base = FromStore(store.clone());
         // Nothing is asked of this one.
         let store = store.unwrap_or_else(|| Arc::new(sandpail_store::memory::MemoryStore::new()));
-        let dirty = self.resume(file, data, store)?;
+        let dirty = self.resume(file, data, store, damage)?;
         let failed = |source| FsError::Io { what: "cannot write the file".to_owned(), source };
         let mut at = 0;
         while at < size {
@@ -277,17 +315,18 @@ impl KeptFiles {
     }
 
     /// Stores the file in its bucket, and then keeps it no longer. If the object is not the one that was written over any
-    /// more, or the machine stopped since and nobody knows whether the file is whole, both are kept: ours as
-    /// `key (recovered HOST SECONDS)`.
+    /// more, or the machine stopped since and nobody knows whether the file is whole, or it is damaged, both are kept: ours
+    /// as `key (recovered HOST SECONDS)`.
     ///
     /// # Errors
     /// As [`KeptFiles::export`]; then the file stays kept.
-    pub async fn upload(&self, file: &KeptFile, store: Arc<dyn Store>) -> FsResult<PutBack> {
+    pub async fn upload(&self, file: &KeptFile, store: Arc<dyn Store>, damage: Damage) -> FsResult<PutBack> {
         let data = self.lock(file)?;
         let recorded = file.recorded()?;
         let base = FromStore(Some(Arc::clone(&store)));
-        let dirty = self.resume(file, data, Arc::clone(&store))?;
-        let put_back = put_back(file, recorded, &store, &dirty, &base).await?;
+        let dirty = self.resume(file, data, Arc::clone(&store), damage)?;
+        let is_sure = !recorded.is_doubtful() && (damage == Damage::Refuse || file.damaged()?.is_empty());
+        let put_back = put_back(file, is_sure, &store, &dirty, &base).await?;
         // Whole in the bucket: it may go.
         self.remove(file)?;
         Ok(put_back)
@@ -321,11 +360,12 @@ impl KeptFiles {
 
 async fn put_back(
     file: &KeptFile,
-    recorded: &Recorded,
+    is_sure: bool,
     store: &Arc<dyn Store>,
     dirty: &Arc<DirtyFile>,
     base: &FromStore,
 ) -> FsResult<PutBack> {
+    let recorded = file.recorded()?;
     let key = recorded.key.clone();
     let mut attributes = file.attributes(recorded);
     let present = match store.head(&key).await {
@@ -342,7 +382,7 @@ async fn put_back(
     let present = present.map(|info| (info.etag, info.size));
     if let Some((etag, size)) = &present
         && recorded.completing.as_ref() == Some(etag)
-        && !recorded.is_doubtful()
+        && is_sure
         && dirty.stand_on(ObjectVersion { key: key.clone(), etag: etag.clone(), size: *size })
     {
         // Its process died when its upload was done and before it knew. What was written after that goes over it.
@@ -351,8 +391,8 @@ async fn put_back(
         return dirty.commit(&attributes, &condition, base).await.map(|_| PutBack::Stored { key });
     }
     // What may lack bytes replaces nothing.
-    let is_sure = present.is_none() || !recorded.is_doubtful();
-    let is_unchanged = is_sure && present.as_ref().map(|(etag, _)| etag) == recorded.replaces.as_ref();
+    let may_be_whole = present.is_none() || is_sure;
+    let is_unchanged = may_be_whole && present.as_ref().map(|(etag, _)| etag) == recorded.replaces.as_ref();
     if is_unchanged {
         let condition = match &recorded.replaces {
             _ if !store.capabilities().conditional_put => Condition::Always,
@@ -531,12 +571,16 @@ mod tests {
         }
 
         fn upload(&self) -> FsResult<PutBack> {
-            self.runtime.block_on(self.kept().upload(&self.only(), Arc::clone(&self.store)))
+            self.upload_with(Damage::Refuse)
+        }
+
+        fn upload_with(&self, damage: Damage) -> FsResult<PutBack> {
+            self.runtime.block_on(self.kept().upload(&self.only(), Arc::clone(&self.store), damage))
         }
 
         fn export(&self, store: Option<Arc<dyn Store>>) -> FsResult<Vec<u8>> {
             let out = tempfile::NamedTempFile::new().unwrap();
-            self.runtime.block_on(self.kept().export(&self.only(), store, out.as_file()))?;
+            self.runtime.block_on(self.kept().export(&self.only(), store, out.as_file(), Damage::Refuse))?;
             Ok(std::fs::read(out.path()).unwrap())
         }
 
@@ -569,6 +613,31 @@ mod tests {
     async fn put(store: &dyn Store, name: &str, bytes: &'static [u8]) -> ETag {
         let body = PutBody::from(Bytes::from_static(bytes));
         store.put(&key(name), body, &ObjectAttributes::default(), &Condition::Always).await.unwrap().etag
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_and_replaces_nothing() {
+        let world = World::new();
+        world.kept().discard(&world.only()).unwrap();
+        world.die_with(|file| {
+            file.write(4, b"OLD").unwrap();
+            file.write(12, b", and more").unwrap();
+            file.note_sums();
+        });
+        assert!(world.only().damaged().unwrap().is_empty());
+        let path = world.only().path;
+        File::options().write(true).open(&path).unwrap().write_all_at(b"o", 4).unwrap();
+        assert_eq!(world.only().damaged().unwrap().iter().collect::<Vec<_>>(), [Range { start: 4, end: 7 }]);
+        for refused in [world.upload().map(drop), world.export(Some(Arc::clone(&world.store))).map(drop)] {
+            let error = refused.unwrap_err();
+            assert!(matches!(&error, FsError::Damaged { key, .. } if key == KEY), "{error}");
+            assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+        }
+        assert_eq!(world.object(&key(KEY)), b"the old text");
+        let PutBack::Beside { key: beside } = world.upload_with(Damage::Accept).unwrap() else { panic!("not beside") };
+        assert_eq!(world.object(&key(KEY)), b"the old text");
+        assert_eq!(world.object(&beside), b"the oLD text, and more");
+        assert!(world.is_empty());
     }
 
     const EDITED: &[u8] = b"the OLD text, and more";

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 
 use crate::engine::Engine;
-use crate::recover::{KeptFile, KeptFiles, PutBack};
+use crate::recover::{Damage, KeptFile, KeptFiles, PutBack};
 use crate::write::Origin;
 use crate::{FsError, FsResult};
 
@@ -86,13 +86,17 @@ async fn pass(engine: &Engine, kept: &KeptFiles) -> FsResult<Replayed> {
     let replays = objects.into_values().map(|files| async move {
         let mut replayed = Replayed::default();
         for file in files {
-            match kept.upload(&file, Arc::clone(engine.store())).await {
+            match kept.upload(&file, Arc::clone(engine.store()), Damage::Refuse).await {
                 Ok(put_back) => {
                     replayed.stored += 1;
                     tell(&put_back);
                 }
                 // Another mount does it.
                 Err(FsError::Busy { .. }) => {}
+                // It stays kept, and trying again does not help.
+                Err(error @ FsError::Damaged { .. }) => {
+                    tracing::error!(id = file.id, %error, "a kept file is not stored; see: sandpail recover list");
+                }
                 Err(error) => {
                     replayed.left += 1;
                     tracing::warn!(id = file.id, %error, "a kept file cannot be stored");

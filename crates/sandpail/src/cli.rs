@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Upgrade(UpgradeArgs),
     /// Look after files that a mount has left without storing them
     Recover(RecoverArgs),
+    /// Look after the disk cache of mounts
+    Cache(CacheArgs),
     /// Sandboxes of a running daemon
     Sandbox(crate::client::SandboxArgs),
     /// Buckets in a directory of this machine
@@ -315,6 +317,9 @@ pub(crate) enum RecoverCommand {
     /// If the object was changed since, both are kept: the recovered one as "KEY (recovered HOST SECONDS)". Endpoint,
     /// provider and region are those of the mount if not given.
     Upload {
+        /// Also files whose bytes on the disk are not what was written; they replace no object
+        #[arg(long)]
+        damaged: bool,
         #[command(flatten)]
         which: Which,
         #[command(flatten)]
@@ -329,6 +334,9 @@ pub(crate) enum RecoverCommand {
         /// Only the staged bytes as they are, with holes where nothing was written
         #[arg(long)]
         raw: bool,
+        /// Also if its bytes on the disk are not what was written
+        #[arg(long)]
+        damaged: bool,
         #[command(flatten)]
         store: Box<StoreArgs>,
     },
@@ -339,6 +347,35 @@ pub(crate) enum RecoverCommand {
         /// Do it, which only --all asks for
         #[arg(long)]
         yes: bool,
+    },
+}
+
+const CACHE_EXAMPLES: &str = "\
+Examples:
+  sandpail cache scrub --cache-dir /var/cache/sandpail
+  sandpail cache scrub --cache-dir /var/cache/sandpail --json
+
+The exit status of scrub is 0 if everything was whole, 1 if something was damaged or could not be looked at.";
+
+#[derive(Args, Clone, Debug)]
+#[command(after_help = CACHE_EXAMPLES)]
+pub(crate) struct CacheArgs {
+    /// The cache directory of the mounts
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) cache_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: CacheCommand,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// Read everything, compare it with its checksums, and take out what is damaged or left over
+    ///
+    /// Mounts may use the directory meanwhile. What is taken out is fetched again when it is read.
+    Scrub {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bucket;
+mod cache;
 mod cli;
 mod client;
 mod demo;
@@ -54,6 +55,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve(arguments) => serve::run(&arguments)?,
         Command::Sandbox(arguments) => return client::run(arguments),
         Command::Recover(arguments) => return recover::run(&arguments),
+        Command::Cache(arguments) => return cache::run(&arguments),
         Command::List => registry::print_list()?,
         Command::Upgrade(arguments) => return upgrade::run(&arguments),
         Command::Bucket(command) => bucket::run(command)?,

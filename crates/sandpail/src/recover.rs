@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail, ensure};
 use sandpail_daemon::worker::backend;
 use sandpail_fs::FsError;
-use sandpail_fs::recover::{KeptFile, KeptFiles, PutBack};
+use sandpail_fs::recover::{Damage, KeptFile, KeptFiles, PutBack};
 use sandpail_fs::write::{Origin, RangeSet};
 use sandpail_store::Store;
 use serde_json::json;
@@ -40,9 +40,10 @@ pub(crate) fn run(arguments: &RecoverArgs) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        (RecoverCommand::Upload { which, store }, Some(kept)) => {
+        (RecoverCommand::Upload { which, store, damaged }, Some(kept)) => {
             let mut stores = Stores { arguments: store, made: HashMap::new() };
-            each(&chosen(&files, which)?, |file| runtime.block_on(upload(&kept, file, &mut stores)))
+            let damage = if *damaged { Damage::Accept } else { Damage::Refuse };
+            each(&chosen(&files, which)?, |file| runtime.block_on(upload(&kept, file, damage, &mut stores)))
         }
         (RecoverCommand::Discard { which, yes }, Some(kept)) => {
             let files = chosen(&files, which)?;
@@ -52,10 +53,11 @@ pub(crate) fn run(arguments: &RecoverArgs) -> anyhow::Result<ExitCode> {
                 Ok(format!("{} is removed", name_of(file)))
             })
         }
-        (RecoverCommand::Export { id, file, raw, store }, Some(kept)) => {
+        (RecoverCommand::Export { id, file, raw, store, damaged }, Some(kept)) => {
             let mut stores = Stores { arguments: store, made: HashMap::new() };
             let of = find(&files, id)?;
-            let size = runtime.block_on(export(&kept, of, file, *raw, &mut stores))?;
+            let damage = if *damaged { Damage::Accept } else { Damage::Refuse };
+            let size = runtime.block_on(export(&kept, of, file, (*raw, damage), &mut stores))?;
             println!("{}: {size} bytes of {}", file.display(), name_of(of));
             Ok(ExitCode::SUCCESS)
         }
@@ -151,15 +153,18 @@ fn arguments_for(arguments: &StoreArgs, origin: &Origin) -> anyhow::Result<Store
     Ok(arguments)
 }
 
-async fn upload(kept: &KeptFiles, file: &KeptFile, stores: &mut Stores<'_>) -> anyhow::Result<String> {
+async fn upload(kept: &KeptFiles, file: &KeptFile, damage: Damage, stores: &mut Stores<'_>) -> anyhow::Result<String> {
     let origin = &file.recorded().map_err(without_record)?.origin;
     let store = stores.of(origin)?;
     let waiting = Waiting::start(&format!("storing {}", name_of(file)));
-    let done = kept.upload(file, store).await;
+    let done = kept.upload(file, store, damage).await;
     drop(waiting);
-    Ok(match done.map_err(base_advice)? {
+    Ok(match done.map_err(advice)? {
         PutBack::Stored { key } => format!("{} is stored", shown(origin, key.as_str())),
         PutBack::WasStored { key } => format!("{} was stored already", shown(origin, key.as_str())),
+        PutBack::Beside { key } if damage == Damage::Accept => {
+            format!("there is another object of that name; both are kept, this one as {}", shown(origin, key.as_str()))
+        }
         PutBack::Beside { key } => {
             format!("the object was changed since; both are kept, this one as {}", shown(origin, key.as_str()))
         }
@@ -170,7 +175,7 @@ async fn export(
     kept: &KeptFiles,
     file: &KeptFile,
     to: &Path,
-    raw: bool,
+    (raw, damage): (bool, Damage),
     stores: &mut Stores<'_>,
 ) -> anyhow::Result<u64> {
     let context = || format!("cannot write {}", to.display());
@@ -192,7 +197,7 @@ async fn export(
         } else {
             None
         };
-        kept.export(file, store, new.as_file()).await.map_err(base_advice)?
+        kept.export(file, store, new.as_file(), damage).await.map_err(advice)?
     };
     drop(waiting);
     finish(new, to).with_context(context)?;
@@ -210,7 +215,7 @@ fn without_record(error: FsError) -> anyhow::Error {
     anyhow::anyhow!("{error}; its bytes can be had with export --raw")
 }
 
-fn base_advice(error: FsError) -> anyhow::Error {
+fn advice(error: FsError) -> anyhow::Error {
     match error {
         FsError::Changed { what } => anyhow::anyhow!(
             "{what} was changed or removed since; the bytes that were written can be had with export --raw, where they \
@@ -219,6 +224,9 @@ fn base_advice(error: FsError) -> anyhow::Error {
         FsError::InUpload { what } => anyhow::anyhow!(
             "part of {what} is only in an unfinished upload in the bucket, which nobody can read; upload it"
         ),
+        FsError::Damaged { .. } => {
+            anyhow::anyhow!("{error}; it is kept. With --damaged it is taken as it is; it replaces no object then")
+        }
         FsError::Invalid { what } => anyhow::anyhow!(what),
         other => other.into(),
     }
@@ -253,7 +261,7 @@ fn print_table(files: &[KeptFile], dir: &Path) -> anyhow::Result<()> {
         };
         let (id, staged, when, name) = (&file.id, file.staged_len(), age(file.modified), name_of(file));
         writeln!(out, "{id:<8}  {staged:>14}  {size:>14}  {when:>12}  {base:<12}  {name}")?;
-        for note in notes(file) {
+        for note in notes(file)? {
             writeln!(out, "{:10}{note}", "")?;
         }
     }
@@ -261,10 +269,10 @@ fn print_table(files: &[KeptFile], dir: &Path) -> anyhow::Result<()> {
 }
 
 /// What else there is to say.
-fn notes(file: &KeptFile) -> Vec<String> {
+fn notes(file: &KeptFile) -> anyhow::Result<Vec<String>> {
     let recorded = match &file.record {
         Ok(recorded) => recorded,
-        Err(problem) => return vec![format!("{problem}; export --raw gives its bytes")],
+        Err(problem) => return Ok(vec![format!("{problem}; export --raw gives its bytes")]),
     };
     let mut notes: Vec<String> = recorded.reason.iter().map(|reason| reason.escape_debug().to_string()).collect();
     if recorded.missing(file.data_len) > 0 {
@@ -275,7 +283,17 @@ fn notes(file: &KeptFile) -> Vec<String> {
     if !recorded.in_upload.is_empty() {
         notes.push(format!("{} bytes are in an unfinished upload in the bucket", recorded.in_upload.len()));
     }
-    notes
+    let damaged = file.damaged()?;
+    if let Some(first) = damaged.iter().next() {
+        notes.push(format!(
+            "DAMAGED on the disk: {} bytes are not what was written, the first from {} to {}; upload and export refuse it \
+             without --damaged",
+            damaged.len(),
+            first.start,
+            first.end
+        ));
+    }
+    Ok(notes)
 }
 
 fn age(time: SystemTime) -> String {
@@ -290,9 +308,10 @@ fn age(time: SystemTime) -> String {
 
 fn print_json(files: &[KeptFile]) -> anyhow::Result<()> {
     let extents = |set: &RangeSet| set.iter().map(|range| json!([range.start, range.end])).collect::<Vec<_>>();
-    let all: Vec<_> = files
+    let all = files
         .iter()
         .map(|file| {
+            let damaged = file.damaged()?;
             let modified = file.modified.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             let mut entry = json!({
                 "id": file.id, "path": file.path.to_string_lossy(), "modified": modified, "staged": file.staged_len(),
@@ -314,6 +333,7 @@ fn print_json(files: &[KeptFile]) -> anyhow::Result<()> {
                     "extents": extents(&recorded.local),
                     "in_upload": extents(&recorded.in_upload),
                     "lost": recorded.missing(file.data_len),
+                    "damaged": extents(&damaged),
                     "doubtful": recorded.is_doubtful(),
                     "reason": recorded.reason,
                 }),
@@ -322,9 +342,9 @@ fn print_json(files: &[KeptFile]) -> anyhow::Result<()> {
             if let (Some(entry), serde_json::Value::Object(more)) = (entry.as_object_mut(), more) {
                 entry.extend(more);
             }
-            entry
+            Ok(entry)
         })
-        .collect();
+        .collect::<anyhow::Result<Vec<_>>>()?;
     println!("{}", serde_json::to_string_pretty(&all)?);
     Ok(())
 }

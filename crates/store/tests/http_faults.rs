@@ -297,6 +297,52 @@ async fn bytes_that_differ_from_their_checksum_are_never_handed_out() {
     assert_eq!(server.seen()[0].header("x-amz-checksum-mode"), "");
 }
 
+/// What a store says of the bytes that it has is compared with what was sent.
+#[tokio::test]
+async fn a_store_that_has_other_bytes_is_not_believed() {
+    let md5 = "5d41402abc4b2a76b9719d911017c592";
+    let said = |headers: &str| answer("200 OK", headers, "");
+    let tagged = |tag: &str| said(&format!("ETag: \"{tag}\"\r\n"));
+    let wrong_sum = |kind: ChecksumKind| {
+        let sum = sandpail_s3::checksum::of(kind, b"hellO").unwrap();
+        said(&format!("ETag: \"e\"\r\n{}: {sum}\r\n", kind.header().unwrap()))
+    };
+    let part = |store: HttpStore| async move {
+        store.upload_part(&key(), &UploadId("u".into()), 1, PutBody::from(Bytes::from_static(b"hello"))).await
+    };
+    for kind in [ChecksumKind::Crc64Nvme, ChecksumKind::Crc32c, ChecksumKind::Sha256] {
+        let with = |builder: HttpStoreBuilder| builder.checksum(kind);
+        // Damaged on the way, once: sent again.
+        let sum = sandpail_s3::checksum::of(kind, b"hello").unwrap();
+        let right = said(&format!("ETag: \"e\"\r\n{}: {sum}\r\n", kind.header().unwrap()));
+        let server = Server::play(vec![wrong_sum(kind), right]).await;
+        assert_eq!(put(&server.store_with(with), &Condition::Always).await.unwrap().as_str(), "e");
+        assert_eq!(server.seen().len(), 2);
+        // Again and again: an error. With a condition nothing is sent twice.
+        let server = Server::play(vec![wrong_sum(kind)]).await;
+        let error = put(&server.store_with(with), &Condition::Always).await.unwrap_err();
+        assert!(matches!(&error, StoreError::Integrity { message } if message.contains("other bytes")), "{error}");
+        assert!(matches!(part(server.store_with(with)).await, Err(StoreError::Integrity { .. })));
+        assert_eq!(server.seen().len(), 4);
+        assert!(matches!(put(&server.store_with(with), &Condition::Absent).await, Err(StoreError::Integrity { .. })));
+        assert_eq!(server.seen().len(), 5);
+    }
+    // A tag is compared once tags were seen to be MD5s; that of a random kind is none.
+    let with = |builder: HttpStoreBuilder| builder.checksum(ChecksumKind::ContentMd5);
+    let other = "00000000000000000000000000000000";
+    let server = Server::play(vec![tagged(other), tagged(md5), tagged(other)]).await;
+    let store = server.store_with(with);
+    assert_eq!(put(&store, &Condition::Always).await.unwrap().as_str(), other);
+    assert_eq!(put(&store, &Condition::Always).await.unwrap().as_str(), md5);
+    let error = put(&store, &Condition::Always).await.unwrap_err();
+    assert!(matches!(&error, StoreError::Integrity { message } if message.contains(md5)), "{error}");
+    let encrypted = said(&format!("ETag: \"{other}\"\r\nx-amz-server-side-encryption: aws:kms\r\n"));
+    let server = Server::play(vec![tagged(md5), encrypted]).await;
+    let store = server.store_with(with);
+    assert_eq!(put(&store, &Condition::Always).await.unwrap().as_str(), md5);
+    assert_eq!(put(&store, &Condition::Always).await.unwrap().as_str(), other);
+}
+
 #[tokio::test]
 async fn storms_pass() {
     let storm = || error("503 Slow Down", "SlowDown");

@@ -6,6 +6,7 @@ mod demo;
 mod everyday;
 mod host;
 mod https;
+mod integrity;
 mod interop;
 mod limits;
 mod names;
@@ -33,6 +34,7 @@ fn main() -> std::process::ExitCode {
         https::TESTS,
         host::TESTS,
         crashes::TESTS,
+        integrity::TESTS,
         demo::TESTS,
         limits::TESTS,
         sandboxes::TESTS,

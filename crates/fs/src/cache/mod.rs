@@ -5,17 +5,21 @@
 //! top bit of 64 set. A block is believed only if its bytes have that CRC. Names are a hash of the store,
 //! the key, the tag and the size, so a replaced object is another file, and old ones fall out by age.
 
+mod scrub;
+
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 
+pub use self::scrub::Scrubbed;
 use crate::read::ObjectVersion;
 
 const BLOCK_LEN: u64 = 1 << 20;
@@ -119,7 +123,7 @@ impl DiskCache {
                 let bytes = crate::read::slice_of(&chunks, held.start - offset..held.end - offset).concat();
                 let (data, index) = match &mut files {
                     Some(files) => files,
-                    None => files.insert((self.writable(version, "data")?, self.writable(version, "index")?)),
+                    None => files.insert(self.pair(version)?),
                 };
                 data.write_all_at(&bytes, held.start)?;
                 index.write_all_at(&crc(&bytes).to_le_bytes(), block * 8)?;
@@ -142,31 +146,47 @@ impl DiskCache {
         OpenOptions::new().write(true).create(true).truncate(false).open(self.path(version, kind))
     }
 
-    /// Removes the files used longest ago until the limit holds, with room for what comes before the next look.
+    /// The two files of a version, to be written. The index is opened last, and removed last: where it is a new one, the data
+    /// that was opened before may have been removed, and the sums would be those of bytes that nobody finds.
+    fn pair(&self, version: &ObjectVersion) -> io::Result<(File, File)> {
+        loop {
+            let (data, index) = (self.writable(version, "data")?, self.writable(version, "index")?);
+            if data.metadata()?.nlink() > 0 {
+                return Ok((data, index));
+            }
+        }
+    }
+
+    /// Removes the versions used longest ago until the limit holds, with room for what comes before the next look.
     fn evict(&self) -> io::Result<()> {
-        use std::os::unix::fs::MetadataExt;
-        let mut files = Vec::new();
+        let mut versions: HashMap<PathBuf, (i64, u64)> = HashMap::new();
         let mut total = 0;
         for entry in std::fs::read_dir(&self.dir)? {
             let entry = entry?;
             let path = entry.path();
             let Ok(meta) = entry.metadata() else { continue };
             if meta.is_file() && matches!(path.extension().and_then(|e| e.to_str()), Some("data" | "index")) {
-                total += meta.blocks() * 512;
-                files.push((meta.mtime().max(meta.atime()), path, meta.blocks() * 512));
+                let len = meta.blocks() * 512;
+                total += len;
+                let (used, held) = versions.entry(path.with_extension("")).or_default();
+                (*used, *held) = ((*used).max(meta.mtime()).max(meta.atime()), *held + len);
             }
         }
-        files.sort();
+        let mut oldest: Vec<_> = versions.into_iter().map(|(path, (used, len))| (used, path, len)).collect();
+        oldest.sort();
         let goal = self.limit - self.limit / 8;
-        for (_, path, len) in files {
+        for (_, path, len) in oldest {
             if total <= goal {
                 break;
             }
-            match std::fs::remove_file(path) {
-                // Another process may have been first.
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => total -= len,
+            for kind in ["data", "index"] {
+                match std::fs::remove_file(path.with_extension(kind)) {
+                    // Another process may have been first.
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
             }
+            total -= len;
         }
         Ok(())
     }

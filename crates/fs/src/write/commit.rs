@@ -13,6 +13,7 @@ use sandpail_store::{
 };
 use tokio::time::Instant;
 
+use super::checked::Fill;
 use super::dirty_file::{Attempt, State, UnderWay, note_base};
 use super::record::Event;
 use super::stream::Stream;
@@ -129,6 +130,9 @@ impl DirtyFile {
                 state.dirty.remove(size..u64::MAX);
                 state.is_changed = true;
                 state.changed_since = Some(since);
+                drop(state);
+                // It may lie here for long.
+                self.note_sums();
                 Err(error)
             }
         }
@@ -193,16 +197,7 @@ impl DirtyFile {
                 continue;
             }
             self.staged.reserve(part.end - part.start)?;
-            self.stage_unchanged(state, &part, |staged| {
-                let zeros = vec![0; 1 << 16];
-                let mut at = part.start;
-                while at < part.end {
-                    let len = (part.end - at).min(zeros.len() as u64);
-                    staged.write(at, &zeros[..usize::try_from(len).unwrap_or(0)])?;
-                    at += len;
-                }
-                Ok(())
-            })?;
+            self.stage_unchanged(state, &part, Fill::Zeros)?;
             state.local.insert(part);
         }
         Ok(())

@@ -2,23 +2,26 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use sandpail_store::{ETag, ObjectAttributes, ObjectInfo, ObjectKey};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::checked::Fill;
 use super::journal::{Journal, boot, now_ms};
 use super::record::{Begin, Described, Event};
 use super::staging::Staged;
 use super::stream::Stream;
+use super::sums::{Summed, Sums};
 use super::{Base, BaseReader, RangeSet, WriteContext};
 use crate::read::ObjectVersion;
 use crate::{FsError, FsResult};
 
 /// Buffers of local bytes are this long at most.
-const CHUNK_LEN: u64 = 1 << 20;
+pub(super) const CHUNK_LEN: u64 = 1 << 20;
 /// What is fetched at once to make a file local.
 const FETCH_LEN: u64 = 8 << 20;
 
@@ -32,6 +35,8 @@ pub struct DirtyFile {
     pub(super) progress: Notify,
     /// Held while the file is brought to the disk.
     pub(super) persisting: tokio::sync::Mutex<()>,
+    /// Bytes that differ from their sum were met, and logged.
+    pub(super) is_damaged: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -40,6 +45,8 @@ pub(super) struct State {
     pub(super) size: u64,
     /// Bytes that are valid in staging.
     pub(super) local: RangeSet,
+    /// Their sums.
+    pub(super) sums: Sums,
     /// Bytes that changed since the last upload.
     pub(super) dirty: RangeSet,
     /// Something changed since the last upload, if only the size or that the file exists.
@@ -113,7 +120,7 @@ impl Attempt {
 
 /// Where bytes come from.
 enum Piece {
-    Local(Range<u64>),
+    Local(Range<u64>, Vec<Summed>),
     InUpload,
     Base(ObjectVersion, Range<u64>),
     Zeros(Range<u64>),
@@ -143,6 +150,7 @@ impl DirtyFile {
             key,
             size,
             local: RangeSet::default(),
+            sums: Sums::default(),
             dirty: RangeSet::default(),
             is_changed: false,
             changed_since: None,
@@ -159,8 +167,12 @@ impl DirtyFile {
             is_synced: false,
             journal,
         };
-        let persisting = tokio::sync::Mutex::default();
-        Ok(Arc::new(Self { context, staged, state: Mutex::new(state), progress: Notify::new(), persisting }))
+        Ok(Arc::new(Self::with_state(context, staged, state)))
+    }
+
+    pub(super) fn with_state(context: Arc<WriteContext>, staged: Staged, state: State) -> Self {
+        let (progress, persisting) = (Notify::new(), tokio::sync::Mutex::default());
+        Self { context, staged, state: Mutex::new(state), progress, persisting, is_damaged: AtomicBool::new(false) }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -288,7 +300,8 @@ impl DirtyFile {
     /// Writes `data` at `offset`.
     ///
     /// # Errors
-    /// [`FsError::NoSpace`] if it cannot be staged; then nothing changed.
+    /// [`FsError::NoSpace`] if it cannot be staged; [`FsError::Damaged`] if it would stand beside staged bytes that are. Then
+    /// nothing changed.
     pub fn write(self: &Arc<Self>, offset: u64, data: &[u8]) -> FsResult<()> {
         if data.is_empty() {
             return Ok(());
@@ -316,6 +329,8 @@ impl DirtyFile {
     }
 
     fn stage_written(&self, state: &mut State, range: &Range<u64>, data: &[u8], is_new: bool) -> FsResult<()> {
+        let sums = self.sums_after(state, range, Fill::Bytes(data))?;
+        self.void_sums(state, range)?;
         let failed = not_recorded(&state.key);
         state.journal.before_write(range, true).map_err(failed)?;
         let written = self.staged.write(range.start, data);
@@ -323,23 +338,43 @@ impl DirtyFile {
             let failed = not_recorded(&state.key);
             state.journal.after_write(range, is_new).map_err(failed)
         });
-        written.inspect_err(|_| self.undo_growth(state, range))
+        self.was_written(state, range, sums, written)
     }
 
-    /// Writes bytes that hide the base, or are the base's, by `write`; they are no change.
-    pub(super) fn stage_unchanged(
-        &self,
-        state: &mut State,
-        range: &Range<u64>,
-        write: impl FnOnce(&Staged) -> FsResult<()>,
-    ) -> FsResult<()> {
+    /// Writes bytes that hide the base, or are the base's; they are no change.
+    pub(super) fn stage_unchanged(&self, state: &mut State, range: &Range<u64>, fill: Fill<'_>) -> FsResult<()> {
+        let sums = self.sums_after(state, range, fill)?;
+        self.void_sums(state, range)?;
         let failed = not_recorded(&state.key);
         state.journal.before_write(range, false).map_err(failed)?;
-        let written = write(&self.staged).and_then(|()| {
+        state.is_synced = false;
+        let written = match fill {
+            Fill::Bytes(bytes) => self.staged.write(range.start, bytes),
+            Fill::Zeros | Fill::Nothing => self.staged.write_zeros(range),
+        };
+        let written = written.and_then(|()| {
             let failed = not_recorded(&state.key);
             state.journal.after_fetch(range).map_err(failed)
         });
-        written.inspect_err(|_| self.undo_growth(state, range))
+        self.was_written(state, range, sums, written)
+    }
+
+    /// A write is over: what is there has these sums, or, after an error, nobody knows which.
+    fn was_written(
+        &self,
+        state: &mut State,
+        range: &Range<u64>,
+        sums: Vec<Summed>,
+        written: FsResult<()>,
+    ) -> FsResult<()> {
+        match written {
+            Ok(()) => state.sums.replace(range, sums),
+            Err(_) => {
+                state.sums.forget(range);
+                self.undo_growth(state, range);
+            }
+        }
+        written
     }
 
     /// After a write that failed: what it may have added to the staging file is no part of the file.
@@ -359,7 +394,7 @@ impl DirtyFile {
     ///
     /// # Errors
     /// [`FsError::InUpload`] if bytes that stay are only in the upload under way: commit, then try again;
-    /// [`FsError::Io`].
+    /// [`FsError::Damaged`] if staged bytes beside the cut are; [`FsError::Io`].
     pub fn truncate(self: &Arc<Self>, size: u64) -> FsResult<()> {
         let mut state = self.state();
         if size < state.size && state.in_upload.intersects(&(0..size)) {
@@ -370,11 +405,17 @@ impl DirtyFile {
             std::cmp::Ordering::Equal => None,
             std::cmp::Ordering::Greater => Some(Event::Grow(size)),
         };
+        let cut = size..u64::MAX;
+        let sums = match &event {
+            Some(Event::Cut(_)) => self.sums_after(&state, &cut, Fill::Nothing)?,
+            _ => Vec::new(),
+        };
         let failed = not_recorded(&state.key);
         state.journal.change(event).map_err(failed)?;
         state.changed();
         if size < state.size {
-            let cut = size..u64::MAX;
+            state.sums.replace(&cut, sums);
+            state.sums.voided(&cut);
             let freed: u64 = state
                 .local
                 .split(size..state.size)
@@ -414,7 +455,7 @@ impl DirtyFile {
     /// Makes a range zeros; the size stays.
     ///
     /// # Errors
-    /// [`FsError::NoSpace`], [`FsError::Io`].
+    /// [`FsError::NoSpace`], [`FsError::Damaged`], [`FsError::Io`].
     pub fn punch(self: &Arc<Self>, range: Range<u64>) -> FsResult<()> {
         let zeros = vec![0; usize::try_from((range.end - range.start).min(CHUNK_LEN)).unwrap_or(0)];
         let mut at = range.start;
@@ -427,8 +468,11 @@ impl DirtyFile {
             if at >= base_limit {
                 let mut state = self.state();
                 let rest = at..range.end;
+                let sums = self.sums_after(&state, &rest, Fill::Nothing)?;
                 let failed = not_recorded(&state.key);
                 state.journal.change(Some(Event::Punch(rest.clone()))).map_err(failed)?;
+                state.sums.replace(&rest, sums);
+                state.sums.voided(&rest);
                 // Old bytes must not come back in place of new ones that a machine which stops loses.
                 for (part, is_local) in state.local.split(rest.clone()) {
                     if is_local {
@@ -462,7 +506,8 @@ impl DirtyFile {
         let mut pieces = Vec::new();
         for (part, is_local) in state.local.split(range) {
             if is_local {
-                pieces.push(Piece::Local(part));
+                let sums = state.sums.within(&part);
+                pieces.push(Piece::Local(part, sums));
                 continue;
             }
             if state.in_upload.intersects(&part) {
@@ -487,7 +532,7 @@ impl DirtyFile {
     ///
     /// # Errors
     /// [`FsError::Changed`] if the base object was replaced; [`FsError::InUpload`]: commit, then try again;
-    /// [`FsError::Store`].
+    /// [`FsError::Damaged`] if staged bytes differ from what was written; [`FsError::Store`].
     pub async fn read(&self, handle: u64, range: Range<u64>, base: &dyn BaseReader) -> FsResult<Vec<Bytes>> {
         'again: loop {
             let mut chain = Vec::new();
@@ -495,20 +540,10 @@ impl DirtyFile {
             for piece in pieces {
                 match piece {
                     Piece::InUpload => return Err(FsError::InUpload { what: self.state().key.to_string() }),
-                    Piece::Local(range) => {
-                        let mut at = range.start;
-                        while at < range.end {
-                            let len = (range.end - at).min(CHUNK_LEN);
-                            let mut bytes = BytesMut::zeroed(usize::try_from(len).unwrap_or(0));
-                            match self.staged.read(at, &mut bytes) {
-                                Ok(()) => {}
-                                // Cut by someone else between the look and the read.
-                                Err(_) if self.size() < range.end => continue 'again,
-                                Err(error) => return Err(error),
-                            }
-                            chain.push(bytes.freeze());
-                            at += len;
-                        }
+                    Piece::Local(range, sums) => {
+                        // Cut by someone else between the look and the read.
+                        let Some(bytes) = self.read_staged(&range, &sums)? else { continue 'again };
+                        chain.extend(bytes);
                         // A hole that was punched under the read would be taken for zeros.
                         if self.state().times_let_go != times_let_go {
                             continue 'again;
@@ -577,7 +612,7 @@ impl DirtyFile {
                     self.staged.reserve(part.end - part.start)?;
                     let slice = |offset: u64| usize::try_from(offset - at).unwrap_or(0);
                     let data = &chunk[slice(part.start)..slice(part.end)];
-                    self.stage_unchanged(&mut state, &part, |staged| staged.write(part.start, data))?;
+                    self.stage_unchanged(&mut state, &part, Fill::Bytes(data))?;
                     state.local.insert(part);
                 }
             }
@@ -591,6 +626,7 @@ impl DirtyFile {
     /// # Errors
     /// [`FsError::Io`].
     pub fn keep(&self, key: &str, reason: &str) -> FsResult<PathBuf> {
+        self.note_sums();
         let mut state = self.state();
         let failed = not_recorded(&state.key);
         let recorded = state.journal.kept(reason, &self.staged.file).map_err(failed);
@@ -612,7 +648,7 @@ pub(super) fn not_recorded(key: &ObjectKey) -> impl FnOnce(std::io::Error) -> Fs
     move |source| FsError::Io { what: format!("cannot record what is staged of {key}"), source }
 }
 
-static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+pub(super) static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
 #[cfg(test)]
 mod tests {
@@ -736,6 +772,7 @@ mod tests {
                     }
                 }
             }
+            file.assert_sums();
             prop_assert_eq!(file.size(), expected.len() as u64);
         }
         commit(&file, &base).await;

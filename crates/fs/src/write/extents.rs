@@ -30,6 +30,12 @@ impl RangeSet {
         self.ends.iter().map(|(start, end)| *start..*end)
     }
 
+    /// The first range that ends behind `at`.
+    pub fn next_from(&self, at: u64) -> Option<Range<u64>> {
+        let holding = self.ends.range(..=at).next_back().filter(|(_, end)| **end > at);
+        holding.or_else(|| self.ends.range(at..).next()).map(|(start, end)| *start..*end)
+    }
+
     /// Adds a range.
     pub fn insert(&mut self, range: Range<u64>) {
         if range.is_empty() {
@@ -129,6 +135,8 @@ mod tests {
                 let want: Vec<bool> = range.clone().map(|at| bits[usize::try_from(at).unwrap()]).collect();
                 prop_assert_eq!(set.covers(&range), want.iter().all(|bit| *bit));
                 prop_assert_eq!(set.intersects(&range), want.iter().any(|bit| *bit));
+                let next = (start..64).find(|at| bits[usize::try_from(*at).unwrap()]);
+                prop_assert_eq!(set.next_from(start).map(|range| range.start.max(start)), next);
                 let split: Vec<bool> =
                     set.split(range).into_iter().flat_map(|(piece, inside)| piece.map(move |_| inside)).collect();
                 prop_assert_eq!(split, want);

@@ -14,7 +14,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use super::disk::{self, DiskChange};
-use super::record::{Begin, Described, Event, Recorded, head};
+use super::record::{Begin, Described, Event, FORMAT, FORMAT_AT, Recorded, head, sum_events};
+use super::sums::{Summed, Sums};
 
 /// The log of one staging file, and what it needs to know to append little.
 #[derive(Debug)]
@@ -31,10 +32,15 @@ pub(super) struct Journal {
     is_stored: bool,
     /// See [`Event::Durable`].
     is_durable: bool,
+    /// See [`Event::Touched`].
+    is_touched: bool,
     /// Something was appended since.
     has_news: bool,
     described: Described,
     has_warned: bool,
+    /// How much of the file was brought to the disk before something was changed.
+    #[cfg(test)]
+    pub(super) synced_len: std::cell::Cell<u64>,
 }
 
 /// Which start of the machine this is; empty if the kernel does not say.
@@ -66,9 +72,12 @@ impl Journal {
             data_len: 0,
             is_stored: true,
             is_durable: false,
+            is_touched: false,
             has_news: true,
             described: Described::default(),
             has_warned: false,
+            #[cfg(test)]
+            synced_len: std::cell::Cell::default(),
         })
     }
 
@@ -77,6 +86,8 @@ impl Journal {
         // What was torn must not stand behind shorter new entries.
         disk::before(DiskChange::Record)?;
         file.set_len(len)?;
+        // A program that knows no sums must not take them for damage.
+        file.write_all_at(&[FORMAT], FORMAT_AT as u64)?;
         let described = Described { attributes: recorded.attributes.clone(), times_set: recorded.times_set };
         let mut journal = Self {
             file: Arc::new(file),
@@ -86,12 +97,20 @@ impl Journal {
             data_len,
             is_stored: recorded.is_stored,
             is_durable: recorded.is_durable,
+            is_touched: recorded.sums.is_touched,
             has_news: true,
             described,
             has_warned: false,
+            #[cfg(test)]
+            synced_len: std::cell::Cell::default(),
         };
         // Where an open tail ends must not depend on what is appended to the staging file now.
-        journal.append(&[Event::TailEnd(data_len)])?;
+        let mut events = vec![Event::TailEnd(data_len)];
+        if recorded.sums.is_less {
+            events.push(Event::Unsummed(0..u64::MAX));
+            events.extend(sum_events(&recorded.sums.iter().collect::<Vec<_>>()));
+        }
+        journal.append(&events)?;
         Ok(journal)
     }
 
@@ -230,6 +249,30 @@ impl Journal {
         Ok(())
     }
 
+    /// Bytes of `blocks`, whose sums the record has, are about to change.
+    pub(super) fn void_sums(&mut self, blocks: &Range<u64>) -> io::Result<()> {
+        let touches = self.is_durable && !self.is_touched;
+        let mut events = vec![Event::Unsummed(blocks.clone())];
+        if touches {
+            events.push(Event::Touched);
+        }
+        self.append(&events)?;
+        if touches {
+            // Once until the file is safe again: a machine that stops must not leave new bytes with their old sums.
+            self.sync_if_durable()?;
+            self.is_touched = true;
+        }
+        Ok(())
+    }
+
+    /// The file is at rest: says what the record does not say yet of its sums.
+    pub(super) fn note_sums(&mut self, sums: &mut Sums) {
+        let news: Vec<Summed> = sums.take_unrecorded();
+        if !news.is_empty() {
+            self.note(&sum_events(&news));
+        }
+    }
+
     /// Bytes leave the staging file, which stays as long as it is.
     pub(super) fn let_go(&mut self, event: Event) -> io::Result<()> {
         let mut events: Vec<Event> = self.tail_end().into_iter().collect();
@@ -260,6 +303,7 @@ impl Journal {
         }
         self.append(&[Event::Durable])?;
         self.is_durable = true;
+        self.is_touched = false;
         self.has_news = false;
         Ok(Some(Arc::clone(&self.file)))
     }
@@ -274,12 +318,19 @@ impl Journal {
         disk::before(DiskChange::Sync)?;
         data.sync_all()?;
         self.append(&[Event::Kept(reason.to_owned())])?;
+        self.is_touched = false;
         self.sync()
     }
 
     /// If somebody was told that the file is safe: brings the log to the disk.
     pub(super) fn sync_if_durable(&self) -> io::Result<()> {
-        if self.is_durable { disk::before(DiskChange::Sync).and_then(|()| self.file.sync_data()) } else { Ok(()) }
+        if !self.is_durable {
+            return Ok(());
+        }
+        #[cfg(test)]
+        self.synced_len.set(self.len);
+        disk::before(DiskChange::Sync)?;
+        self.file.sync_data()
     }
 
     /// To the disk.

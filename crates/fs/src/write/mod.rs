@@ -4,9 +4,11 @@
 //! which are *local* (valid in staging), which are *dirty* (changed since the last upload), and which
 //! are still those of the *base* object. What is none of these is a hole and reads as zeros.
 //! The same is written to a log beside the file ([`Recorded`]), so that it can be put back if this process dies.
+//! What is staged has checksums ([`sums`]), and what a disk gives back is compared with them.
 //! [`plan`] decides, without I/O, how to turn that into an object; [`DirtyFile::commit`] does it.
 
 mod adopt;
+mod checked;
 mod commit;
 mod dirty_file;
 pub(crate) mod disk;
@@ -19,6 +21,7 @@ mod record;
 pub(crate) mod resume;
 mod staging;
 mod stream;
+mod sums;
 
 use std::ops::Range;
 use std::sync::Arc;

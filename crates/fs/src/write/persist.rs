@@ -20,6 +20,8 @@ impl DirtyFile {
     /// [`FsError::Io`] if the disk fails.
     pub async fn persist(self: &Arc<Self>) -> FsResult<()> {
         let _one = self.persisting.lock().await;
+        // Before the bytes are brought there: bytes that are written meanwhile may not be, and the record voids their sums.
+        self.note_sums();
         let is_synced = std::mem::replace(&mut self.state().is_synced, true);
         let staged = async {
             if !is_synced {
@@ -109,7 +111,7 @@ mod tests {
 
     use super::*;
     use crate::write::record::{self, of_another_boot};
-    use crate::write::{StagingArea, WriteContext, WriteOptions};
+    use crate::write::{StagingArea, WriteContext, WriteOptions, sums};
 
     const PAGE: usize = 512;
 
@@ -160,18 +162,15 @@ mod tests {
         let (mut content, mut synced, mut seen) = (Vec::<u8>::new(), 0, Vec::<After>::new());
         let first = [Step::Write(0, 700, 7), Step::Persist];
         for step in first.iter().chain(steps) {
-            let is_synced = match step {
+            match step {
                 Step::Write(at, len, byte) => {
                     file.write(*at, &vec![*byte; *len]).unwrap();
                     content.resize(content.len().max(index(*at) + len), 0);
                     content[index(*at)..][..*len].fill(*byte);
-                    false
                 }
                 Step::Truncate(size) => {
-                    let cuts = *size < content.len() as u64;
                     file.truncate(*size).unwrap();
                     content.resize(index(*size), 0);
-                    cuts
                 }
                 Step::Punch(at, len) => {
                     let end = (at + len).min(content.len() as u64);
@@ -179,18 +178,18 @@ mod tests {
                         file.punch(*at..end).unwrap();
                         content[index(*at)..index(end)].fill(0);
                     }
-                    *at < end
                 }
                 Step::Persist => {
                     file.persist().await.unwrap();
                     seen.clear();
-                    true
                 }
             };
+            file.assert_sums();
             let log = std::fs::read(file.staged.record_path()).unwrap();
-            if is_synced {
-                synced = log.len();
-            }
+            synced = match step {
+                Step::Persist => log.len(),
+                _ => synced.max(index(file.state().journal.synced_len.get())),
+            };
             let data = std::fs::read(file.staged.path()).unwrap();
             seen.push(After { data, log, synced, content: content.clone() });
         }
@@ -229,6 +228,15 @@ mod tests {
                 let (recorded, _) = record::read(&of_another_boot(&log), data.len() as u64).unwrap();
                 prop_assert!(recorded.is_durable() && !recorded.is_doubtful());
                 prop_assert_eq!(recorded.missing(data.len() as u64), 0);
+                // No sum is wrong, whatever reached the disk; and what was safe, and not touched again, has one.
+                for piece in recorded.sums.iter() {
+                    let bytes = &data[index(piece.range.start)..index(piece.range.end)];
+                    prop_assert_eq!(sums::sum(bytes), piece.crc, "of {:?}", piece.range);
+                }
+                if seen.len() == 1 {
+                    let summed: u64 = recorded.sums.iter().map(|piece| piece.range.end - piece.range.start).sum();
+                    prop_assert_eq!(summed, recorded.local.len());
+                }
                 let lens = seen.iter().map(|after| after.content.len());
                 let found_len = index(recorded.size);
                 prop_assert!((lens.clone().min().unwrap()..=lens.max().unwrap().max(data.len())).contains(&found_len));

@@ -15,14 +15,18 @@ use sandpail_store::{ETag, ObjectAttributes, ObjectKey, Part, UploadId};
 use serde::{Deserialize, Serialize};
 
 use super::journal::boot;
+use super::sums::{self, RecordedSums, Summed};
 use super::{Base, RangeSet};
 use crate::frames;
 use crate::read::ObjectVersion;
 
 const MAGIC: &[u8; 15] = b"sandpail staged";
-/// The version of the format that is written and read.
-const FORMAT: u8 = 1;
-const HEAD_LEN: usize = MAGIC.len() + 1;
+/// Where the version of the format stands, and which is written. The first one, without sums, is read, too.
+pub(super) const FORMAT_AT: usize = MAGIC.len();
+pub(super) const FORMAT: u8 = 2;
+const HEAD_LEN: usize = FORMAT_AT + 1;
+/// Sums in one entry.
+const SUMS_PER_EVENT: usize = 4096;
 
 /// Where the files of a mount belong. Never holds a credential.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,6 +202,18 @@ pub(super) enum Event {
     Completing(String),
     /// The inode that it belongs to, while its mount lives.
     Node(u64),
+    /// These pieces of the staging file have these sums.
+    Summed(Vec<Summed>),
+    /// Bytes of these blocks are about to change: what was said of their sums holds no more.
+    Unsummed(Range<u64>),
+    /// Bytes that have sums are about to change, for the first time since `Durable`: until the next one, what a machine that
+    /// stops leaves may be older or newer than the sums that it leaves.
+    Touched,
+}
+
+/// What a record says of sums, as entries of bounded length.
+pub(super) fn sum_events(sums: &[Summed]) -> Vec<Event> {
+    sums.chunks(SUMS_PER_EVENT).map(|sums| Event::Summed(sums.to_vec())).collect()
 }
 
 impl Event {
@@ -227,6 +243,9 @@ impl Event {
             Self::Durable => (20, &[], None),
             Self::Completing(tag) => (21, &[], json(tag)),
             Self::Node(ino) => (22, &[*ino], None),
+            Self::Summed(sums) => (23, &[], Some(sums::encode(sums))),
+            Self::Unsummed(range) => (24, &[range.start, range.end], None),
+            Self::Touched => (25, &[], None),
         };
         log.push(tag);
         numbers.iter().for_each(|number| log.extend(number.to_le_bytes()));
@@ -264,6 +283,9 @@ impl Event {
             20 => Self::Durable,
             21 => Self::Completing(serde_json::from_slice(rest).ok()?),
             22 => Self::Node(one()?),
+            23 => Self::Summed(sums::decode(rest)?),
+            24 => Self::Unsummed(two()?),
+            25 => Self::Touched,
             _ => return None,
         })
     }
@@ -333,6 +355,8 @@ pub struct Recorded {
     pub(crate) completing: Option<ETag>,
     /// The inode that it belongs to.
     pub(super) node: Option<u64>,
+    /// The sums of what is in the staging file, as far as they were recorded.
+    pub(super) sums: RecordedSums,
 }
 
 impl Recorded {
@@ -364,6 +388,7 @@ impl Recorded {
             is_durable: false,
             completing: None,
             node: None,
+            sums: RecordedSums::default(),
         })
     }
 
@@ -387,6 +412,7 @@ impl Recorded {
             Event::TailEnd(end) => self.end_tail(end),
             Event::Cut(size) => {
                 self.size = size;
+                self.sums.void(&(size..u64::MAX));
                 self.local.remove(size..u64::MAX);
                 self.in_upload.remove(size..u64::MAX);
                 self.parts.clear();
@@ -401,11 +427,13 @@ impl Recorded {
                 self.change();
             }
             Event::Punch(range) => {
+                self.sums.void(&range);
                 self.local.remove(range);
                 self.change();
             }
             Event::Fetched(range) => self.local.insert(range),
             Event::LetGo(part) => {
+                self.sums.void(&(part.start..part.end));
                 self.local.remove(part.start..part.end);
                 self.in_upload.insert(part.start..part.end);
                 self.parts.push(part);
@@ -428,12 +456,19 @@ impl Recorded {
             Event::Changed => self.change(),
             Event::Storing => self.is_storing = true,
             Event::Stored => (self.is_stored, self.is_storing, self.is_durable) = (true, false, false),
-            Event::Durable => self.is_durable = true,
+            Event::Durable => {
+                self.is_durable = true;
+                self.sums.safe();
+            }
             Event::Completing(tag) => self.completing = Some(ETag::new(&tag)),
             Event::Node(ino) => self.node = Some(ino),
             Event::Unlinked => self.is_unlinked = true,
             Event::TimesFree => self.times_set = false,
+            Event::Summed(sums) => self.sums.add(sums)?,
+            Event::Unsummed(range) => self.sums.void(&range),
+            Event::Touched => self.sums.is_touched = true,
             Event::Kept(reason) => {
+                self.sums.safe();
                 self.is_kept = true;
                 self.reason = Some(reason).filter(|reason| !reason.is_empty());
             }
@@ -501,8 +536,8 @@ pub(super) fn read(log: &[u8], data_len: u64) -> Result<(Recorded, u64), RecordP
     if &head[..MAGIC.len()] != MAGIC {
         return Err(RecordProblem::Damaged);
     }
-    if head[MAGIC.len()] != FORMAT {
-        return Err(RecordProblem::Version(head[MAGIC.len()]));
+    if !(1..=FORMAT).contains(&head[FORMAT_AT]) {
+        return Err(RecordProblem::Version(head[FORMAT_AT]));
     }
     let mut at = HEAD_LEN;
     let Some((Event::Begin(begin), next)) =
@@ -517,11 +552,18 @@ pub(super) fn read(log: &[u8], data_len: u64) -> Result<(Recorded, u64), RecordP
         Event::decode(payload).and_then(|event| recorded.apply(event)).ok_or(RecordProblem::Damaged)?;
         at = next;
     }
+    let was_safe = recorded.is_durable || recorded.is_kept;
+    if recorded.is_of_another_boot() {
+        recorded.sums.machine_stopped(was_safe);
+    }
+    // What has a sum was written, also where the staging file ends before it.
+    let data_len = data_len.max(recorded.sums.end());
     recorded.end_tail(data_len);
     if recorded.is_durable && recorded.is_of_another_boot() {
         // Written after somebody was told that the file is safe, and lost with the machine: nobody was told of that.
         recorded.local.remove(data_len..u64::MAX);
     }
+    recorded.sums.limit_to(&recorded.local);
     Ok((recorded, at as u64))
 }
 
@@ -595,8 +637,12 @@ mod tests {
     }
 
     fn log_of(events: &[Event]) -> Vec<u8> {
+        log_of_boot("boot", events)
+    }
+
+    fn log_of_boot(boot: &str, events: &[Event]) -> Vec<u8> {
         let mut log = head();
-        Event::Begin(begin()).encode(&mut log);
+        Event::Begin(Begin { boot: boot.to_owned(), ..begin() }).encode(&mut log);
         events.iter().for_each(|event| event.encode(&mut log));
         log
     }
@@ -633,6 +679,9 @@ mod tests {
             Event::Unlinked,
             Event::TimesFree,
             Event::Kept("why".to_owned()),
+            Event::Summed(vec![Summed { range: 5..9, crc: 7 }, Summed { range: 1024..2048, crc: u32::MAX }]),
+            Event::Touched,
+            Event::Unsummed(0..1024),
         ]
     }
 
@@ -681,8 +730,12 @@ mod tests {
     #[test]
     fn other_formats_are_told_apart() {
         let mut log = log_of(&[]);
-        log[MAGIC.len()] = 2;
-        assert_eq!(read(&log, 0), Err(RecordProblem::Version(2)));
+        for format in [0, FORMAT + 1] {
+            log[FORMAT_AT] = format;
+            assert_eq!(read(&log, 0), Err(RecordProblem::Version(format)));
+        }
+        log[FORMAT_AT] = 1;
+        assert!(read(&log, 0).is_ok());
         assert_eq!(read(b"", 0), Err(RecordProblem::Damaged));
         assert_eq!(read(b"no record, but a text of some length", 0), Err(RecordProblem::Damaged));
         let mut unknown = log_of(&[]);
@@ -690,6 +743,36 @@ mod tests {
         unknown.push(99);
         frames::end(&mut unknown, at);
         assert_eq!(read(&unknown, 0), Err(RecordProblem::Damaged));
+    }
+
+    #[test]
+    #[allow(clippy::single_range_in_vec_init)] // lists of ranges
+    fn sums_are_of_what_is_there() {
+        let summed = |range: Range<u64>| Summed { range, crc: 1 };
+        let sums = vec![summed(0..1024), summed(1024..1500), summed(3000..3072)];
+        let written = [Event::Tail(0), Event::Summed(sums.clone())];
+        let after = |events: &[Event]| read(&log_of_boot(boot(), &[&written, events].concat()), 3072).unwrap().0;
+        for (event, left) in [
+            (Event::Changed, vec![0..1024, 1024..1500, 3000..3072]),
+            (Event::Unsummed(0..1024), vec![1024..1500, 3000..3072]),
+            (Event::Cut(1024), vec![0..1024]),
+            (Event::Cut(1023), vec![]),
+            (Event::Punch(1600..1700), vec![0..1024, 3000..3072]),
+        ] {
+            let events = [Event::TailEnd(3072), event];
+            assert_eq!(after(&events).sums.iter().map(|piece| piece.range).collect::<Vec<_>>(), left, "{events:?}");
+        }
+        // One that crosses blocks, or is cut short, was never written.
+        let (mut torn, sums) = (log_of(&written), sums::encode(&sums));
+        let at = frames::begin(&mut torn);
+        torn.push(23);
+        torn.extend(&sums[..21]);
+        frames::end(&mut torn, at);
+        assert_eq!(read(&torn, 3072), Err(RecordProblem::Damaged));
+        assert_eq!(read(&log_of(&[Event::Summed(vec![summed(1000..1025)])]), 3072), Err(RecordProblem::Damaged));
+        // A staging file that ends too early lacks bytes.
+        let (cut, _) = read(&log_of_boot(boot(), &written), 3010).unwrap();
+        assert_eq!((cut.size, cut.missing(3010)), (3072, 62));
     }
 
     #[test]

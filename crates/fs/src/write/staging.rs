@@ -15,6 +15,7 @@ use std::time::SystemTime;
 
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
+use super::dirty_file::ZEROS;
 use super::disk::{self, DiskChange};
 use super::kept::{PROCESS, keep_leftovers, kept_name, lock_root, make_kept_directory, record_of};
 use super::persist::Names;
@@ -162,7 +163,6 @@ impl Staged {
     }
 
     /// Where this file is.
-    #[cfg(test)]
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -237,11 +237,15 @@ impl Staged {
             super::crash::point();
             return Ok(());
         }
-        let zeros = [0; 1 << 12];
+        self.write_zeros(range)
+    }
+
+    /// Writes zeros.
+    pub(super) fn write_zeros(&self, range: &Range<u64>) -> FsResult<()> {
         let mut at = range.start;
         while at < range.end {
-            let len = (range.end - at).min(zeros.len() as u64);
-            self.write(at, &zeros[..usize::try_from(len).unwrap_or(0)])?;
+            let len = (range.end - at).min(ZEROS.len() as u64);
+            self.write(at, &ZEROS[..usize::try_from(len).unwrap_or(0)])?;
             at += len;
         }
         Ok(())

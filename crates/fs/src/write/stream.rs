@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use sandpail_store::{Condition, ObjectAttributes, ObjectKey, Part, PutBody, StoreError, UploadId};
 
+use super::checked::Fill;
 use super::commit::Stored;
 use super::dirty_file::State;
 use super::record::{Event, PartForm, Recorded};
@@ -246,6 +247,7 @@ impl DirtyFile {
         let body = self.read(0, range, &NoBase).await.map_err(|error| match error {
             FsError::Store { source, .. } => source,
             FsError::Io { what, source } => StoreError::Io { what, source },
+            damaged @ FsError::Damaged { .. } => StoreError::Integrity { message: damaged.to_string() },
             other => StoreError::Invalid { message: other.to_string() },
         })?;
         self.context.store.upload_part(key, id, number, PutBody::Chunks(body)).await
@@ -253,21 +255,34 @@ impl DirtyFile {
 
     /// Lets go of uploaded parts, the oldest first, until no more than `keep` bytes are staged. Says whether it did.
     fn let_go(&self, state: &mut State, keep: u64) -> bool {
-        let State { stream: Some(stream), local, in_upload, times_let_go, journal, .. } = state else { return false };
-        let before = *times_let_go;
-        while self.staged.holds_more_than(keep) && stream.parts.contains_key(&stream.let_go_next) {
+        let before = state.times_let_go;
+        while let Some(stream) = &state.stream {
+            if !self.staged.holds_more_than(keep) || !stream.parts.contains_key(&stream.let_go_next) {
+                break;
+            }
             let range = stream.let_go_start..stream.let_go_start + self.stream_part_len(stream.let_go_next);
             // What was written again since then is in no part.
-            if local.covers(&range) && !stream.rewritten.intersects(&range) {
+            let goes = state.local.covers(&range) && !stream.rewritten.intersects(&range);
+            // Bytes beside it that are damaged are told to whoever reads them.
+            let sums = if goes { self.sums_after(state, &range, Fill::Nothing) } else { Ok(Vec::new()) };
+            let Ok(sums) = sums else { break };
+            let State { stream: Some(stream), local, sums: all_sums, in_upload, times_let_go, journal, .. } =
+                &mut *state
+            else {
+                break;
+            };
+            if goes {
                 let Some(event) = stream.let_go_event(stream.let_go_next, &range) else { break };
                 if journal.let_go(event).is_err() {
                     break;
                 }
+                all_sums.voided(&range);
                 if !self.staged.let_go(&range) {
                     // They are here all the same.
                     journal.note(&[Event::Write(range)]);
                     break;
                 }
+                all_sums.replace(&range, sums);
                 local.remove(range.clone());
                 in_upload.insert(range.clone());
                 *times_let_go += 1;
@@ -275,7 +290,7 @@ impl DirtyFile {
             stream.let_go_next += 1;
             stream.let_go_start = range.end;
         }
-        *times_let_go > before
+        state.times_let_go > before
     }
 
     /// There is no room for more: lets go of what is uploaded, or waits until something is. `false` if there is nothing

@@ -413,16 +413,30 @@ impl HttpStore {
     async fn upload(&self, call: Call, body: &PutBody) -> Result<(Reply, Option<String>), Failure> {
         let sums = &self.shared.sums;
         let is_conditional = call.headers.contains_key("if-match") || call.headers.contains_key("if-none-match");
+        let mut differed = false;
         loop {
             let kinds = sums.kinds();
-            let (mut call, mut last) = (call.clone(), None);
+            let (mut call, mut sent) = (call.clone(), Vec::new());
             for kind in kinds {
-                last = body::checksum(*kind, body).await?;
-                if let (Some(name), Some(sum)) = (kind.header(), &last) {
-                    call = call.header(name, sum).map_err(bad_header)?;
+                if let (Some(name), Some(sum)) = (kind.header(), body::checksum(*kind, body).await?) {
+                    call = call.header(name, &sum).map_err(bad_header)?;
+                    sent.push((*kind, sum));
                 }
             }
-            match self.shared.exchange(&call, Some(body), false, self.shared.retry_deadline).await {
+            let last = sent.last().map(|(_, sum)| sum.clone());
+            let result = self.shared.exchange(&call, Some(body), false, self.shared.retry_deadline).await;
+            if let Ok(reply) = &result
+                && let Some(difference) = sums.difference(&sent, reply)
+            {
+                let message = format!("the store has other bytes than were sent: {difference}");
+                // Once more, where that does no harm; a condition would see our own write.
+                if is_conditional || std::mem::replace(&mut differed, true) {
+                    return Err(Failure::lasting(StoreError::Integrity { message }));
+                }
+                tracing::warn!(message, "sending it again");
+                continue;
+            }
+            match result {
                 // Stored, but nobody checked the bytes: once more, where that does no harm.
                 Ok(reply) if !sums.answered(kinds, last.as_deref(), &reply) && !is_conditional => {}
                 Ok(reply) => return Ok((reply, last)),

@@ -8,10 +8,16 @@
 //!     └──── no echo, or a refusal ──────┴──► Ignored (MD5 alone)
 //! ```
 //!
+//! What comes back is compared, too: the checksum of an answer with the one that was sent, and the tag with the MD5, once the
+//! server has shown that its tags are MD5s.
+//!
 //! A server that is known by its name to check it goes to Known before the first upload: a large file begins with
 //! several parts at once, all of which would be summed up twice. It is held to its echo like any other.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 
 use sandpail_s3::ChecksumKind;
 
@@ -32,13 +38,18 @@ pub(super) struct Sums {
     table: ChecksumKind,
     /// `None` where the table has the last word.
     learnt: Option<AtomicU8>,
+    /// The tag of something that was stored was its MD5.
+    has_md5_tags: AtomicBool,
 }
+
+/// A checksum that went with an upload.
+pub(super) type Sent = (ChecksumKind, String);
 
 impl Sums {
     /// What the table says; with `learns` only until the server has answered. Only MD5 can be bettered.
     pub(super) fn new(table: ChecksumKind, learns: bool) -> Self {
         let learns = learns && table == ChecksumKind::ContentMd5;
-        Self { table, learnt: learns.then(|| AtomicU8::new(UNKNOWN)) }
+        Self { table, learnt: learns.then(|| AtomicU8::new(UNKNOWN)), has_md5_tags: AtomicBool::new(false) }
     }
 
     /// A probe has seen whether a wrong CRC32C is refused.
@@ -67,6 +78,29 @@ impl Sums {
     /// Whether a download may ask for the object's checksum: servers that keep none may take the question amiss.
     pub(super) fn are_kept(&self) -> bool {
         self.kinds().iter().any(|kind| kind.algorithm().is_some())
+    }
+
+    /// What an answer says of the bytes that the server has, if that is not what was sent.
+    pub(super) fn difference(&self, sent: &[Sent], reply: &Reply) -> Option<String> {
+        for (kind, ours) in sent {
+            let Some(name) = kind.header() else { continue };
+            // A sum of sums is of parts.
+            let theirs = reply.header(name).map(str::trim).filter(|theirs| !theirs.is_empty() && !theirs.contains('-'));
+            if let Some(theirs) = theirs.filter(|theirs| theirs != ours) {
+                return Some(format!("{name} {theirs}, not {ours}"));
+            }
+            if *kind == ChecksumKind::ContentMd5
+                && let Some(tag) = md5_tag(reply)
+            {
+                let md5 = hex::encode(STANDARD.decode(ours).unwrap_or_default());
+                if tag == md5 {
+                    self.has_md5_tags.store(true, Ordering::Relaxed);
+                } else if self.has_md5_tags.load(Ordering::Relaxed) {
+                    return Some(format!("tag {tag}, not {md5}"));
+                }
+            }
+        }
+        None
     }
 
     /// Learns from an answer to an upload of `kinds`, the last of which was `sum`. Says whether the body was checked.
@@ -98,6 +132,15 @@ impl Sums {
         learnt.store(IGNORED, Ordering::Relaxed);
         true
     }
+}
+
+/// The tag of an answer if it may be an MD5: nothing else is as long, and what is encrypted with other keys than the server's
+/// own has another.
+fn md5_tag(reply: &Reply) -> Option<String> {
+    let encryption = reply.header("x-amz-server-side-encryption").is_none_or(|kind| kind == "AES256");
+    let is_plain = encryption && reply.header("x-amz-server-side-encryption-customer-algorithm").is_none();
+    let tag = reply.header("etag")?.trim().trim_matches('"').to_ascii_lowercase();
+    (is_plain && tag.len() == 32 && tag.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(tag)
 }
 
 #[cfg(test)]
