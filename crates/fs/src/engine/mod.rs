@@ -107,6 +107,8 @@ pub struct EngineOptions {
     pub status: bool,
     /// Whether closing returns before the bucket has the file; [`Engine::write_back`] must run then.
     pub write_back: Option<WriteBack>,
+    /// How long a caller waits for an operation ([`crate::patience`]); `None`: as long as it takes.
+    pub op_timeout: Option<Duration>,
     /// Whether another process may take the mount up when this one is killed ([`Engine::take_up`]).
     pub survives: bool,
     /// Where the files belong, for whoever finds them staged after this process died.
@@ -114,6 +116,8 @@ pub struct EngineOptions {
 }
 
 const MIB: u64 = 1 << 20;
+/// How long callers wait if nobody says: longer than a store is given to answer one request, with all tries.
+pub const OP_TIMEOUT: Duration = Duration::from_secs(120);
 /// An answer counts for the operation that asked for it, whatever the configured time.
 const BELIEVED_MIN: Duration = Duration::from_millis(100);
 
@@ -138,6 +142,7 @@ impl EngineOptions {
             neighbours: None,
             status: true,
             write_back: None,
+            op_timeout: Some(OP_TIMEOUT),
             survives: false,
             origin: Origin::default(),
         }
@@ -327,6 +332,13 @@ impl Engine {
     /// [`FsError::Store`] with the cause.
     pub async fn probe(&self) -> FsResult<()> {
         self.store.check_bucket(&self.options.prefix).await.map_err(failed(|| self.store.describe()))
+    }
+
+    /// Until when a caller waits for an operation that `begun` then. One that `stores` or moves data is not late while the
+    /// store takes some.
+    pub fn patience_until(&self, begun: tokio::time::Instant, stores: bool) -> Option<tokio::time::Instant> {
+        let from = if stores { begun.max(self.writing.progress.last()) } else { begun };
+        self.options.op_timeout.map(|limit| from + limit)
     }
 
     /// The kernel lets go of a node.

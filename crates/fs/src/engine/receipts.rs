@@ -128,9 +128,22 @@ impl Engine {
         inos.map(|ino| Unstored { path: tree.path_of(ino), reason: reason(ino) }).collect()
     }
 
+    /// Whoever waited for a file to be stored was let go, for this reason. The try goes on.
+    pub fn note_unanswered(&self, handle: u64, error: &FsError) {
+        let Ok(file) = self.file(handle) else { return };
+        if !file.content.has_unstored() {
+            return;
+        }
+        guard(&self.failures).insert(file.ino, error.to_string());
+        self.note_failure(file.ino, &file.content, Some(Failure::of(error, SystemTime::now())));
+    }
+
     /// A try to store a file has ended.
     pub(super) fn note_result(&self, ino: u64, content: &Content, result: &FsResult<()>) {
-        let failure = result.as_ref().err().map(|error| Failure::of(error, SystemTime::now()));
+        self.note_failure(ino, content, result.as_ref().err().map(|error| Failure::of(error, SystemTime::now())));
+    }
+
+    fn note_failure(&self, ino: u64, content: &Content, failure: Option<Failure>) {
         content.set_failure(failure.clone());
         if let Some(failure) = failure {
             let path = self.tree().path_of(ino);

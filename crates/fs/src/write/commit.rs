@@ -331,7 +331,7 @@ impl DirtyFile {
     ) -> FsResult<Part> {
         let key = &snapshot.key;
         let failed = |source| FsError::Store { what: format!("cannot store part {number} of {key}"), source };
-        match (part, &snapshot.base) {
+        let uploaded = match (part, &snapshot.base) {
             (PartSource::Copy(range), Some(base)) => {
                 let source = CopySource { key: base.version.key.clone(), etag: Some(base.version.etag.clone()) };
                 let copied = self.context.store.upload_part_copy(key, id, number, &source, range.clone()).await;
@@ -353,7 +353,11 @@ impl DirtyFile {
                 let body = PutBody::Chunks(body);
                 self.context.store.upload_part(key, id, number, body).await.map_err(failed)
             }
+        };
+        if uploaded.is_ok() {
+            self.context.progress.note();
         }
+        uploaded
     }
 
     pub(super) fn attempt(&self, key: &ObjectKey, size: u64, parts: &[Part]) -> Attempt {

@@ -36,6 +36,7 @@ pub use self::record::{Origin, RecordProblem, Recorded};
 pub(crate) use self::record::{attributes_json, parse_attributes};
 pub use self::staging::StagingArea;
 use crate::FsResult;
+use crate::patience::Progress;
 use crate::read::ObjectVersion;
 
 /// Where a test looks at what a process that is killed just now would leave.
@@ -124,6 +125,7 @@ pub struct WriteContext {
     parts: Arc<tokio::sync::Semaphore>,
     /// What the records say of where files belong.
     origin: Arc<Origin>,
+    pub(crate) progress: Progress,
 }
 
 impl WriteContext {
@@ -137,7 +139,7 @@ impl WriteContext {
         let limits = store.capabilities();
         options.part_len = options.part_len.clamp(limits.part_len_min, limits.part_len_max);
         let parts = Arc::new(tokio::sync::Semaphore::new(PARTS_AT_ONCE));
-        Self { store, staging, options, runtime, parts, origin: Arc::default() }
+        Self { store, staging, options, runtime, parts, origin: Arc::default(), progress: Progress::default() }
     }
 
     /// Its files belong there.

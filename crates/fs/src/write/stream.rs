@@ -196,6 +196,9 @@ impl DirtyFile {
             let mut state = self.state();
             if let Some(stream) = state.stream.as_mut().filter(|stream| stream.serial == serial) {
                 stream.running -= 1;
+                if result.is_ok() {
+                    self.context.progress.note();
+                }
                 write(stream, result);
                 if let Some(keep) = self.context.options.let_go_above {
                     self.let_go(&mut state, keep);
@@ -403,7 +406,11 @@ impl DirtyFile {
         let mut uploads = Vec::new();
         for (number, range) in todo {
             let (key, id) = (&key, &id);
-            let upload = async move { Ok((number, self.upload_stream_part(key, id, number, range).await?)) };
+            let upload = async move {
+                let part = self.upload_stream_part(key, id, number, range).await?;
+                self.context.progress.note();
+                Ok((number, part))
+            };
             uploads.push(upload.boxed());
         }
         let rest: Result<Vec<_>, StoreError> =
