@@ -282,9 +282,11 @@ fn serve(
     };
     let file_limit = host::raise_file_limit();
     let mut options = engine_options(plan);
+    // Half of the descriptors for what is written; connections and the cache need some.
+    options.staged_files_max = Some(file_limit / 4);
     if let Some(policy) = &mut options.write_back {
-        // Half of the descriptors for these.
-        policy.files_max = policy.files_max.min(usize::try_from(file_limit / 4).unwrap_or(usize::MAX));
+        // Half of those for what is closed, so that programs can go on.
+        policy.files_max = policy.files_max.min(usize::try_from(file_limit / 8).unwrap_or(usize::MAX));
     }
     options.neighbours = Some(registry::directory()?.join(plan.neighbours_file()));
     let handle = runtime.handle().clone();
@@ -388,6 +390,7 @@ fn serve_engine(
         runtime.block_on(engine.replay(if is_taken_up { Duration::ZERO } else { REPLAY_PATIENCE }))?;
         engine.write_back();
     }
+    engine.keep_aborting_left_uploads();
     let attached = attach(plan, device, engine)?;
     let entry = plan.entry(log_file)?;
     let remote = plan.store.clone().filter(|_| matches!(plan.place, Place::Sandbox { .. }));

@@ -16,6 +16,7 @@ mod rename;
 mod status;
 mod survive;
 mod upload;
+mod uploads;
 mod write_back;
 
 use std::collections::HashMap;
@@ -31,7 +32,7 @@ pub use self::directory::{DirItem, Listed};
 pub use self::file::{OpenMode, Opened, Whence};
 use self::neighbours::Neighbours;
 use self::receipts::Failures;
-pub use self::receipts::Synced;
+pub use self::receipts::{StoredFile, Synced};
 use self::status::StatusFiles;
 pub use self::status::{STATUS_DIRECTORY, STATUS_FILE};
 use self::survive::Restored;
@@ -94,6 +95,8 @@ pub struct EngineOptions {
     pub memory_limit: u64,
     /// Where written data stays until it is stored.
     pub staging_dir: PathBuf,
+    /// The most files that may be staged at the same time; each takes two descriptors of this process.
+    pub staged_files_max: Option<u64>,
     /// The most bytes that may be staged; `None`: what the disk holds.
     pub staging_limit: Option<u64>,
     /// While more bytes than this (or half the limit) are staged, those of a file that is uploaded while it is written
@@ -136,6 +139,7 @@ impl EngineOptions {
             stream_threshold: 16 * MIB,
             memory_limit: 512 * MIB,
             staging_dir,
+            staged_files_max: None,
             staging_limit: None,
             let_go_above: 1024 * MIB,
             cache: None,
@@ -266,6 +270,9 @@ impl Engine {
             Some(path) => Neighbours::open(path).map_err(failed_io(&format!("cannot use {}", path.display())))?,
             None => Neighbours::default(),
         };
+        if let Some(count_max) = options.staged_files_max {
+            staging.limit_files(count_max);
+        }
         let memory = MemoryBudget::new(options.memory_limit);
         let reading = Arc::new(ReadContext::new(Arc::clone(&store), memory, cache, runtime.clone()));
         let let_go_above = options.let_go_above.min(options.staging_limit.unwrap_or(u64::MAX) / 2);

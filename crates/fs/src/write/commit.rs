@@ -247,6 +247,7 @@ impl DirtyFile {
             let begun = store.create_multipart(&key, attributes);
             let (id, ready) = futures_util::future::join(begun, self.read_ahead_of_copies(&parts, base)).await;
             let id = id.map_err(failed)?;
+            self.context.upload_begun(&key, &id);
             let copy_refused = AtomicBool::new(false);
             let uploaded = match ready {
                 Ok(ready) => self.upload_parts(snapshot, &id, &parts, ready, base, &copy_refused).await,
@@ -266,7 +267,7 @@ impl DirtyFile {
             match result {
                 Ok(outcome) => return Ok(Stored::all(outcome, attributes)),
                 Err(error) => {
-                    self.abort(&key, &id).await;
+                    self.context.abort_upload(&key, &id).await;
                     let has_copies = parts.iter().any(|part| matches!(part, PartSource::Copy(_)));
                     if !copy_refused.load(Ordering::Relaxed) || !has_copies {
                         return Err(error);
@@ -377,7 +378,7 @@ impl DirtyFile {
             self.note_completing(&tag);
         }
         let store = &self.context.store;
-        match store.complete_multipart(&attempt.key, id, parts, condition).await {
+        let completed = match store.complete_multipart(&attempt.key, id, parts, condition).await {
             Err(error @ StoreError::NotFound { .. }) => match store.head(&attempt.key).await {
                 Ok(info) if attempt.made(&info) => {
                     Ok(PutOutcome { etag: info.etag, last_modified: Some(info.last_modified) })
@@ -385,7 +386,11 @@ impl DirtyFile {
                 _ => Err(error),
             },
             other => other,
+        };
+        if completed.is_ok() {
+            self.context.upload_ended(id);
         }
+        completed
     }
 
     /// What the file stood on will be gone, and whoever finds the file must know that the object with this tag is its own.
@@ -396,12 +401,6 @@ impl DirtyFile {
             && let Err(error) = state.journal.sync_if_durable()
         {
             tracing::warn!(key = %state.key, %error, "the record of a staged file is not on the disk");
-        }
-    }
-
-    pub(super) async fn abort(&self, key: &ObjectKey, id: &UploadId) {
-        if let Err(error) = self.context.store.abort_multipart(key, id).await {
-            tracing::warn!(?key, %error, "a multipart upload was left behind");
         }
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Journal {
     has_news: bool,
     described: Described,
     has_warned: bool,
+    /// Something is queued that must be there before the staging file grows.
+    owes: bool,
 }
 
 /// Which start of the machine this is; empty if the kernel does not say.
@@ -67,6 +69,7 @@ impl Journal {
             has_news: true,
             described: Described::default(),
             has_warned: false,
+            owes: false,
         })
     }
 
@@ -86,9 +89,15 @@ impl Journal {
             has_news: true,
             described,
             has_warned: false,
+            owes: false,
         };
         // Where an open tail ends must not depend on what is appended to the staging file now.
-        journal.append(&[Event::TailEnd(data_len)])?;
+        if let Err(error) = journal.append(&[Event::TailEnd(data_len)]) {
+            // A full disk must not keep the file from being read and stored.
+            tracing::warn!(%error, "the record of a staged file cannot be gone on with yet");
+            Event::TailEnd(data_len).encode(&mut journal.queue);
+            journal.owes = true;
+        }
         Ok(journal)
     }
 
@@ -97,6 +106,7 @@ impl Journal {
         self.len += self.queue.len() as u64;
         self.has_news |= !self.queue.is_empty();
         self.queue.clear();
+        self.owes = false;
         super::crash::point();
         Ok(())
     }
@@ -157,6 +167,9 @@ impl Journal {
 
     /// `range` is about to be written to the staging file; `is_change` unless it only is the base's.
     pub(super) fn before_write(&mut self, range: &Range<u64>, is_change: bool) -> io::Result<()> {
+        if self.owes {
+            self.flush()?;
+        }
         let breaks_tail = range.end > self.data_len && (!is_change || range.start > self.data_len);
         if breaks_tail && let Some(end) = self.tail_end() {
             self.append(&[end])?;

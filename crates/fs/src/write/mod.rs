@@ -18,13 +18,14 @@ mod record;
 pub(crate) mod resume;
 mod staging;
 mod stream;
+mod uploads;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sandpail_store::{ObjectAttributes, PutOutcome, Store};
+use sandpail_store::{ObjectAttributes, ObjectKey, PutOutcome, Store, StoreError, UploadId};
 
 pub(crate) use self::adopt::Adopted;
 pub use self::dirty_file::DirtyFile;
@@ -146,6 +147,32 @@ impl WriteContext {
     #[must_use]
     pub fn with_origin(self, origin: Origin) -> Self {
         Self { origin: Arc::new(origin), ..self }
+    }
+
+    /// An upload to `key` was begun: written down, so that it is aborted if this process is killed.
+    pub(crate) fn upload_begun(&self, key: &ObjectKey, id: &UploadId) {
+        self.staging.uploads.begun(&self.origin, key, id);
+    }
+
+    /// It was completed.
+    pub(crate) fn upload_ended(&self, id: &UploadId) {
+        self.staging.uploads.ended(id);
+    }
+
+    /// Drops an upload and its parts.
+    pub(crate) async fn abort_upload(&self, key: &ObjectKey, id: &UploadId) {
+        match self.store.abort_multipart(key, id).await {
+            Ok(()) | Err(StoreError::NotFound { .. }) => self.staging.uploads.ended(id),
+            Err(error) => {
+                tracing::warn!(?key, %error, "a multipart upload was left behind; it will be tried again");
+                self.staging.uploads.left_behind(id);
+            }
+        }
+    }
+
+    /// Aborts uploads of this bucket that processes which died have left. Says how many there were.
+    pub(crate) async fn abort_left_uploads(&self) -> usize {
+        self.staging.uploads.abort_left(&*self.store, &self.origin).await
     }
 
     /// Bytes that are staged now, by all files.

@@ -127,6 +127,8 @@ impl Uploads {
         if state.open.is_empty() && state.file.take().is_some() {
             // One that is left is empty, and removed by the next mount.
             let _ = std::fs::remove_file(log_of(&self.root, &self.process));
+            // Those of others are in there.
+            let _ = std::fs::remove_dir(self.root.join(DIRECTORY));
         }
     }
 
@@ -338,7 +340,10 @@ mod tests {
         begin(&store, &uploads, &elsewhere, "data/other bucket").await;
         let ended = begin(&store, &uploads, &here, "data/ended").await;
         uploads.ended(&ended);
-        store.create_multipart(&ObjectKey::new("data/of somebody else").unwrap(), &ObjectAttributes::default()).await.unwrap();
+        store
+            .create_multipart(&ObjectKey::new("data/of somebody else").unwrap(), &ObjectAttributes::default())
+            .await
+            .unwrap();
         let living = StagingArea::open(dir.path(), None).unwrap();
         let of_living = of(&living);
         begin(&store, &of_living, &here, "data/living").await;
@@ -380,7 +385,10 @@ mod tests {
         next.left_behind(&needed);
         assert_eq!(next.abort_left(&store, &here).await, 1);
         assert_eq!(keys(&store).await, ["new"]);
-        assert_eq!(open_in(&std::fs::read(&log).unwrap()).into_values().map(|begun| begun.key).collect::<Vec<_>>(), ["new"]);
+        assert_eq!(
+            open_in(&std::fs::read(&log).unwrap()).into_values().map(|begun| begun.key).collect::<Vec<_>>(),
+            ["new"]
+        );
     }
 
     #[tokio::test]
