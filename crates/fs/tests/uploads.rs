@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandpail_fs::engine::{Engine, EngineOptions, Left, OpenMode};
+use sandpail_fs::engine::{Engine, EngineOptions, Left, OpenMode, as_request};
 use sandpail_fs::recover::KeptFiles;
 use sandpail_fs::write::Origin;
 use sandpail_store::memory::MemoryStore;
@@ -65,7 +65,8 @@ async fn write_some(engine: &Engine, random: &mut Random) -> Vec<(String, u64, V
     let mut files = Vec::new();
     for number in 0..3u64 {
         let name = format!("f{number}");
-        let opened = engine.create(ROOT, name.as_bytes(), 0o644, 0, 0, BOTH).await.unwrap();
+        let creating = engine.create(ROOT, name.as_bytes(), 0o644, 0, 0, BOTH);
+        let opened = as_request((number + 1) << 1, creating).await.unwrap();
         let mut bytes = Vec::new();
         for _ in 0..random.below(30) {
             let block = vec![u8::try_from(random.below(256)).unwrap(); usize::try_from(random.below(900) + 1).unwrap()];
