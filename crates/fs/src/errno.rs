@@ -28,6 +28,11 @@ pub enum Errno {
     ESTALE,
     EIO,
     ETIMEDOUT,
+    EINTR,
+    EMFILE,
+    ENFILE,
+    EDQUOT,
+    ENOMEM,
 }
 
 /// Chooses the errno of a failure.
@@ -52,8 +57,23 @@ pub fn errno(error: &FsError) -> Errno {
         // NFS users know this number for the same thing.
         FsError::Changed { .. } => Errno::ESTALE,
         FsError::Store { source, .. } => of_store(source),
-        FsError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Errno::ENOSPC,
-        FsError::InUpload { .. } | FsError::Damaged { .. } | FsError::Io { .. } => Errno::EIO,
+        FsError::TimedOut { .. } => Errno::ETIMEDOUT,
+        FsError::Interrupted { .. } => Errno::EINTR,
+        FsError::Io { source, .. } => of_local(source),
+        FsError::InUpload { .. } | FsError::Damaged { .. } => Errno::EIO,
+    }
+}
+
+/// Of staging and cache files. What this host has run out of is told as that: the caller can do something about it.
+fn of_local(error: &std::io::Error) -> Errno {
+    match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+        Some(rustix::io::Errno::NOSPC) => Errno::ENOSPC,
+        Some(rustix::io::Errno::DQUOT) => Errno::EDQUOT,
+        Some(rustix::io::Errno::MFILE) => Errno::EMFILE,
+        Some(rustix::io::Errno::NFILE) => Errno::ENFILE,
+        Some(rustix::io::Errno::NOMEM) => Errno::ENOMEM,
+        _ if error.kind() == std::io::ErrorKind::StorageFull => Errno::ENOSPC,
+        _ => Errno::EIO,
     }
 }
 
@@ -69,8 +89,8 @@ fn of_store(error: &StoreError) -> Errno {
         | StoreError::Server { .. }
         | StoreError::Integrity { .. }
         | StoreError::Protocol { .. }
-        | StoreError::Invalid { .. }
-        | StoreError::Io { .. } => Errno::EIO,
+        | StoreError::Invalid { .. } => Errno::EIO,
+        StoreError::Io { source, .. } => of_local(source),
     }
 }
 
@@ -84,5 +104,24 @@ mod tests {
         assert_eq!(store(StoreError::Denied { message: String::new() }), Errno::EACCES);
         assert_eq!(store(StoreError::Server { message: String::new() }), Errno::EIO);
         assert_eq!(store(StoreError::Precondition { what: String::new() }), Errno::ESTALE);
+    }
+
+    #[test]
+    fn what_this_host_has_run_out_of_is_told_as_that() {
+        use rustix::io::Errno as Os;
+        let cases = [
+            (Os::NOSPC, Errno::ENOSPC),
+            (Os::DQUOT, Errno::EDQUOT),
+            (Os::MFILE, Errno::EMFILE),
+            (Os::NFILE, Errno::ENFILE),
+            (Os::NOMEM, Errno::ENOMEM),
+            (Os::ACCESS, Errno::EIO),
+        ];
+        for (os, told) in cases {
+            let local = FsError::Io { what: "staging".to_owned(), source: os.into() };
+            assert_eq!(errno(&local), told, "{os}");
+            let source = StoreError::Io { what: "bucket".to_owned(), source: os.into() };
+            assert_eq!(errno(&FsError::Store { what: "put".to_owned(), source }), told, "{os} of a directory");
+        }
     }
 }

@@ -112,6 +112,20 @@ pub enum FsError {
         /// A piece of it that differs from its sum.
         range: Range<u64>,
     },
+    /// The operation took longer than [`op_timeout`](crate::engine::EngineOptions::op_timeout).
+    #[error("{what} got no answer for {seconds} s, the mount's time for an operation; the store may still be doing it")]
+    TimedOut {
+        /// The operation.
+        what: &'static str,
+        /// How long the caller has waited, in whole seconds.
+        seconds: u64,
+    },
+    /// The caller was told by a signal to end, and does not wait any more.
+    #[error("{what} was interrupted by a signal; what it had begun goes on")]
+    Interrupted {
+        /// The operation.
+        what: &'static str,
+    },
     /// The store failed.
     #[error("{what}: {source}")]
     Store {

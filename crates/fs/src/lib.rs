@@ -17,6 +17,7 @@ mod error;
 mod frames;
 mod ids;
 pub mod ledger;
+pub mod patience;
 pub mod read;
 pub mod receipt;
 pub mod recover;

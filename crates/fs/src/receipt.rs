@@ -145,6 +145,8 @@ fn cause(error: &FsError) -> &'static str {
         FsError::InUpload { .. } => "an earlier upload is not complete",
         FsError::Damaged { .. } => "its staged bytes are damaged on the local disk",
         FsError::ReadOnly => "the mount is read-only",
+        FsError::TimedOut { .. } => "the store did not answer in the mount's time for an operation; it is still tried",
+        FsError::Interrupted { .. } => "a signal interrupted the program that waited; it is still tried",
         FsError::NotFound { .. }
         | FsError::Exists { .. }
         | FsError::NotADirectory

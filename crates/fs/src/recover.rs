@@ -265,6 +265,7 @@ impl KeptFiles {
         };
         let runtime = tokio::runtime::Handle::current();
         let context = WriteContext::new(store, Arc::clone(&self.area), options, runtime);
+        let context = context.with_origin(recorded.origin.clone());
         let remains = Remains { data, path: file.path.clone(), log, log_len: file.record_len };
         let dirty = DirtyFile::resume(Arc::new(context), recorded, remains)?;
         if damage == Damage::Accept {

@@ -531,7 +531,9 @@ fn copy_staging(from: &Path, to: &Path) -> PathBuf {
     let mut own = PathBuf::new();
     for process in std::fs::read_dir(from).unwrap().flatten() {
         let target = to.join(process.file_name());
-        own.clone_from(&target);
+        if process.file_name().to_string_lossy().starts_with("process-") {
+            own.clone_from(&target);
+        }
         std::fs::create_dir(&target).unwrap();
         let mut files: Vec<_> = std::fs::read_dir(process.path()).unwrap().flatten().map(|file| file.path()).collect();
         files.sort_by_key(|file| file.extension().is_none_or(|extension| extension != "record"));

@@ -196,6 +196,11 @@ pub(crate) struct MountArgs {
     /// While something has waited longer than this, close waits for the bucket
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_duration)]
     pub(crate) write_back_age: Duration,
+    /// The longest that a program waits for one operation, which then fails with ETIMEDOUT; 0: as long as it takes
+    ///
+    /// What is being stored goes on and is tried again. While the store takes parts of a large file, its close is not late.
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = parse_duration)]
+    pub(crate) op_timeout: Duration,
     /// Leave out the virtual file .sandpail/status, which says what is not stored yet
     #[arg(long)]
     pub(crate) no_status: bool,
@@ -236,6 +241,9 @@ pub(crate) struct UmountArgs {
     /// How long storing may take
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
+    /// Print one line of JSON: what was stored now (path, size, etag), what was not (path, reason), whether it is unmounted
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -108,6 +108,7 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
             None => None,
         },
         status: !arguments.no_status,
+        op_timeout: Some(arguments.op_timeout).filter(|limit| !limit.is_zero()),
         survives: !arguments.no_restart,
         write_back: arguments
             .write_back

@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use serde_json::{Value, json};
 
 use crate::cli::SyncArgs;
-use crate::control::{self, Ask};
+use crate::control::{self, Ask, StoredFile};
 use crate::progress::Waiting;
 use crate::registry::{self, Entry};
 use crate::{host, umount};
@@ -19,10 +20,10 @@ const NAMING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What became of what was written.
 pub(crate) enum Outcome {
-    /// Everything is in the bucket; so many files had not been.
-    Stored(usize),
-    /// These could not be stored, for these reasons.
-    Failed(Vec<(String, String)>),
+    /// Everything is in the bucket; so many files had not been, some of which are named.
+    Stored(usize, Vec<StoredFile>),
+    /// These could not be stored, for these reasons; the others were.
+    Failed(Vec<(String, String)>, Vec<StoredFile>),
     /// The time was up; these are not stored yet, with how the last try ended.
     Late(Vec<(String, String)>),
 }
@@ -43,7 +44,7 @@ pub(crate) fn run(arguments: &SyncArgs) -> anyhow::Result<ExitCode> {
     for (entry, outcome) in entries.iter().zip(outcomes) {
         let shown = entry.shown_place();
         match outcome {
-            Ok(Outcome::Stored(count)) => println!("{shown}: everything is stored ({count} file(s) just now)"),
+            Ok(Outcome::Stored(count, _)) => println!("{shown}: everything is stored ({count} file(s) just now)"),
             Ok(outcome) => {
                 code = ExitCode::FAILURE;
                 eprintln!("sandpail: {shown}: {}", outcome.told(arguments.timeout));
@@ -94,8 +95,8 @@ pub(crate) fn drain(pid: u32, timeout: Duration) -> anyhow::Result<Outcome> {
     let socket = registry::socket_of(pid)?;
     // A timeout of zero would mean none.
     match control::ask(&socket, Ask::Drain, timeout.max(Duration::from_millis(1))) {
-        Ok(answer) if answer.failed.is_empty() => Ok(Outcome::Stored(answer.stored)),
-        Ok(answer) => Ok(Outcome::Failed(answer.failed)),
+        Ok(answer) if answer.failed.is_empty() => Ok(Outcome::Stored(answer.stored, answer.stored_files)),
+        Ok(answer) => Ok(Outcome::Failed(answer.failed, answer.stored_files)),
         Err(error) if is_late(&error) => {
             let answer = control::ask(&socket, Ask::Status, NAMING_TIMEOUT)
                 .context("the mount's process says neither that everything is stored nor what is not")?;
@@ -112,11 +113,23 @@ fn is_late(error: &anyhow::Error) -> bool {
 }
 
 impl Outcome {
+    /// What was stored and what was not, for programs.
+    pub(crate) fn to_json(&self) -> Value {
+        const NONE: &[(String, String)] = &[];
+        let (stored, not_stored) = match self {
+            Self::Stored(_, stored) => (&stored[..], NONE),
+            Self::Failed(failed, stored) => (&stored[..], &failed[..]),
+            Self::Late(waiting) => (&[][..], &waiting[..]),
+        };
+        let left = |(path, reason): &(String, String)| json!({ "path": path, "reason": reason });
+        json!({ "stored": stored, "notStored": not_stored.iter().map(left).collect::<Vec<_>>() })
+    }
+
     /// What is not stored, a line for each file.
     pub(crate) fn told(&self, timeout: Duration) -> String {
         let (mut text, files) = match self {
-            Self::Stored(_) => return "everything is stored".to_owned(),
-            Self::Failed(files) => (format!("{} file(s) could not be stored:", files.len()), files),
+            Self::Stored(..) => return "everything is stored".to_owned(),
+            Self::Failed(files, _) => (format!("{} file(s) could not be stored:", files.len()), files),
             Self::Late(files) => (format!("not everything is stored after {timeout:?}; still waiting:"), files),
         };
         for (path, reason) in files {
@@ -135,8 +148,13 @@ mod tests {
         let files = vec![("/a".to_owned(), "access denied".to_owned()), ("/d/b".to_owned(), "dirty".to_owned())];
         let timeout = Duration::from_secs(3);
         assert_eq!(
-            Outcome::Failed(files.clone()).told(timeout),
+            Outcome::Failed(files.clone(), Vec::new()).told(timeout),
             "2 file(s) could not be stored:\n  /a: access denied\n  /d/b: dirty"
+        );
+        let stored = StoredFile { path: "/c".to_owned(), size: 3, etag: Some("tag".to_owned()) };
+        assert_eq!(
+            Outcome::Failed(files[..1].to_vec(), vec![stored]).to_json(),
+            json!({ "stored": [{ "path": "/c", "size": 3, "etag": "tag" }], "notStored": [{ "path": "/a", "reason": "access denied" }] })
         );
         let late = Outcome::Late(files).told(timeout);
         assert!(late.starts_with("not everything is stored after 3s; still waiting:\n  /a: "), "{late}");

@@ -1,5 +1,6 @@
 //! `sandpail umount`: stores what is not stored, then unmounts.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -18,13 +19,18 @@ pub(crate) fn run(arguments: &UmountArgs) -> anyhow::Result<ExitCode> {
     }
     let entry = entry_of(&mountpoint)?;
     let mut left = None;
+    let mut json = serde_json::json!({ "stored": [], "notStored": [] });
     if let Some(entry) = &entry {
         let waiting = Waiting::start("storing what was written");
         let outcome = sync::drain(entry.pid, arguments.timeout)?;
         drop(waiting);
-        if !matches!(outcome, Outcome::Stored(_)) {
+        if arguments.json {
+            json = outcome.to_json();
+        }
+        if !matches!(outcome, Outcome::Stored(..)) {
             let told = outcome.told(arguments.timeout);
             if !arguments.force {
+                tell_json(arguments, json, false)?;
                 eprintln!("sandpail: {shown} stays mounted: {told}");
                 eprintln!("sandpail: try again when the store answers, or keep the bytes aside with --force");
                 return Ok(ExitCode::FAILURE);
@@ -36,11 +42,22 @@ pub(crate) fn run(arguments: &UmountArgs) -> anyhow::Result<ExitCode> {
     if let Some(entry) = entry {
         wait_for_end(entry.pid, arguments.timeout)?;
     }
+    tell_json(arguments, json, true)?;
     if let Some(told) = left {
         eprintln!("sandpail: {shown} is unmounted all the same: {told}");
         eprintln!("sandpail: what the last try could not store either is below kept/ in the staging directory");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// With `--json`: what was stored at the end and what was not, and whether the mount is gone.
+fn tell_json(arguments: &UmountArgs, mut json: serde_json::Value, unmounted: bool) -> anyhow::Result<()> {
+    if arguments.json {
+        json["mountpoint"] = arguments.mountpoint.display().to_string().into();
+        json["unmounted"] = unmounted.into();
+        writeln!(std::io::stdout(), "{json}").context("cannot print")?;
+    }
+    Ok(())
 }
 
 /// The entry of a mount. One whose process was killed has none until the next one serves.

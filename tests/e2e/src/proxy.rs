@@ -39,6 +39,7 @@ struct State {
     rules: Vec<Rule>,
     connections: Vec<TcpStream>,
     latency: Duration,
+    hangs: bool,
     bytes_sent: u64,
 }
 
@@ -102,6 +103,11 @@ impl Proxy {
         self.state().latency = latency;
     }
 
+    /// Takes requests and answers none, or answers them now.
+    pub fn set_hanging(&self, hangs: bool) {
+        self.state().hangs = hangs;
+    }
+
     /// The requests since the last call: method, target, and `COPY` when there is a copy source.
     pub fn take(&self) -> Vec<String> {
         let mut state = self.state();
@@ -128,6 +134,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
+        self.set_hanging(false);
         for connection in &self.state().connections {
             let _ = connection.shutdown(Shutdown::Both);
         }
@@ -248,6 +255,9 @@ fn requests(
         };
         if !latency.is_zero() {
             thread::sleep(latency);
+        }
+        while lock(state).hangs {
+            thread::sleep(Duration::from_millis(20));
         }
         match fault {
             Some(Fault::Reset) => {

@@ -14,6 +14,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("host::a_full_staging_disk", full_staging),
     Test::new("host::staging_limit", staging_limit).on(&[ServerKind::Embedded]),
     Test::new("host::a_full_cache_disk", full_cache),
+    Test::new("host::descriptors_run_out", descriptors),
+    Test::new("host::a_full_disk_when_the_process_is_killed", full_disk_and_kill),
 ];
 
 /// A small disk in memory; gone after the test.
@@ -220,6 +222,99 @@ fn full_cache(world: &World) -> Result<()> {
     let mount = mount.remount(&[])?;
     world.sh(&mount, "cmp a \"$LOCAL/a\"; cmp a \"$LOCAL/a\"")?;
     ensure!(mount.log().contains("cache"), "the log does not name the cache:\n{}", mount.log());
+    mount.unmount()?;
+    drop(disk);
+    Ok(())
+}
+
+/// With few descriptors only those who want one more are refused; what is open works, and is stored.
+fn descriptors(world: &World) -> Result<()> {
+    if on_peer() {
+        return Ok(());
+    }
+    let source = world.plan("mnt", &[])?;
+    let endpoint =
+        source.endpoint.map_or(String::new(), |endpoint| format!("--endpoint {endpoint} --region us-east-1"));
+    let script = r##"
+        mkdir mnt staging
+        for more in --no-restart ""; do
+        (ulimit -n 256; exec "$SANDPAIL" mount @ mnt --staging-dir "$PWD/staging" $more)
+        "$PYTHON" - <<'PY'
+import errno, os
+os.chdir("mnt")
+files, refused = {}, 0
+for n in range(400):
+    try:
+        files[n] = os.open(f"f{n}", os.O_CREAT | os.O_RDWR); os.write(files[n], b"x" * 1000)
+    except OSError as error:
+        assert error.errno in (errno.EMFILE, errno.ENFILE), error
+        refused += 1
+        os.close(files.pop(n)) if n in files else None
+assert len(files) > 30 and refused > 100, (len(files), refused)
+# What is open goes on.
+for n, fd in files.items(): os.write(fd, b"y"); assert os.pread(fd, 10, 995) == b"xxxxxy"
+assert os.path.exists("f0") and len(os.listdir(".")) >= len(files)
+os.fsync(files[0])
+for fd in files.values(): os.close(fd)
+with open("f399", "w") as f: f.write("there is room now")
+assert open("f399").read() == "there is room now" and open("f1").read() == "x" * 1000 + "y"
+for name in os.listdir("."): os.unlink(name)
+PY
+        "$SANDPAIL" umount mnt; done
+    "##;
+    let text = script.replace('@', &format!("{endpoint} {}", source.source));
+    world.script_in(&world.local(), &text)?.limit(std::time::Duration::from_secs(200)).run()?;
+    Ok(())
+}
+
+/// The disk of staged files is full, and then the process is killed: what is open is there, and can be stored.
+fn full_disk_and_kill(world: &World) -> Result<()> {
+    if on_peer() || !is_root() {
+        return Ok(());
+    }
+    let mut plan = world.plan("mnt", &[])?;
+    let disk = Disk::new(&plan.scratch, 60)?;
+    let scratch = plan.scratch.clone();
+    plan.survives = true;
+    let mount = Mount::start(plan)?;
+    let script = r#"
+        SCRATCH=@ "$PYTHON" - <<'PY'
+import errno, os, signal, subprocess
+MNT = os.environ["MNT"]; fill = os.environ["SCRATCH"] + "/fill"
+def worker():
+    for line in subprocess.run([os.environ["SANDPAIL"], "list"], capture_output=True, text=True).stdout.splitlines():
+        if line.startswith(MNT + "\t"): return int(line.split("pid ")[1])
+# A child that is started closes what is open, which stores it: so this is asked before.
+before = worker()
+small = [open(f"s{n}", "w+b", buffering=0) for n in range(3)]
+for f in small: f.write(b"small")
+large = open("large", "w+b", buffering=0); block = os.urandom(1 << 20)
+for n in range(10): large.write(block)
+with open(fill, "wb", buffering=0) as f:
+    try:
+        while True: f.write(bytes(1 << 16))
+    except OSError as error: assert error.errno == errno.ENOSPC
+    try:
+        while True: f.write(bytes(512))
+    except OSError as error: assert error.errno == errno.ENOSPC
+os.kill(before, signal.SIGKILL)
+os.statvfs(MNT)
+for f in small: assert os.pread(f.fileno(), 10, 0) == b"small"
+assert os.pread(large.fileno(), 20 << 20, 0) == block * 10
+disk = os.statvfs(os.environ["SCRATCH"])
+try: n = large.write(block); raise SystemExit(f"there was room for {n}, {disk}")
+except OSError as error: assert error.errno == errno.ENOSPC, error
+small[0].close()
+os.unlink(fill)
+large.write(block); small[1].write(b" and more")
+for f in [*small[1:], large]: f.close()
+assert open("large", "rb").read() == block * 11 and open("s0", "rb").read() == b"small" and open("s1", "rb").read() == b"small and more"
+PY
+    "#;
+    world.sh(&mount, &script.replace('@', &scratch.display().to_string()))?;
+    world.python(
+        "assert get('s0') == b'small' and get('s1') == b'small and more' and len(get('large')) == 11 << 20, keys()",
+    )?;
     mount.unmount()?;
     drop(disk);
     Ok(())

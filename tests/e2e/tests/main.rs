@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crashes;
+mod deadlines;
 mod demo;
 mod everyday;
 mod host;
@@ -41,6 +42,7 @@ fn main() -> std::process::ExitCode {
         proxy::TESTS,
         write_back::TESTS,
         survive::TESTS,
+        deadlines::TESTS,
     ];
     sandpail_e2e::runner::main(&tests.concat())
 }

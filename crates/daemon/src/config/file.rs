@@ -76,6 +76,7 @@ struct Raw {
     drain_timeout: Option<Time>,
     sync_interval: Option<Time>,
     restart_mounts: Option<bool>,
+    op_timeout: Option<Time>,
     egress: RawEgress,
     slow_request: Option<Time>,
     embedded_listen: Option<SocketAddr>,
@@ -110,7 +111,7 @@ enum Form {
 }
 
 /// Every key, and how its variable is read; `limits.memory` is `SANDPAIL_LIMITS_MEMORY`.
-const KEYS: [(&str, Form); 35] = [
+const KEYS: [(&str, Form); 36] = [
     ("listen", Form::Text),
     ("state_dir", Form::Path),
     ("api_key", Form::Text),
@@ -134,6 +135,7 @@ const KEYS: [(&str, Form); 35] = [
     ("drain_timeout", Form::Text),
     ("sync_interval", Form::Text),
     ("restart_mounts", Form::Toml),
+    ("op_timeout", Form::Text),
     ("egress.enable_internet", Form::Toml),
     ("egress.allowed_hosts", Form::Toml),
     ("egress.denied_hosts", Form::Toml),
@@ -255,6 +257,10 @@ fn config(
         staging_limit: raw.staging_limit.map(|size| size.0),
         drain_timeout: raw.drain_timeout.map_or(usual.drain_timeout, |time| time.0),
         sync_interval: raw.sync_interval.map_or(usual.sync_interval, |time| time.0),
+        op_timeout: match raw.op_timeout {
+            Some(Time(limit)) => Some(limit).filter(|limit| !limit.is_zero()),
+            None => usual.op_timeout,
+        },
         survive: raw.restart_mounts.unwrap_or(usual.survive),
         log: raw.mount_log.unwrap_or(usual.log),
     };

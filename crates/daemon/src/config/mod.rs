@@ -80,6 +80,8 @@ pub struct MountDefaults {
     pub drain_timeout: Duration,
     /// Time between two looks of a local bucket.
     pub sync_interval: Duration,
+    /// How long a program waits for one operation of a mount; `None`: as long as it takes.
+    pub op_timeout: Option<Duration>,
     /// Whether a mount whose process is killed goes on with another one.
     pub survive: bool,
     /// What the processes of mounts log.
@@ -94,6 +96,7 @@ impl Default for MountDefaults {
             staging_limit: None,
             drain_timeout: Duration::from_secs(120),
             sync_interval: Duration::from_secs(1),
+            op_timeout: Some(sandpail_fs::engine::OP_TIMEOUT),
             survive: true,
             log: "info".to_owned(),
         }

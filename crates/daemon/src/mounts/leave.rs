@@ -10,11 +10,13 @@ use sandpail_sync::SyncError;
 use super::process::Worker;
 use super::{Action, Mount, MountEvent, STATUS_TIMEOUT, is_local, sync_state_file};
 use crate::sandboxes::{Inner, Slot};
-use crate::worker::control::Ask;
+use crate::worker::control::{Ask, StoredFile};
 use crate::{DaemonError, MountError};
 
 /// How many files that are not stored are named.
 const NAMED_COUNT_MAX: usize = 5;
+/// How many files that were stored at the end are named.
+const STORED_NAMED_MAX: usize = 100;
 
 /// Stores everything, then unmounts. With `force` also what is in use or cannot be stored; gives what was not stored
 /// then.
@@ -31,7 +33,7 @@ pub(crate) async fn unmount(
     let _turn = slot.turn.lock().await;
     let mount = slot.mount(&path).ok_or_else(nothing)?;
     let sandbox = slot.living().ok_or(SandboxError::Gone)?;
-    let left = match mount.on(MountEvent::Unmount) {
+    let (left, files) = match mount.on(MountEvent::Unmount) {
         Action::Store => store(inner, &mount, force).await?,
         // The process is dead: nobody can store anything, and nothing is in use that still works.
         Action::Detach => {
@@ -68,7 +70,7 @@ pub(crate) async fn unmount(
     if let Some(worker) = mount.worker() {
         end_worker(&worker, inner.config().mounts.drain_timeout, force).await;
     }
-    inner.events.tell("mount.gone", &slot.id, Some(path.as_str()), "");
+    inner.events.tell("mount.gone", &slot.id, Some(path.as_str()), told_stored(&files));
     Ok(left)
 }
 
@@ -80,12 +82,15 @@ fn refused(mount: &Mount, why: impl std::fmt::Display) -> MountError {
 }
 
 /// Stores what is written. Without `force`, what cannot be stored keeps the mount.
-async fn store(inner: &Inner, mount: &Mount, force: bool) -> Result<NotStored, MountError> {
+async fn store(inner: &Inner, mount: &Mount, force: bool) -> Result<(NotStored, Vec<StoredFile>), MountError> {
     let timeout = inner.config().mounts.drain_timeout;
-    let Err(Left { why, files }) = stored(mount, timeout).await else { return Ok(NotStored::new()) };
+    let Left { why, files } = match stored(mount, timeout).await {
+        Ok(files) => return Ok((NotStored::new(), files)),
+        Err(left) => left,
+    };
     if force {
         tracing::warn!(path = mount.shown.path.as_str(), why, "not stored; unmounted all the same");
-        return Ok(files);
+        return Ok((files, Vec::new()));
     }
     mount.on(MountEvent::Kept);
     Err(refused(mount, why))
@@ -106,8 +111,20 @@ impl From<String> for Left {
     }
 }
 
-/// Whether everything is in the bucket now; if not, what is not, and why.
-async fn stored(mount: &Mount, timeout: Duration) -> Result<(), Left> {
+/// What was stored at the end, in words.
+fn told_stored(files: &[StoredFile]) -> String {
+    if files.is_empty() {
+        return String::new();
+    }
+    let tag = |file: &StoredFile| file.etag.as_ref().map_or(String::new(), |etag| format!(" ({etag})"));
+    let some: Vec<String> =
+        files.iter().take(STORED_NAMED_MAX).map(|file| format!("{}{}", file.path, tag(file))).collect();
+    let more = if files.len() > STORED_NAMED_MAX { ", …" } else { "" };
+    format!("{} file(s) stored at the end: {}{more}", files.len(), some.join(", "))
+}
+
+/// Brings everything to the bucket, and gives what was not there; if that cannot be, what is not there, and why.
+async fn stored(mount: &Mount, timeout: Duration) -> Result<Vec<StoredFile>, Left> {
     if let Some(worker) = mount.worker() {
         let (worker, asked) = match worker.ask(Ask::Drain, timeout).await {
             // It was killed meanwhile: another one has everything.
@@ -118,13 +135,13 @@ async fn stored(mount: &Mount, timeout: Duration) -> Result<(), Left> {
             asked => (worker, asked),
         };
         return match asked {
-            Ok(answer) => not_stored(answer.failed),
+            Ok(answer) => not_stored(answer.failed).map(|()| answer.stored_files),
             Err(why) => Err(still_waiting(&worker, why).await),
         };
     }
-    let Some(sync) = mount.sync() else { return Ok(()) };
+    let Some(sync) = mount.sync() else { return Ok(Vec::new()) };
     match tokio::time::timeout(timeout, sync.stop()).await {
-        Ok(Ok(_)) => Ok(()),
+        Ok(Ok(_)) => Ok(Vec::new()),
         Ok(Err(error)) => {
             let why = error.to_string();
             let files = if let SyncError::Incomplete { failed } = error { failed } else { NotStored::new() };
@@ -214,10 +231,16 @@ pub(crate) async fn store_before_end(inner: &Arc<Inner>, slot: &Slot, mount: &Mo
     if mount.on(MountEvent::Unmount) != Action::Store {
         return;
     }
-    if let Err(Left { why, .. }) = stored(mount, inner.config().mounts.drain_timeout).await {
-        let detail = format!("{why}; its bytes are kept in staging");
-        tracing::error!(sandbox = slot.id.as_str(), path = mount.shown.path.as_str(), why, "not stored at the end");
-        inner.events.tell("mount.unstored", &slot.id, Some(mount.shown.path.as_str()), detail);
+    match stored(mount, inner.config().mounts.drain_timeout).await {
+        Ok(files) if files.is_empty() => {}
+        Ok(files) => {
+            inner.events.tell("mount.stored", &slot.id, Some(mount.shown.path.as_str()), told_stored(&files));
+        }
+        Err(Left { why, .. }) => {
+            let detail = format!("{why}; its bytes are kept in staging");
+            tracing::error!(sandbox = slot.id.as_str(), path = mount.shown.path.as_str(), why, "not stored at the end");
+            inner.events.tell("mount.unstored", &slot.id, Some(mount.shown.path.as_str()), detail);
+        }
     }
     mount.on(MountEvent::Stored);
     mount.close_door(slot);

@@ -124,6 +124,7 @@ pub(super) fn worker_plan(inner: &Inner, slot: &Slot, sandbox: &Sandbox, plan: &
         cache: config.mounts.cache.clone(),
         status: true,
         write_back: plan.write_back.then(WriteBackPlan::default),
+        op_timeout: config.mounts.op_timeout,
         survives: config.mounts.survive,
         log: config.mounts.log.clone(),
         log_file: Some(inner.state.join("logs").join(format!("{}-{}.log", slot.id, now_ms()))),

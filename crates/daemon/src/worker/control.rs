@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use sandpail_fs::engine::{Engine, Unstored};
+use sandpail_fs::engine::{self, Engine, Unstored};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -46,11 +46,32 @@ pub struct Answer {
     /// Files that were not stored before [`Ask::Drain`], and are now.
     #[serde(default)]
     pub stored: usize,
+    /// Those of them that have a name, as far as an answer holds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stored_files: Vec<StoredFile>,
     /// Paths that could not be stored, with the reasons; for [`Ask::Status`] those that are not stored.
     pub failed: Vec<(String, String)>,
     /// How the bucket is reached; only for [`Ask::Remote`], of a mount in a sandbox whose bucket is on a server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<RemotePlan>,
+}
+
+/// A file that was stored just now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredFile {
+    /// Its path below the mount.
+    pub path: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// The tag of the version in the bucket, without quotes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
+}
+
+impl From<engine::StoredFile> for StoredFile {
+    fn from(file: engine::StoredFile) -> Self {
+        Self { path: file.path, size: file.size, etag: file.etag.map(|etag| etag.as_str().to_owned()) }
+    }
 }
 
 /// Answers until the process ends.
@@ -109,7 +130,8 @@ fn answer(
         Ask::Drain => {
             let synced = engine.runtime().block_on(engine.sync());
             let unstored = engine.unstored_count();
-            Answer { unstored, stored: synced.stored, failed: pairs(synced.failed), remote: None }
+            let stored_files = synced.files.into_iter().map(StoredFile::from).collect();
+            Answer { unstored, stored: synced.stored, stored_files, failed: pairs(synced.failed), remote: None }
         }
     };
     let mut text = Zeroizing::new(Vec::with_capacity(TEXT_LEN));

@@ -27,7 +27,7 @@ use anyhow::Context;
 use sandpail_fs::FsError;
 use sandpail_fs::adapter::{self, IdMap, MountOptions};
 use sandpail_fs::attr::Defaults;
-use sandpail_fs::engine::{Engine, EngineOptions, Left, Metadata, OnConflict, WriteBack};
+use sandpail_fs::engine::{Engine, EngineOptions, Left, Metadata, OP_TIMEOUT, OnConflict, WriteBack};
 use sandpail_fs::write::Origin;
 use sandpail_store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
@@ -93,12 +93,19 @@ pub struct Plan {
     pub status: bool,
     /// Whether closing returns before the bucket has the file, and within which limits.
     pub write_back: Option<WriteBackPlan>,
+    /// How long a caller waits for an operation; `None`: as long as it takes.
+    #[serde(default = "usual_op_timeout")]
+    pub op_timeout: Option<Duration>,
     /// Whether the mount goes on when its process is killed; somebody must keep it then.
     pub survives: bool,
     /// What to log.
     pub log: String,
     /// Where to log; beside the mount's entry if `None`.
     pub log_file: Option<PathBuf>,
+}
+
+fn usual_op_timeout() -> Option<Duration> {
+    Some(OP_TIMEOUT)
 }
 
 /// When closing returns before the bucket has the file.
@@ -275,9 +282,11 @@ fn serve(
     };
     let file_limit = host::raise_file_limit();
     let mut options = engine_options(plan);
+    // Half of the descriptors for what is written; connections and the cache need some.
+    options.staged_files_max = Some(file_limit / 4);
     if let Some(policy) = &mut options.write_back {
-        // Half of the descriptors for these.
-        policy.files_max = policy.files_max.min(usize::try_from(file_limit / 4).unwrap_or(usize::MAX));
+        // Half of those for what is closed, so that programs can go on.
+        policy.files_max = policy.files_max.min(usize::try_from(file_limit / 8).unwrap_or(usize::MAX));
     }
     options.neighbours = Some(registry::directory()?.join(plan.neighbours_file()));
     let handle = runtime.handle().clone();
@@ -381,6 +390,7 @@ fn serve_engine(
         runtime.block_on(engine.replay(if is_taken_up { Duration::ZERO } else { REPLAY_PATIENCE }))?;
         engine.write_back();
     }
+    engine.keep_aborting_left_uploads();
     let attached = attach(plan, device, engine)?;
     let entry = plan.entry(log_file)?;
     let remote = plan.store.clone().filter(|_| matches!(plan.place, Place::Sandbox { .. }));
@@ -532,6 +542,7 @@ fn engine_options(plan: &Plan) -> EngineOptions {
     options.staging_limit = plan.staging_limit;
     options.cache.clone_from(&plan.cache);
     options.status = plan.status;
+    options.op_timeout = plan.op_timeout;
     options.survives = plan.survives;
     options.write_back = plan.write_back.map(|WriteBackPlan { bytes_max, age_max }| WriteBack {
         bytes_max,

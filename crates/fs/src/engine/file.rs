@@ -167,7 +167,7 @@ impl Engine {
         handle
     }
 
-    fn file(&self, handle: u64) -> FsResult<Arc<FileHandle>> {
+    pub(super) fn file(&self, handle: u64) -> FsResult<Arc<FileHandle>> {
         guard(&self.files).get(&handle).cloned().ok_or(FsError::BadHandle)
     }
 
@@ -371,6 +371,11 @@ impl Engine {
                 other => return other,
             }
         }
+    }
+
+    /// Whether an operation of a handle may be storing the file.
+    pub fn may_store(&self, handle: u64) -> bool {
+        self.file(handle).is_ok_and(|file| file.content.has_unstored())
     }
 
     /// Waits while an upload that runs beside the writing lags behind.

@@ -17,6 +17,7 @@ mod rename;
 mod status;
 mod survive;
 mod upload;
+mod uploads;
 mod write_back;
 
 use std::collections::HashMap;
@@ -34,7 +35,7 @@ pub use self::directory::{DirItem, Listed};
 pub use self::file::{OpenMode, Opened, Whence};
 use self::neighbours::Neighbours;
 use self::receipts::Failures;
-pub use self::receipts::Synced;
+pub use self::receipts::{StoredFile, Synced};
 use self::status::StatusFiles;
 pub use self::status::{STATUS_DIRECTORY, STATUS_FILE};
 use self::survive::Restored;
@@ -97,6 +98,8 @@ pub struct EngineOptions {
     pub memory_limit: u64,
     /// Where written data stays until it is stored.
     pub staging_dir: PathBuf,
+    /// The most files that may be staged at the same time; each takes two descriptors of this process.
+    pub staged_files_max: Option<u64>,
     /// The most bytes that may be staged; `None`: what the disk holds.
     pub staging_limit: Option<u64>,
     /// While more bytes than this (or half the limit) are staged, those of a file that is uploaded while it is written
@@ -110,6 +113,8 @@ pub struct EngineOptions {
     pub status: bool,
     /// Whether closing returns before the bucket has the file; [`Engine::write_back`] must run then.
     pub write_back: Option<WriteBack>,
+    /// How long a caller waits for an operation ([`crate::patience`]); `None`: as long as it takes.
+    pub op_timeout: Option<Duration>,
     /// Whether another process may take the mount up when this one is killed ([`Engine::take_up`]).
     pub survives: bool,
     /// Where the files belong, for whoever finds them staged after this process died.
@@ -117,6 +122,8 @@ pub struct EngineOptions {
 }
 
 const MIB: u64 = 1 << 20;
+/// How long callers wait if nobody says: longer than a store is given to answer one request, with all tries.
+pub const OP_TIMEOUT: Duration = Duration::from_secs(120);
 /// An answer counts for the operation that asked for it, whatever the configured time.
 const BELIEVED_MIN: Duration = Duration::from_millis(100);
 
@@ -135,12 +142,14 @@ impl EngineOptions {
             stream_threshold: 16 * MIB,
             memory_limit: 512 * MIB,
             staging_dir,
+            staged_files_max: None,
             staging_limit: None,
             let_go_above: 1024 * MIB,
             cache: None,
             neighbours: None,
             status: true,
             write_back: None,
+            op_timeout: Some(OP_TIMEOUT),
             survives: false,
             origin: Origin::default(),
         }
@@ -264,6 +273,9 @@ impl Engine {
             Some(path) => Neighbours::open(path).map_err(failed_io(&format!("cannot use {}", path.display())))?,
             None => Neighbours::default(),
         };
+        if let Some(count_max) = options.staged_files_max {
+            staging.limit_files(count_max);
+        }
         let memory = MemoryBudget::new(options.memory_limit);
         let reading = Arc::new(ReadContext::new(Arc::clone(&store), memory, cache, runtime.clone()));
         let let_go_above = options.let_go_above.min(options.staging_limit.unwrap_or(u64::MAX) / 2);
@@ -330,6 +342,13 @@ impl Engine {
     /// [`FsError::Store`] with the cause.
     pub async fn probe(&self) -> FsResult<()> {
         self.store.check_bucket(&self.options.prefix).await.map_err(failed(|| self.store.describe()))
+    }
+
+    /// Until when a caller waits for an operation that `begun` then. One that `stores` or moves data is not late while the
+    /// store takes some.
+    pub fn patience_until(&self, begun: tokio::time::Instant, stores: bool) -> Option<tokio::time::Instant> {
+        let from = if stores { begun.max(self.writing.progress.last()) } else { begun };
+        self.options.op_timeout.map(|limit| from + limit)
     }
 
     /// The kernel lets go of a node.

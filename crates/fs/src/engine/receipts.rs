@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::time::SystemTime;
 
 use futures_util::StreamExt;
+use sandpail_store::ETag;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -20,11 +21,27 @@ const FAILURES_MAX: usize = 16;
 /// Files that the status names, the oldest first.
 const FILES_NAMED_MAX: usize = 100;
 
+/// Stored files that a barrier names.
+const STORED_NAMED_MAX: usize = 1000;
+
+/// A file that a barrier stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredFile {
+    /// Its path below the mount.
+    pub path: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// The tag of the version in the bucket.
+    pub etag: Option<ETag>,
+}
+
 /// What a barrier did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Synced {
     /// Files that were not in the bucket when it began, and are now.
     pub stored: usize,
+    /// Those of them that have a name, up to a thousand, by path.
+    pub files: Vec<StoredFile>,
     /// Files that could not be stored. Their bytes stay staged.
     pub failed: Vec<Unstored>,
 }
@@ -101,6 +118,9 @@ impl Engine {
             match result {
                 Ok(()) => {
                     synced.stored += 1;
+                    if synced.files.len() < STORED_NAMED_MAX {
+                        synced.files.extend(self.stored_file(ino));
+                    }
                     self.close_stored(ino);
                 }
                 Err(error) => {
@@ -113,7 +133,16 @@ impl Engine {
             }
         }
         synced.failed.sort_by(|left, right| left.path.cmp(&right.path));
+        synced.files.sort_by(|left, right| left.path.cmp(&right.path));
         synced
+    }
+
+    /// What the bucket has of a file; `None` for one that has no name any more.
+    fn stored_file(&self, ino: u64) -> Option<StoredFile> {
+        let tree = self.tree();
+        let node = tree.get(ino).filter(|node| node.is_linked)?;
+        let version = node.version.as_ref()?;
+        Some(StoredFile { path: tree.path_of(ino), size: version.size, etag: version.etag.clone() })
     }
 
     /// Up to `count_max` files that are not stored, without trying to store them; how the last try failed, if there was
@@ -129,9 +158,22 @@ impl Engine {
         inos.map(|ino| Unstored { path: tree.path_of(ino), reason: reason(ino) }).collect()
     }
 
+    /// Whoever waited for a file to be stored was let go, for this reason. The try goes on.
+    pub fn note_unanswered(&self, handle: u64, error: &FsError) {
+        let Ok(file) = self.file(handle) else { return };
+        if !file.content.has_unstored() {
+            return;
+        }
+        guard(&self.failures).insert(file.ino, error.to_string());
+        self.note_failure(file.ino, &file.content, Some(Failure::of(error, SystemTime::now())));
+    }
+
     /// A try to store a file has ended.
     pub(super) fn note_result(&self, ino: u64, content: &Content, result: &FsResult<()>) {
-        let failure = result.as_ref().err().map(|error| Failure::of(error, SystemTime::now()));
+        self.note_failure(ino, content, result.as_ref().err().map(|error| Failure::of(error, SystemTime::now())));
+    }
+
+    fn note_failure(&self, ino: u64, content: &Content, failure: Option<Failure>) {
         content.set_failure(failure.clone());
         if let Some(failure) = failure {
             let path = self.tree().path_of(ino);

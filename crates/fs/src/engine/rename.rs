@@ -442,6 +442,7 @@ impl Engine {
                 let outcome = self.copy_object(&source, new, object.size, None).await;
                 let (etag, size, modified) = (object.etag.clone(), object.size, object.last_modified);
                 has_failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
+                self.writing.progress.note();
                 Ok::<_, FsError>(Some((new.clone(), (outcome?, Version { etag, size, modified }))))
             };
             copies.push(copy.boxed());

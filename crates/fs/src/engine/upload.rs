@@ -319,16 +319,16 @@ impl Engine {
             }
         };
         let id = self.store.create_multipart(target, attributes).await.map_err(failed(what))?;
+        self.writing.upload_begun(target, &id);
         let part_len = limits.part_len_max.min(1 << 30).max(size.div_ceil(u64::from(limits.part_count_max)));
         let parts = self.copy_parts(source, target, &id, size, part_len).await;
         let result = match parts {
             Ok(parts) => self.store.complete_multipart(target, &id, &parts, &Condition::Always).await,
             Err(error) => Err(error),
         };
-        if result.is_err()
-            && let Err(error) = self.store.abort_multipart(target, &id).await
-        {
-            tracing::warn!(%target, %error, "a multipart upload was left behind");
+        match &result {
+            Ok(_) => self.writing.upload_ended(&id),
+            Err(_) => self.writing.abort_upload(target, &id).await,
         }
         result.map_err(|error| changed_or(error, &source.key, what))
     }

@@ -86,7 +86,10 @@ impl WriteContext {
         for name in all.iter().filter(|name| !is_record(name)) {
             let path = own.join(name);
             match adopt(path.clone()) {
-                Ok(Some(file)) => adopted.push(file),
+                Ok(Some(file)) => {
+                    file.recorded.parts.iter().for_each(|part| self.staging.uploads.is_gone_on_with(&part.upload));
+                    adopted.push(file);
+                }
                 // Nobody was told of anything in it.
                 Ok(None) => {
                     let _ = disk::remove_file(&path);

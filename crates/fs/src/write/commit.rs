@@ -242,6 +242,7 @@ impl DirtyFile {
             let begun = store.create_multipart(&key, attributes);
             let (id, ready) = futures_util::future::join(begun, self.read_ahead_of_copies(&parts, base)).await;
             let id = id.map_err(failed)?;
+            self.context.upload_begun(&key, &id);
             let copy_refused = AtomicBool::new(false);
             let uploaded = match ready {
                 Ok(ready) => self.upload_parts(snapshot, &id, &parts, ready, base, &copy_refused).await,
@@ -261,7 +262,7 @@ impl DirtyFile {
             match result {
                 Ok(outcome) => return Ok(Stored::all(outcome, attributes)),
                 Err(error) => {
-                    self.abort(&key, &id).await;
+                    self.context.abort_upload(&key, &id).await;
                     let has_copies = parts.iter().any(|part| matches!(part, PartSource::Copy(_)));
                     if !copy_refused.load(Ordering::Relaxed) || !has_copies {
                         return Err(error);
@@ -326,7 +327,7 @@ impl DirtyFile {
     ) -> FsResult<Part> {
         let key = &snapshot.key;
         let failed = |source| FsError::Store { what: format!("cannot store part {number} of {key}"), source };
-        match (part, &snapshot.base) {
+        let uploaded = match (part, &snapshot.base) {
             (PartSource::Copy(range), Some(base)) => {
                 let source = CopySource { key: base.version.key.clone(), etag: Some(base.version.etag.clone()) };
                 let copied = self.context.store.upload_part_copy(key, id, number, &source, range.clone()).await;
@@ -348,7 +349,11 @@ impl DirtyFile {
                 let body = PutBody::Chunks(body);
                 self.context.store.upload_part(key, id, number, body).await.map_err(failed)
             }
+        };
+        if uploaded.is_ok() {
+            self.context.progress.note();
         }
+        uploaded
     }
 
     pub(super) fn attempt(&self, key: &ObjectKey, size: u64, parts: &[Part]) -> Attempt {
@@ -369,7 +374,7 @@ impl DirtyFile {
             self.note_completing(tag);
         }
         let store = &self.context.store;
-        match store.complete_multipart(&attempt.key, id, parts, condition).await {
+        let completed = match store.complete_multipart(&attempt.key, id, parts, condition).await {
             Err(error @ StoreError::NotFound { .. }) => match store.head(&attempt.key).await {
                 // The same bytes as before have the same tag.
                 Ok(info) if tag.as_ref() == Some(&info.etag) || attempt.made(&info) => {
@@ -378,7 +383,11 @@ impl DirtyFile {
                 _ => Err(error),
             },
             other => other,
+        };
+        if completed.is_ok() {
+            self.context.upload_ended(id);
         }
+        completed
     }
 
     /// What the file stood on will be gone, and whoever finds the file must know that the object with this tag is its own.
@@ -389,12 +398,6 @@ impl DirtyFile {
             && let Err(error) = state.journal.sync_if_durable()
         {
             tracing::warn!(key = %state.key, %error, "the record of a staged file is not on the disk");
-        }
-    }
-
-    pub(super) async fn abort(&self, key: &ObjectKey, id: &UploadId) {
-        if let Err(error) = self.context.store.abort_multipart(key, id).await {
-            tracing::warn!(?key, %error, "a multipart upload was left behind");
         }
     }
 }

@@ -41,6 +41,8 @@ pub(super) struct Journal {
     /// How much of the file was brought to the disk before something was changed.
     #[cfg(test)]
     pub(super) synced_len: std::cell::Cell<u64>,
+    /// Something is queued that must be there before the staging file grows.
+    owes: bool,
 }
 
 /// Which start of the machine this is; empty if the kernel does not say.
@@ -78,6 +80,7 @@ impl Journal {
             has_warned: false,
             #[cfg(test)]
             synced_len: std::cell::Cell::default(),
+            owes: false,
         })
     }
 
@@ -101,6 +104,7 @@ impl Journal {
             has_news: true,
             described,
             has_warned: false,
+            owes: false,
             #[cfg(test)]
             synced_len: std::cell::Cell::default(),
         };
@@ -110,7 +114,12 @@ impl Journal {
             events.push(Event::Unsummed(0..u64::MAX));
             events.extend(sum_events(&recorded.sums.iter().collect::<Vec<_>>()));
         }
-        journal.append(&events)?;
+        if let Err(error) = journal.append(&events) {
+            // A full disk must not keep the file from being read and stored.
+            tracing::warn!(%error, "the record of a staged file cannot be gone on with yet");
+            events.iter().for_each(|event| event.encode(&mut journal.queue));
+            journal.owes = true;
+        }
         Ok(journal)
     }
 
@@ -120,6 +129,7 @@ impl Journal {
         self.len += self.queue.len() as u64;
         self.has_news |= !self.queue.is_empty();
         self.queue.clear();
+        self.owes = false;
         super::crash::point();
         Ok(())
     }
@@ -180,6 +190,9 @@ impl Journal {
 
     /// `range` is about to be written to the staging file; `is_change` unless it only is the base's.
     pub(super) fn before_write(&mut self, range: &Range<u64>, is_change: bool) -> io::Result<()> {
+        if self.owes {
+            self.flush()?;
+        }
         let breaks_tail = range.end > self.data_len && (!is_change || range.start > self.data_len);
         if breaks_tail && let Some(end) = self.tail_end() {
             self.append(&[end])?;

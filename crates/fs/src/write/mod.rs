@@ -22,13 +22,14 @@ pub(crate) mod resume;
 mod staging;
 mod stream;
 mod sums;
+mod uploads;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sandpail_store::{ObjectAttributes, PutOutcome, Store};
+use sandpail_store::{ObjectAttributes, ObjectKey, PutOutcome, Store, StoreError, UploadId};
 
 pub(crate) use self::adopt::Adopted;
 pub use self::dirty_file::DirtyFile;
@@ -42,6 +43,7 @@ pub use self::record::{Origin, RecordProblem, Recorded};
 pub(crate) use self::record::{attributes_json, parse_attributes};
 pub use self::staging::StagingArea;
 use crate::FsResult;
+use crate::patience::Progress;
 use crate::read::ObjectVersion;
 
 /// Where a test looks at what a process that is killed just now would leave.
@@ -130,6 +132,7 @@ pub struct WriteContext {
     parts: Arc<tokio::sync::Semaphore>,
     /// What the records say of where files belong.
     origin: Arc<Origin>,
+    pub(crate) progress: Progress,
 }
 
 impl WriteContext {
@@ -143,13 +146,39 @@ impl WriteContext {
         let limits = store.capabilities();
         options.part_len = options.part_len.clamp(limits.part_len_min, limits.part_len_max);
         let parts = Arc::new(tokio::sync::Semaphore::new(PARTS_AT_ONCE));
-        Self { store, staging, options, runtime, parts, origin: Arc::default() }
+        Self { store, staging, options, runtime, parts, origin: Arc::default(), progress: Progress::default() }
     }
 
     /// Its files belong there.
     #[must_use]
     pub fn with_origin(self, origin: Origin) -> Self {
         Self { origin: Arc::new(origin), ..self }
+    }
+
+    /// An upload to `key` was begun: written down, so that it is aborted if this process is killed.
+    pub(crate) fn upload_begun(&self, key: &ObjectKey, id: &UploadId) {
+        self.staging.uploads.begun(&self.origin, key, id);
+    }
+
+    /// It was completed.
+    pub(crate) fn upload_ended(&self, id: &UploadId) {
+        self.staging.uploads.ended(id);
+    }
+
+    /// Drops an upload and its parts.
+    pub(crate) async fn abort_upload(&self, key: &ObjectKey, id: &UploadId) {
+        match self.store.abort_multipart(key, id).await {
+            Ok(()) | Err(StoreError::NotFound { .. }) => self.staging.uploads.ended(id),
+            Err(error) => {
+                tracing::warn!(?key, %error, "a multipart upload was left behind; it will be tried again");
+                self.staging.uploads.left_behind(id);
+            }
+        }
+    }
+
+    /// Aborts uploads of this bucket that processes which died have left. Says how many there were.
+    pub(crate) async fn abort_left_uploads(&self) -> usize {
+        self.staging.uploads.abort_left(&*self.store, &self.origin).await
     }
 
     /// Bytes that are staged now, by all files.

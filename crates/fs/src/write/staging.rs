@@ -19,6 +19,7 @@ use super::dirty_file::ZEROS;
 use super::disk::{self, DiskChange};
 use super::kept::{PROCESS, keep_leftovers, kept_name, lock_root, make_kept_directory, record_of};
 use super::persist::Names;
+use super::uploads::Uploads;
 use crate::{FsError, FsResult};
 
 /// Each failed attempt means that another process started at the same moment.
@@ -38,6 +39,12 @@ pub struct StagingArea {
     used: AtomicU64,
     pub(super) next: AtomicU64,
     can_punch: AtomicBool,
+    /// Files that are staged, each with a record: two descriptors.
+    count: AtomicU64,
+    /// The most of them; see [`StagingArea::limit_files`].
+    count_max: AtomicU64,
+    /// Multipart uploads that are under way.
+    pub(super) uploads: Uploads,
 }
 
 /// One staging file; removed when dropped with its record, unless its bytes must be kept.
@@ -81,7 +88,9 @@ impl StagingArea {
     pub(super) fn on(root: &Path, own: PathBuf, lock: File, limit: Option<u64>) -> std::io::Result<Self> {
         let (used, next, can_punch) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(true));
         let names = Names::new(lock, File::open(root)?);
-        Ok(Self { root: root.to_owned(), own, names, limit, used, next, can_punch })
+        let uploads = Uploads::open(root, &own);
+        let (count, count_max) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
+        Ok(Self { root: root.to_owned(), own, names, limit, used, next, can_punch, count, count_max, uploads })
     }
 
     /// The staging directory, and this process's in it.
@@ -102,7 +111,17 @@ impl StagingArea {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Lets no more than `count_max` files be staged at the same time: what is left of this process's descriptors is for
+    /// reaching the store, without which none of them would ever be done.
+    pub(crate) fn limit_files(&self, count_max: u64) {
+        self.count_max.store(count_max, Ordering::Relaxed);
+    }
+
     pub(super) fn create(self: &Arc<Self>, key: &str) -> FsResult<Staged> {
+        if self.count.load(Ordering::Relaxed) >= self.count_max.load(Ordering::Relaxed) {
+            let source = rustix::io::Errno::MFILE.into();
+            return Err(FsError::Io { what: format!("cannot stage {key}: too many files are being written"), source });
+        }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.own.join(format!("{number}-{}", shown(key)));
         let file = disk::before(DiskChange::Create)
@@ -145,6 +164,7 @@ fn own_directory(root: &Path) -> std::io::Result<(PathBuf, File)> {
 impl StagingArea {
     /// Removes the directory of this process.
     pub(crate) fn end(&self) {
+        self.uploads.end();
         // Not empty if something is left that must be kept; the next process finds it.
         let _ = disk::remove_dir(&self.own);
     }
@@ -158,6 +178,7 @@ impl Drop for StagingArea {
 
 impl Staged {
     fn new(area: &Arc<StagingArea>, file: File, path: PathBuf, is_kept: bool) -> Self {
+        area.count.fetch_add(1, Ordering::Relaxed);
         let (reserved, named, is_kept) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(is_kept));
         Self { area: Arc::clone(area), file: Arc::new(file), path, reserved, named, is_kept }
     }
@@ -289,6 +310,7 @@ impl Staged {
 impl Drop for Staged {
     fn drop(&mut self) {
         self.give_back(u64::MAX);
+        self.area.count.fetch_sub(1, Ordering::Relaxed);
         if self.is_kept.load(Ordering::Acquire) {
             return;
         }
@@ -317,6 +339,18 @@ mod tests {
         assert!(matches!(staged.reserve(3), Err(FsError::NoSpace { .. })));
         drop(staged);
         assert_eq!(area.used(), 0);
+    }
+
+    #[test]
+    fn descriptors_are_left_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let area = StagingArea::open(dir.path(), None).unwrap();
+        area.limit_files(2);
+        let staged = [area.create("a").unwrap(), area.create("b").unwrap()];
+        let refused = area.create("c").unwrap_err();
+        assert_eq!(crate::errno::errno(&refused), crate::errno::Errno::EMFILE);
+        drop(staged);
+        area.create("c").unwrap();
     }
 
     #[test]

@@ -178,33 +178,47 @@ impl DirtyFile {
         let file = Arc::clone(self);
         self.context.runtime.spawn(async move {
             let begun = file.context.store.create_multipart(&key, &attributes).await;
-            file.with_stream(serial, begun, |stream, begun| match begun {
+            let id = begun.as_ref().ok().cloned();
+            if let Some(id) = &id {
+                file.context.upload_begun(&key, id);
+            }
+            let is_wanted = file.with_stream(serial, begun, |stream, begun| match begun {
                 Ok(id) => stream.id = Some(id),
                 Err(error) => stream.failure = Some(error),
-            })
-            .await;
+            });
+            if let Some(id) = id.filter(|_| !is_wanted) {
+                // Given up before it had a name.
+                file.context.abort_upload(&key, &id).await;
+            }
         });
     }
 
-    /// Writes a result into the stream it belongs to, and begins what can begin now.
-    async fn with_stream<T>(
+    /// Writes a result into the stream it belongs to, and begins what can begin now. `false` if the stream was given up.
+    fn with_stream<T>(
         self: &Arc<Self>,
         serial: u64,
         result: Result<T, StoreError>,
         write: impl FnOnce(&mut Stream, Result<T, StoreError>),
-    ) {
-        {
+    ) -> bool {
+        let is_wanted = {
             let mut state = self.state();
             if let Some(stream) = state.stream.as_mut().filter(|stream| stream.serial == serial) {
                 stream.running -= 1;
+                if result.is_ok() {
+                    self.context.progress.note();
+                }
                 write(stream, result);
                 if let Some(keep) = self.context.options.let_go_above {
                     self.let_go(&mut state, keep);
                 }
                 self.spawn_parts(&mut state);
+                true
+            } else {
+                false
             }
-        }
+        };
         self.progress.notify_waiters();
+        is_wanted
     }
 
     fn spawn_parts(self: &Arc<Self>, state: &mut State) {
@@ -230,8 +244,7 @@ impl DirtyFile {
                 file.with_stream(serial, uploaded, |stream, uploaded| match uploaded {
                     Ok(part) => drop(stream.parts.insert(number, part)),
                     Err(error) => stream.failure = Some(error),
-                })
-                .await;
+                });
             });
         }
     }
@@ -343,12 +356,8 @@ impl DirtyFile {
     /// Gives an upload up; its parts are dropped from the store.
     pub(super) fn abandon(&self, stream: Stream) {
         let Some(id) = stream.id else { return };
-        let (store, key) = (Arc::clone(&self.context.store), stream.key);
-        self.context.runtime.spawn(async move {
-            if let Err(error) = store.abort_multipart(&key, &id).await {
-                tracing::warn!(?key, %error, "a multipart upload was left behind");
-            }
-        });
+        let (context, key) = (Arc::clone(&self.context), stream.key);
+        self.context.runtime.spawn(async move { context.abort_upload(&key, &id).await });
     }
 
     /// Waits for the parts under way, uploads the rest and completes. `None` if the stream had failed: then the
@@ -418,7 +427,11 @@ impl DirtyFile {
         let mut uploads = Vec::new();
         for (number, range) in todo {
             let (key, id) = (&key, &id);
-            let upload = async move { Ok((number, self.upload_stream_part(key, id, number, range).await?)) };
+            let upload = async move {
+                let part = self.upload_stream_part(key, id, number, range).await?;
+                self.context.progress.note();
+                Ok((number, part))
+            };
             uploads.push(upload.boxed());
         }
         let rest: Result<Vec<_>, StoreError> =

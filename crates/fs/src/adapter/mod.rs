@@ -1,258 +1,47 @@
 //! Between the kernel and the engine, by the `fuser` crate.
 //!
 //! A request is polled once on the thread that read it, so that what is known already is answered
-//! without a hand-over; what must wait goes on as a task of the runtime.
+//! without a hand-over; what must wait goes on as a task of the runtime, and its caller is let go when its time is over or
+//! it is to end ([`crate::patience`], [`caller`]).
 
-use std::ffi::{CString, OsStr};
+mod caller;
+mod mounting;
+
+use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackgroundSession, Config, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
+    CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
-
-use crate::FsError;
-use rustix::mount::{MountFlags, UnmountFlags};
 use sandpail_fuse::RESENT;
 
+use self::caller::Caller;
+pub use self::mounting::{MountOptions, Mounted, Served, mount, serve_device, take_up, take_up_device};
 use crate::attr::{Kind, S_IFMT, S_IFREG};
-use crate::engine::{Engine, Metadata, OpenMode, Opened, SetAttr, SetTime, Stat, Whence, as_request};
+use crate::engine::{Engine, Listed, Metadata, OpenMode, Opened, SetAttr, SetTime, Stat, Whence, as_request};
 use crate::errno::{Errno, errno};
 pub use crate::ids::IdMap;
+use crate::patience::{self, Course};
+use crate::{FsError, FsResult};
 
-/// Threads that read requests; two keep a stream busy on a small machine.
-const FUSE_THREADS: usize = 2;
 /// The most data of one request, in bytes.
 const REQUEST_LEN_MAX: u32 = 1 << 20;
 /// Requests that the kernel sends ahead of answers.
 const REQUESTS_AHEAD_MAX: u16 = 64;
-/// What the kernel reads ahead of a program, in KiB.
-const READ_AHEAD_KIB: u32 = 1024;
 /// Names of one `readdir`; the kernel's buffer is full much earlier.
 const NAMES_PER_READDIR: usize = 1024;
 /// An entry of `readdirplus` takes this much of the kernel's buffer besides its name, in bytes.
 const ENTRY_PLUS_LEN: usize = 152;
-
-/// How a mount is attached.
-#[derive(Clone, Debug, Default)]
-pub struct MountOptions {
-    /// What `mount` shows as the source.
-    pub source: String,
-    /// Other users may use the mount.
-    pub allow_other: bool,
-    /// The kernel refuses writes.
-    pub read_only: bool,
-    /// Further options for the kernel, such as `noexec`.
-    pub extra: Vec<String>,
-}
-
-/// A mount that answers.
-#[derive(Debug)]
-pub struct Mounted {
-    session: Option<BackgroundSession>,
-    device: OwnedFd,
-    mountpoint: PathBuf,
-    /// Unmounted by `fusermount3`, which the session calls.
-    is_sessions: bool,
-}
-
-/// A device that is served; whoever opened it mounts and unmounts.
-#[derive(Debug)]
-pub struct Served {
-    session: BackgroundSession,
-    device: OwnedFd,
-}
-
-/// Serves `engine` on an open `/dev/fuse` whose file system somebody else has made (with `allow_other` and
-/// `default_permissions`), and returns when the kernel's first message has been answered.
-///
-/// # Errors
-/// What the kernel says.
-pub fn serve_device(engine: Arc<Engine>, device: OwnedFd, ids: IdMap) -> io::Result<Served> {
-    let kept = device.try_clone()?;
-    let adapter = Adapter::new(engine, ids);
-    let session = fuser::Session::from_fd(adapter, device, SessionACL::All, device_config(SessionACL::All))?.spawn()?;
-    Ok(Served { session, device: kept })
-}
-
-/// Serves `engine`, which [took the mount up](Engine::take_up), on the device that a process which was killed has served.
-/// What that process had not answered is answered.
-///
-/// # Errors
-/// What the kernel says: before Linux 6.9 it does not ask again.
-pub fn take_up_device(engine: Arc<Engine>, device: OwnedFd, ids: IdMap) -> io::Result<Served> {
-    let session = take_up_session(Adapter::new(engine, ids), &device, SessionACL::All)?;
-    Ok(Served { session, device })
-}
-
-/// The same for a mount of the host, made by [`mount`] with the same options.
-///
-/// # Errors
-/// As [`take_up_device`].
-pub fn take_up(engine: Arc<Engine>, device: OwnedFd, mountpoint: &Path, options: &MountOptions) -> io::Result<Mounted> {
-    let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-    let session = take_up_session(Adapter::new(engine, IdMap::SAME), &device, acl)?;
-    Ok(Mounted { session: Some(session), device, mountpoint: mountpoint.to_owned(), is_sessions: false })
-}
-
-fn take_up_session(adapter: Adapter, device: &OwnedFd, acl: SessionACL) -> io::Result<BackgroundSession> {
-    let session = sandpail_fuse::take_up(adapter, device, acl, device_config(acl))?;
-    // Before anything is read: what is being answered then would be asked again, too.
-    sandpail_fuse::resend(device)?;
-    session.spawn()
-}
-
-fn device_config(acl: SessionACL) -> Config {
-    let mut config = Config::default();
-    config.acl = acl;
-    config.n_threads = Some(FUSE_THREADS);
-    config
-}
-
-impl Served {
-    /// The device, for whoever keeps the mount alive.
-    pub fn device(&self) -> &OwnedFd {
-        &self.device
-    }
-
-    /// Waits until the file system is gone, whoever unmounts it.
-    ///
-    /// # Errors
-    /// What ended the session.
-    pub fn wait(self) -> io::Result<()> {
-        self.session.join()
-    }
-}
-
-/// Mounts `engine` at `mountpoint` and returns when the kernel has been answered.
-///
-/// # Errors
-/// What the kernel or `fusermount3` says.
-pub fn mount(engine: Arc<Engine>, mountpoint: &Path, options: &MountOptions) -> io::Result<Mounted> {
-    let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::FSName(options.source.clone()),
-        MountOption::Subtype("sandpail".to_owned()),
-        MountOption::DefaultPermissions,
-        MountOption::NoDev,
-        MountOption::NoSuid,
-        MountOption::NoAtime,
-    ];
-    if options.read_only {
-        config.mount_options.push(MountOption::RO);
-    }
-    config.mount_options.extend(options.extra.iter().map(|option| match option.as_str() {
-        "noexec" => MountOption::NoExec,
-        "exec" => MountOption::Exec,
-        "sync" => MountOption::Sync,
-        "dirsync" => MountOption::DirSync,
-        other => MountOption::CUSTOM(other.to_owned()),
-    }));
-    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-    config.n_threads = Some(FUSE_THREADS);
-    let adapter = Adapter::new(engine, IdMap::SAME);
-    let is_root = rustix::process::geteuid().is_root();
-    let (session, device) = if is_root {
-        let device = mount_as_root(mountpoint, options)?;
-        let session = device.try_clone().and_then(|kept| {
-            let session = fuser::Session::from_fd(adapter, device, config.acl, config)?;
-            Ok((session.spawn()?, kept))
-        });
-        session.inspect_err(|_| {
-            // The first error is the one to tell.
-            let _ = rustix::mount::unmount(mountpoint, UnmountFlags::DETACH);
-        })?
-    } else {
-        let session = fuser::Session::new(adapter, mountpoint, &config)?;
-        let kept = session.as_fd().try_clone_to_owned()?;
-        (session.spawn()?, kept)
-    };
-    raise_read_ahead(mountpoint);
-    Ok(Mounted { session: Some(session), device, mountpoint: mountpoint.to_owned(), is_sessions: !is_root })
-}
-
-/// Mounts without a helper, so that the mount table shows the type `fuse.sandpail`, which `fuser` leaves out.
-fn mount_as_root(mountpoint: &Path, options: &MountOptions) -> io::Result<OwnedFd> {
-    use std::os::fd::AsRawFd;
-    use std::os::unix::fs::MetadataExt;
-    let device = std::fs::File::options().read(true).write(true).open("/dev/fuse")?;
-    let root_mode = std::fs::metadata(mountpoint)?.mode() & S_IFMT;
-    let mut data = format!("fd={},rootmode={root_mode:o},user_id=0,group_id=0,default_permissions", device.as_raw_fd());
-    if options.allow_other {
-        data.push_str(",allow_other");
-    }
-    let mut flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOATIME;
-    flags.set(MountFlags::RDONLY, options.read_only);
-    for option in &options.extra {
-        match option.as_str() {
-            "noexec" => flags |= MountFlags::NOEXEC,
-            "sync" => flags |= MountFlags::SYNCHRONOUS,
-            "dirsync" => flags |= MountFlags::DIRSYNC,
-            _ => {}
-        }
-    }
-    let data = CString::new(data)?;
-    let source = CString::new(options.source.as_bytes())?;
-    rustix::mount::mount(source.as_c_str(), mountpoint, c"fuse.sandpail", flags, Some(data.as_c_str()))?;
-    Ok(device.into())
-}
-
-/// A larger kernel read-ahead raises the rate of cold streams by half; only root may set it.
-fn raise_read_ahead(mountpoint: &Path) {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(meta) = std::fs::metadata(mountpoint) else { return };
-    let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
-    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-    if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
-        tracing::debug!(path, %error, "read-ahead stays at the kernel's default");
-    }
-}
-
-impl Mounted {
-    /// The device, for whoever keeps the mount alive.
-    pub fn device(&self) -> &OwnedFd {
-        &self.device
-    }
-
-    /// Where it is mounted.
-    pub fn mountpoint(&self) -> &Path {
-        &self.mountpoint
-    }
-
-    /// Waits until the mount is gone, whoever unmounts it.
-    ///
-    /// # Errors
-    /// What ended the session.
-    pub fn wait(mut self) -> io::Result<()> {
-        match self.session.take() {
-            Some(session) => session.join(),
-            None => Ok(()),
-        }
-    }
-
-    /// Unmounts and waits for the last request.
-    ///
-    /// # Errors
-    /// What the kernel says; `EBUSY` if the mount is in use.
-    pub fn unmount(mut self) -> io::Result<()> {
-        let Some(session) = self.session.take() else { return Ok(()) };
-        if self.is_sessions {
-            return session.umount_and_join();
-        }
-        rustix::mount::unmount(&self.mountpoint, UnmountFlags::NOFOLLOW)?;
-        session.join()
-    }
-}
 
 #[derive(Debug)]
 struct Adapter {
@@ -280,7 +69,7 @@ impl Adapter {
         (self.ids.inner(request.uid()), self.ids.inner(request.gid()))
     }
 
-    /// Polls once here; what is not ready goes on as a task.
+    /// Polls once here; what is not ready goes on as a task, to its end.
     fn run(&self, future: impl Future<Output = ()> + Send + 'static) {
         let _entered = self.runtime.enter();
         let mut future: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(future);
@@ -288,6 +77,50 @@ impl Adapter {
         if future.as_mut().poll(&mut context).is_pending() {
             self.runtime.spawn(future);
         }
+    }
+
+    /// Does the same for a caller that waits, which gets by `answer` what `work` finds, or why it was let go before; what
+    /// becomes of the work then is said by its course.
+    fn attend<T: Send + 'static>(
+        &self,
+        call: Call,
+        work: impl Future<Output = FsResult<T>> + Send + 'static,
+        answer: impl FnOnce(FsResult<T>) + Send + 'static,
+        course: impl FnOnce(&Engine, &FsError) -> Course<T> + Send + 'static,
+    ) {
+        let _entered = self.runtime.enter();
+        let mut work = Box::pin(work);
+        if let Poll::Ready(result) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            self.engine.settle();
+            return answer(result);
+        }
+        let engine = Arc::clone(&self.engine);
+        self.runtime.spawn(async move {
+            let until = |begun| engine.patience_until(begun, call.stores);
+            let leaves = || call.caller.leaves(call.closes);
+            let let_go = match patience::wait(call.name, work.as_mut(), until, leaves).await {
+                Ok(result) => {
+                    engine.settle();
+                    return answer(result);
+                }
+                Err(let_go) => let_go,
+            };
+            let undo = match course(&engine, &let_go) {
+                Course::Dropped => {
+                    drop(work);
+                    engine.settle();
+                    return answer(Err(let_go));
+                }
+                Course::ToItsEnd => None,
+                Course::Undone(undo) => Some(undo),
+            };
+            engine.settle();
+            answer(Err(let_go));
+            if let (Ok(made), Some(undo)) = (work.await, undo) {
+                undo(&engine, made);
+            }
+            engine.settle();
+        });
     }
 
     /// Whether a request is sent again which a process that was killed had begun, and may have done.
@@ -300,6 +133,23 @@ impl Adapter {
     fn opened_before(&self, request: &Request) -> Option<Opened> {
         let number = request.unique().0;
         if number & RESENT == 0 { None } else { self.engine.opened_before(number & !RESENT) }
+    }
+}
+
+/// Who waits for what.
+struct Call {
+    name: &'static str,
+    caller: Caller,
+    /// It stores or moves data: its time begins anew whenever the store has taken a part of that.
+    stores: bool,
+    /// It comes from a program that may be gone.
+    closes: bool,
+}
+
+impl Call {
+    fn new(name: &'static str, request: &Request) -> Self {
+        let stores = matches!(name, "flush" | "fsync" | "mknod" | "rename" | "setattr" | "unlink" | "write");
+        Self { name, caller: Caller::new(request.pid()), stores, closes: name == "flush" }
     }
 }
 
@@ -330,6 +180,11 @@ fn number(error: Errno) -> fuser::Errno {
         Errno::ESTALE => fuser::Errno::ESTALE,
         Errno::EIO => fuser::Errno::EIO,
         Errno::ETIMEDOUT => fuser::Errno::ETIMEDOUT,
+        Errno::EINTR => fuser::Errno::EINTR,
+        Errno::EMFILE => fuser::Errno::EMFILE,
+        Errno::ENFILE => fuser::Errno::ENFILE,
+        Errno::EDQUOT => fuser::Errno::EDQUOT,
+        Errno::ENOMEM => fuser::Errno::ENOMEM,
     }
 }
 
@@ -341,7 +196,8 @@ fn report(operation: &str, error: &FsError) -> fuser::Errno {
         | FsError::Io { .. }
         | FsError::Damaged { .. }
         | FsError::NoSpace { .. }
-        | FsError::Changed { .. } => {
+        | FsError::Changed { .. }
+        | FsError::TimedOut { .. } => {
             tracing::warn!(operation, errno = ?chosen, %error, "failed");
         }
         _ => tracing::debug!(operation, errno = ?chosen, %error, "refused"),
@@ -415,18 +271,49 @@ fn reply_chain(reply: ReplyData, chain: &[bytes::Bytes]) {
 
 const GENERATION: Generation = Generation(0);
 
+/// Answers with what `work` finds. The course of work whose caller was let go is `drop`, `end` (it goes on to its end), or a
+/// function of the engine and the error.
 macro_rules! answer {
-    ($self:ident, $name:literal, $reply:ident, |$engine:ident| $work:expr, |$value:pat_param| $ok:expr) => {{
+    (
+        $self:ident,
+        $name:literal,
+        $request:ident,
+        $reply:ident,
+        $course:tt,
+        |$engine:ident| $work:expr,
+        |$value:pat_param| $ok:expr
+    ) => {{
         let $engine = Arc::clone(&$self.engine);
-        $self.run(async move {
-            let result = $work.await;
-            $engine.settle();
-            match result {
+        $self.attend(
+            Call::new($name, $request),
+            async move { $work.await },
+            move |result| match result {
                 Ok($value) => $ok,
                 Err(error) => $reply.error(report($name, &error)),
-            }
-        });
+            },
+            course!($course),
+        );
     }};
+}
+
+macro_rules! course {
+    (drop) => {
+        |_, _| Course::Dropped
+    };
+    (end) => {
+        |_, _| Course::ToItsEnd
+    };
+    ($course:ident) => {
+        $course
+    };
+    (($course:expr)) => {
+        $course
+    };
+}
+
+/// The kernel does not know the node that was made, so it will not say that it forgets it.
+fn forget_made(_: &Engine, _: &FsError) -> Course<Stat> {
+    Course::Undone(Box::new(|engine, stat| engine.forget(stat.ino, 1)))
 }
 
 impl Filesystem for Adapter {
@@ -458,9 +345,9 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (name, ttl, ids) = (name.as_bytes().to_vec(), self.ttl(), self.ids);
-        answer!(self, "lookup", reply, |engine| engine.lookup(parent.0, &name), |stat| {
+        answer!(self, "lookup", request, reply, drop, |engine| engine.lookup(parent.0, &name), |stat| {
             reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
         });
     }
@@ -469,15 +356,15 @@ impl Filesystem for Adapter {
         self.engine.forget(ino.0, count);
     }
 
-    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let (ttl, ids) = (self.ttl(), self.ids);
-        answer!(self, "getattr", reply, |engine| engine.getattr(ino.0), |stat| reply
+        answer!(self, "getattr", request, reply, drop, |engine| engine.getattr(ino.0), |stat| reply
             .attr(&ttl, &file_attr(&stat, ids)));
     }
 
     fn setattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -505,13 +392,13 @@ impl Filesystem for Adapter {
             // A change of owner takes the set-id bits away; the kernel leaves that to us.
             kill_set_id: mode.is_none() && (uid.is_some() || gid.is_some()),
         };
-        answer!(self, "setattr", reply, |engine| engine.setattr(ino.0, set), |stat| {
+        answer!(self, "setattr", request, reply, end, |engine| engine.setattr(ino.0, set), |stat| {
             reply.attr(&ttl, &file_attr(&stat, ids));
         });
     }
 
-    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        answer!(self, "readlink", reply, |engine| engine.readlink(ino.0), |target| reply.data(&target));
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        answer!(self, "readlink", request, reply, drop, |engine| engine.readlink(ino.0), |target| reply.data(&target));
     }
 
     fn mknod(
@@ -546,11 +433,15 @@ impl Filesystem for Adapter {
             stored.map(|()| opened.stat)
         };
         let number = number_of(request);
-        answer!(self, "mknod", reply, |engine| as_request(number, work(Arc::clone(&engine))), |stat| reply.entry(
-            &ttl,
-            &file_attr(&stat, ids),
-            GENERATION
-        ));
+        answer!(
+            self,
+            "mknod",
+            request,
+            reply,
+            forget_made,
+            |engine| as_request(number, work(Arc::clone(&engine))),
+            |stat| reply.entry(&ttl, &file_attr(&stat, ids), GENERATION)
+        );
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
@@ -562,9 +453,17 @@ impl Filesystem for Adapter {
                 other => other,
             }
         };
-        answer!(self, "mkdir", reply, |engine| as_request(number, work(Arc::clone(&engine))), |stat| {
-            reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
-        });
+        answer!(
+            self,
+            "mkdir",
+            request,
+            reply,
+            forget_made,
+            |engine| as_request(number, work(Arc::clone(&engine))),
+            |stat| {
+                reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
+            }
+        );
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -579,7 +478,9 @@ impl Filesystem for Adapter {
                 other => other,
             }
         };
-        answer!(self, "unlink", reply, |engine| as_request(number, work(Arc::clone(&engine))), |()| reply.ok());
+        answer!(self, "unlink", request, reply, end, |engine| as_request(number, work(Arc::clone(&engine))), |()| {
+            reply.ok()
+        });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -594,7 +495,8 @@ impl Filesystem for Adapter {
                 other => other,
             }
         };
-        answer!(self, "rmdir", reply, |engine| as_request(number, work(Arc::clone(&engine))), |()| reply.ok());
+        answer!(self, "rmdir", request, reply, end, |engine| as_request(number, work(Arc::clone(&engine))), |()| reply
+            .ok());
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -607,9 +509,17 @@ impl Filesystem for Adapter {
                 other => other,
             }
         };
-        answer!(self, "symlink", reply, |engine| as_request(number, work(Arc::clone(&engine))), |stat| {
-            reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
-        });
+        answer!(
+            self,
+            "symlink",
+            request,
+            reply,
+            forget_made,
+            |engine| as_request(number, work(Arc::clone(&engine))),
+            |stat| {
+                reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
+            }
+        );
     }
 
     fn rename(
@@ -640,7 +550,9 @@ impl Filesystem for Adapter {
                 engine.rename(parent.0, &name, new_parent.0, &new_name, no_replace).await
             }
         };
-        answer!(self, "rename", reply, |engine| as_request(number, work(Arc::clone(&engine))), |()| reply.ok());
+        answer!(self, "rename", request, reply, end, |engine| as_request(number, work(Arc::clone(&engine))), |()| {
+            reply.ok()
+        });
     }
 
     fn link(&self, _request: &Request, _ino: INodeNo, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
@@ -654,7 +566,7 @@ impl Filesystem for Adapter {
             return reply.opened(FileHandle(opened.handle), fopen_flags(&opened));
         }
         let number = number_of(request);
-        answer!(self, "open", reply, |engine| as_request(number, engine.open(ino.0, mode)), |opened| {
+        answer!(self, "open", request, reply, drop, |engine| as_request(number, engine.open(ino.0, mode)), |opened| {
             reply.opened(FileHandle(opened.handle), fopen_flags(&opened));
         });
     }
@@ -682,15 +594,23 @@ impl Filesystem for Adapter {
                 other => other,
             }
         };
-        answer!(self, "create", reply, |engine| as_request(number, work(Arc::clone(&engine))), |opened| {
-            let flags = fopen_flags(&opened);
-            reply.created(&ttl, &file_attr(&opened.stat, ids), GENERATION, FileHandle(opened.handle), flags);
-        });
+        answer!(
+            self,
+            "create",
+            request,
+            reply,
+            drop,
+            |engine| as_request(number, work(Arc::clone(&engine))),
+            |opened| {
+                let flags = fopen_flags(&opened);
+                reply.created(&ttl, &file_attr(&opened.stat, ids), GENERATION, FileHandle(opened.handle), flags);
+            }
+        );
     }
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -699,9 +619,17 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        answer!(self, "read", reply, |engine| engine.read(handle.0, offset, size.into()), |chain| {
-            reply_chain(reply, &chain);
-        });
+        answer!(
+            self,
+            "read",
+            request,
+            reply,
+            (left_reading(handle)),
+            |engine| engine.read(handle.0, offset, size.into()),
+            |chain| {
+                reply_chain(reply, &chain);
+            }
+        );
     }
 
     fn write(
@@ -729,18 +657,22 @@ impl Filesystem for Adapter {
         match written {
             Ok(len) => {
                 let engine = Arc::clone(&self.engine);
-                self.run(async move {
+                let lag = async move {
                     engine.backpressure(handle.0).await;
-                    engine.settle();
-                    reply.written(u32::try_from(len).unwrap_or(u32::MAX));
-                });
+                    Ok(())
+                };
+                // The bytes are taken, also when the caller is let go: `close` says what became of them.
+                let written = move |_| reply.written(u32::try_from(len).unwrap_or(u32::MAX));
+                self.attend(Call::new("write", request), lag, written, |_, _| Course::Dropped);
             }
             Err(error) if errno(&error) == Errno::ENOSPC => {
                 let data = data.to_vec();
                 answer!(
                     self,
                     "write",
+                    request,
                     reply,
+                    drop,
                     |engine| engine.write_when_there_is_room(handle.0, offset, &data, kill_set_id, is_again),
                     |len| reply.written(u32::try_from(len).unwrap_or(u32::MAX))
                 );
@@ -749,8 +681,9 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn flush(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        answer!(self, "flush", reply, |engine| engine.flush(handle.0), |()| reply.ok());
+    fn flush(&self, request: &Request, _ino: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        answer!(self, "flush", request, reply, (left_storing(handle)), |engine| engine.flush(handle.0), |()| reply
+            .ok());
     }
 
     fn release(
@@ -771,8 +704,9 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn fsync(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        answer!(self, "fsync", reply, |engine| engine.fsync(handle.0), |()| reply.ok());
+    fn fsync(&self, request: &Request, _ino: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        answer!(self, "fsync", request, reply, (left_storing(handle)), |engine| engine.fsync(handle.0), |()| reply
+            .ok());
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -780,15 +714,23 @@ impl Filesystem for Adapter {
             return reply.opened(FileHandle(opened.handle), FopenFlags::empty());
         }
         let number = number_of(request);
-        answer!(self, "opendir", reply, |engine| as_request(number, async { engine.opendir(ino.0) }), |handle| {
-            reply.opened(FileHandle(handle), FopenFlags::empty());
-        });
+        answer!(
+            self,
+            "opendir",
+            request,
+            reply,
+            drop,
+            |engine| as_request(number, async { engine.opendir(ino.0) }),
+            |handle| {
+                reply.opened(FileHandle(handle), FopenFlags::empty());
+            }
+        );
     }
 
-    fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let work =
             move |engine: Arc<Engine>| async move { engine.readdir(handle.0, offset, NAMES_PER_READDIR, false).await };
-        answer!(self, "readdir", reply, |engine| work(Arc::clone(&engine)), |listed| {
+        answer!(self, "readdir", request, reply, drop, |engine| work(Arc::clone(&engine)), |listed| {
             for entry in listed {
                 let kind = file_type(entry.stat.attr.kind);
                 if reply.add(INodeNo(entry.stat.ino), entry.next, kind, OsStr::from_bytes(&entry.name)) {
@@ -801,41 +743,35 @@ impl Filesystem for Adapter {
 
     fn readdirplus(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
         let (engine, ttl, ids) = (Arc::clone(&self.engine), self.ttl(), self.ids);
-        self.run(async move {
-            // As many as fit the smallest buffer that kernels use with names of ordinary length; a name that is
-            // looked up and does not fit would be asked for in vain.
-            let count = 4096 / (ENTRY_PLUS_LEN + 24) * PLUS_PAGES;
-            match engine.readdir(handle.0, offset, count, true).await {
-                Ok(listed) => {
-                    let mut is_full = false;
-                    for entry in listed {
-                        let attr = file_attr(&entry.stat, ids);
-                        is_full = is_full
-                            || reply.add(
-                                INodeNo(entry.stat.ino),
-                                entry.next,
-                                OsStr::from_bytes(&entry.name),
-                                &ttl,
-                                &attr,
-                                GENERATION,
-                            );
-                        if is_full && entry.is_known {
-                            engine.forget(entry.stat.ino, 1);
-                        }
+        // As many as fit the smallest buffer that kernels use with names of ordinary length; a name that is
+        // looked up and does not fit would be asked for in vain.
+        let count = 4096 / (ENTRY_PLUS_LEN + 24) * PLUS_PAGES;
+        let asked = Arc::clone(&self.engine);
+        let work = async move { asked.readdir(handle.0, offset, count, true).await };
+        let answer = move |listed: FsResult<Vec<Listed>>| match listed {
+            Ok(listed) => {
+                let mut is_full = false;
+                for entry in listed {
+                    let (ino, name) = (INodeNo(entry.stat.ino), OsStr::from_bytes(&entry.name));
+                    let attr = file_attr(&entry.stat, ids);
+                    is_full = is_full || reply.add(ino, entry.next, name, &ttl, &attr, GENERATION);
+                    if is_full && entry.is_known {
+                        engine.forget(entry.stat.ino, 1);
                     }
-                    engine.settle();
-                    reply.ok();
                 }
-                Err(error) => reply.error(report("readdirplus", &error)),
+                engine.settle();
+                reply.ok();
             }
-        });
+            Err(error) => reply.error(report("readdirplus", &error)),
+        };
+        self.attend(Call::new("readdirplus", request), work, answer, forget_listed);
     }
 
     fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
@@ -872,18 +808,22 @@ impl Filesystem for Adapter {
             let flags = if is_begun { 0 } else { flags };
             engine.setxattr(ino.0, &name, &value, flags).await
         };
-        answer!(self, "setxattr", reply, |engine| as_request(number, work(Arc::clone(&engine))), |()| reply.ok());
+        answer!(self, "setxattr", request, reply, end, |engine| as_request(number, work(Arc::clone(&engine))), |()| {
+            reply.ok()
+        });
     }
 
-    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let name = name.to_string_lossy().into_owned();
-        answer!(self, "getxattr", reply, |engine| engine.getxattr(ino.0, &name), |value| {
+        answer!(self, "getxattr", request, reply, drop, |engine| engine.getxattr(ino.0, &name), |value| {
             reply_xattr(reply, size, &value);
         });
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        answer!(self, "listxattr", reply, |engine| engine.listxattr(ino.0), |names| reply_xattr(reply, size, &names));
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        answer!(self, "listxattr", request, reply, drop, |engine| engine.listxattr(ino.0), |names| reply_xattr(
+            reply, size, &names
+        ));
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -895,7 +835,15 @@ impl Filesystem for Adapter {
                 other => other,
             }
         };
-        answer!(self, "removexattr", reply, |engine| as_request(number, work(Arc::clone(&engine))), |()| reply.ok());
+        answer!(
+            self,
+            "removexattr",
+            request,
+            reply,
+            end,
+            |engine| as_request(number, work(Arc::clone(&engine))),
+            |()| reply.ok()
+        );
     }
 
     fn fallocate(
@@ -951,7 +899,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino_in: INodeNo,
         from: FileHandle,
         from_offset: u64,
@@ -965,11 +913,33 @@ impl Filesystem for Adapter {
         answer!(
             self,
             "copy_file_range",
+            request,
             reply,
+            end,
             |engine| engine.copy_file_range(from.0, from_offset, to.0, to_offset, len),
             |copied| reply.written(u32::try_from(copied).unwrap_or(u32::MAX))
         );
     }
+}
+
+/// Each name that was looked up is counted, and the kernel does not know of it.
+fn forget_listed(_: &Engine, _: &FsError) -> Course<Vec<Listed>> {
+    Course::Undone(Box::new(|engine, listed| {
+        listed.iter().filter(|entry| entry.is_known).for_each(|entry| engine.forget(entry.stat.ino, 1));
+    }))
+}
+
+/// An upload goes on without the caller that waited for it; the file's state says meanwhile why that one was let go.
+fn left_storing(handle: FileHandle) -> impl FnOnce(&Engine, &FsError) -> Course<()> {
+    move |engine, error| {
+        engine.note_unanswered(handle.0, error);
+        Course::ToItsEnd
+    }
+}
+
+/// A read may have to complete an upload first, which is not to be dropped half-way.
+fn left_reading(handle: FileHandle) -> impl FnOnce(&Engine, &FsError) -> Course<Vec<bytes::Bytes>> {
+    move |engine, _| if engine.may_store(handle.0) { Course::ToItsEnd } else { Course::Dropped }
 }
 
 /// The kernel's buffer for `readdirplus` holds some pages of entries.
