@@ -28,7 +28,7 @@ use sandpail_fuse::RESENT;
 use self::caller::Caller;
 pub use self::mounting::{MountOptions, Mounted, Served, mount, serve_device, take_up, take_up_device};
 use crate::attr::{Kind, S_IFMT, S_IFREG};
-use crate::engine::{Engine, Listed, Metadata, OpenMode, Opened, SetAttr, SetTime, Stat, Whence, as_request};
+use crate::engine::{Asked, Engine, Listed, Metadata, OpenMode, Opened, SetAttr, SetTime, Stat, Whence};
 use crate::errno::{Errno, errno};
 pub use crate::ids::IdMap;
 use crate::patience::{self, Course};
@@ -122,18 +122,6 @@ impl Adapter {
             engine.settle();
         });
     }
-
-    /// Whether a request is sent again which a process that was killed had begun, and may have done.
-    fn is_begun(&self, request: &Request) -> bool {
-        let number = request.unique().0;
-        number & RESENT != 0 && self.engine.was_begun(number & !RESENT)
-    }
-
-    /// What a process that was killed had opened for a request that is sent again.
-    fn opened_before(&self, request: &Request) -> Option<Opened> {
-        let number = request.unique().0;
-        if number & RESENT == 0 { None } else { self.engine.opened_before(number & !RESENT) }
-    }
 }
 
 /// Who waits for what.
@@ -153,9 +141,10 @@ impl Call {
     }
 }
 
-/// The number of a request, whether it is sent the first time or again.
-fn number_of(request: &Request) -> u64 {
-    request.unique().0 & !RESENT
+/// A request, by its number; whether it is sent the first time or again.
+fn asked(request: &Request) -> Asked {
+    let number = request.unique().0;
+    Asked { number: number & !RESENT, is_again: number & RESENT != 0 }
 }
 
 fn number(error: Errno) -> fuser::Errno {
@@ -416,110 +405,51 @@ impl Filesystem for Adapter {
             return reply.error(fuser::Errno::EPERM);
         }
         let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl(), self.ids, self.asker(request));
-        let (before, is_begun) = (self.opened_before(request), self.is_begun(request));
+        let asked = asked(request);
         let work = move |engine: Arc<Engine>| async move {
-            let mode_of_open = OpenMode { write: true, ..OpenMode::default() };
-            let opened = match before {
-                Some(opened) => opened,
-                None => match engine.create(parent.0, &name, mode & !umask, uid, gid, mode_of_open).await {
-                    Err(FsError::Exists { .. }) if is_begun => {
-                        engine.open_created(parent.0, &name, mode_of_open).await?
-                    }
-                    other => other?,
-                },
-            };
-            let stored = engine.flush(opened.handle).await;
-            engine.release(opened.handle).await;
-            stored.map(|()| opened.stat)
+            asked.mknod(&engine, parent.0, &name, mode & !umask, uid, gid).await
         };
-        let number = number_of(request);
-        answer!(
-            self,
-            "mknod",
-            request,
-            reply,
-            forget_made,
-            |engine| as_request(number, work(Arc::clone(&engine))),
-            |stat| reply.entry(&ttl, &file_attr(&stat, ids), GENERATION)
-        );
+        answer!(self, "mknod", request, reply, forget_made, |engine| work(Arc::clone(&engine)), |stat| reply.entry(
+            &ttl,
+            &file_attr(&stat, ids),
+            GENERATION
+        ));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl(), self.ids, self.asker(request));
-        let (number, is_begun) = (number_of(request), self.is_begun(request));
+        let asked = asked(request);
         let work = move |engine: Arc<Engine>| async move {
-            match engine.mkdir(parent.0, &name, mode & !umask, uid, gid).await {
-                Err(FsError::Exists { .. }) if is_begun => engine.lookup(parent.0, &name).await,
-                other => other,
-            }
+            asked.mkdir(&engine, parent.0, &name, mode & !umask, uid, gid).await
         };
-        answer!(
-            self,
-            "mkdir",
-            request,
-            reply,
-            forget_made,
-            |engine| as_request(number, work(Arc::clone(&engine))),
-            |stat| {
-                reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
-            }
-        );
+        answer!(self, "mkdir", request, reply, forget_made, |engine| work(Arc::clone(&engine)), |stat| {
+            reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
+        });
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.as_bytes().to_vec();
-        let (number, is_begun) = (number_of(request), self.is_begun(request));
-        let work = move |engine: Arc<Engine>| async move {
-            match engine.unlink(parent.0, &name).await {
-                Err(FsError::NotFound { .. }) if is_begun => {
-                    engine.keep_parent(parent.0).await;
-                    Ok(())
-                }
-                other => other,
-            }
-        };
-        answer!(self, "unlink", request, reply, end, |engine| as_request(number, work(Arc::clone(&engine))), |()| {
-            reply.ok()
-        });
+        let asked = asked(request);
+        let work = move |engine: Arc<Engine>| async move { asked.unlink(&engine, parent.0, &name).await };
+        answer!(self, "unlink", request, reply, end, |engine| work(Arc::clone(&engine)), |()| { reply.ok() });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.as_bytes().to_vec();
-        let (number, is_begun) = (number_of(request), self.is_begun(request));
-        let work = move |engine: Arc<Engine>| async move {
-            match engine.rmdir(parent.0, &name).await {
-                Err(FsError::NotFound { .. }) if is_begun => {
-                    engine.keep_parent(parent.0).await;
-                    Ok(())
-                }
-                other => other,
-            }
-        };
-        answer!(self, "rmdir", request, reply, end, |engine| as_request(number, work(Arc::clone(&engine))), |()| reply
-            .ok());
+        let asked = asked(request);
+        let work = move |engine: Arc<Engine>| async move { asked.rmdir(&engine, parent.0, &name).await };
+        answer!(self, "rmdir", request, reply, end, |engine| work(Arc::clone(&engine)), |()| reply.ok());
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (name, target) = (name.as_bytes().to_vec(), target.as_os_str().as_bytes().to_vec());
         let (ttl, ids, (uid, gid)) = (self.ttl(), self.ids, self.asker(request));
-        let (number, is_begun) = (number_of(request), self.is_begun(request));
-        let work = move |engine: Arc<Engine>| async move {
-            match engine.symlink(parent.0, &name, &target, uid, gid).await {
-                Err(FsError::Exists { .. }) if is_begun => engine.lookup(parent.0, &name).await,
-                other => other,
-            }
-        };
-        answer!(
-            self,
-            "symlink",
-            request,
-            reply,
-            forget_made,
-            |engine| as_request(number, work(Arc::clone(&engine))),
-            |stat| {
-                reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
-            }
-        );
+        let asked = asked(request);
+        let work =
+            move |engine: Arc<Engine>| async move { asked.symlink(&engine, parent.0, &name, &target, uid, gid).await };
+        answer!(self, "symlink", request, reply, forget_made, |engine| work(Arc::clone(&engine)), |stat| {
+            reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
+        });
     }
 
     fn rename(
@@ -538,21 +468,11 @@ impl Filesystem for Adapter {
             return reply.error(fuser::Errno::EINVAL);
         }
         let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
-        let (number, is_begun) = (number_of(request), self.is_begun(request));
+        let asked = asked(request);
         let work = move |engine: Arc<Engine>| async move {
-            if is_begun {
-                let renamed = engine.rename_again(parent.0, &name, new_parent.0, &new_name).await;
-                if renamed.is_ok() {
-                    engine.keep_parent(parent.0).await;
-                }
-                renamed
-            } else {
-                engine.rename(parent.0, &name, new_parent.0, &new_name, no_replace).await
-            }
+            asked.rename(&engine, (parent.0, &name), (new_parent.0, &new_name), no_replace).await
         };
-        answer!(self, "rename", request, reply, end, |engine| as_request(number, work(Arc::clone(&engine))), |()| {
-            reply.ok()
-        });
+        answer!(self, "rename", request, reply, end, |engine| work(Arc::clone(&engine)), |()| { reply.ok() });
     }
 
     fn link(&self, _request: &Request, _ino: INodeNo, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
@@ -562,11 +482,9 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let mode = open_mode(flags.0);
-        if let Some(opened) = self.opened_before(request) {
-            return reply.opened(FileHandle(opened.handle), fopen_flags(&opened));
-        }
-        let number = number_of(request);
-        answer!(self, "open", request, reply, drop, |engine| as_request(number, engine.open(ino.0, mode)), |opened| {
+        let asked = asked(request);
+        let work = move |engine: Arc<Engine>| async move { asked.open(&engine, ino.0, mode).await };
+        answer!(self, "open", request, reply, drop, |engine| work(Arc::clone(&engine)), |opened| {
             reply.opened(FileHandle(opened.handle), fopen_flags(&opened));
         });
     }
@@ -583,29 +501,14 @@ impl Filesystem for Adapter {
     ) {
         let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl(), self.ids, self.asker(request));
         let open = open_mode(flags);
-        if let Some(opened) = self.opened_before(request) {
-            let (attr, flags) = (file_attr(&opened.stat, ids), fopen_flags(&opened));
-            return reply.created(&ttl, &attr, GENERATION, FileHandle(opened.handle), flags);
-        }
-        let (number, is_begun) = (number_of(request), self.is_begun(request));
+        let asked = asked(request);
         let work = move |engine: Arc<Engine>| async move {
-            match engine.create(parent.0, &name, mode & !umask, uid, gid, open).await {
-                Err(FsError::Exists { .. }) if is_begun => engine.open_created(parent.0, &name, open).await,
-                other => other,
-            }
+            asked.create(&engine, parent.0, &name, mode & !umask, uid, gid, open).await
         };
-        answer!(
-            self,
-            "create",
-            request,
-            reply,
-            drop,
-            |engine| as_request(number, work(Arc::clone(&engine))),
-            |opened| {
-                let flags = fopen_flags(&opened);
-                reply.created(&ttl, &file_attr(&opened.stat, ids), GENERATION, FileHandle(opened.handle), flags);
-            }
-        );
+        answer!(self, "create", request, reply, drop, |engine| work(Arc::clone(&engine)), |opened| {
+            let flags = fopen_flags(&opened);
+            reply.created(&ttl, &file_attr(&opened.stat, ids), GENERATION, FileHandle(opened.handle), flags);
+        });
     }
 
     fn read(
@@ -648,12 +551,8 @@ impl Filesystem for Adapter {
         let kill_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // The data is borrowed from the request's buffer, so it is taken before anything waits. Pages of a
         // shared mapping come without the O_APPEND of the handle that they are written through.
-        let is_again = request.unique().0 & RESENT != 0;
-        let written = if is_again {
-            self.engine.write_again(handle.0, offset, data, kill_set_id)
-        } else {
-            self.engine.write(handle.0, offset, data, kill_set_id)
-        };
+        let asked = asked(request);
+        let written = asked.write(&self.engine, handle.0, offset, data, kill_set_id);
         match written {
             Ok(len) => {
                 let engine = Arc::clone(&self.engine);
@@ -673,7 +572,7 @@ impl Filesystem for Adapter {
                     request,
                     reply,
                     drop,
-                    |engine| engine.write_when_there_is_room(handle.0, offset, &data, kill_set_id, is_again),
+                    |engine| engine.write_when_there_is_room(handle.0, offset, &data, kill_set_id, asked.is_again),
                     |len| reply.written(u32::try_from(len).unwrap_or(u32::MAX))
                 );
             }
@@ -710,21 +609,11 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        if let Some(opened) = self.opened_before(request) {
-            return reply.opened(FileHandle(opened.handle), FopenFlags::empty());
-        }
-        let number = number_of(request);
-        answer!(
-            self,
-            "opendir",
-            request,
-            reply,
-            drop,
-            |engine| as_request(number, async { engine.opendir(ino.0) }),
-            |handle| {
-                reply.opened(FileHandle(handle), FopenFlags::empty());
-            }
-        );
+        let asked = asked(request);
+        let work = move |engine: Arc<Engine>| async move { asked.opendir(&engine, ino.0).await };
+        answer!(self, "opendir", request, reply, drop, |engine| work(Arc::clone(&engine)), |handle| {
+            reply.opened(FileHandle(handle), FopenFlags::empty());
+        });
     }
 
     fn readdir(&self, request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -802,15 +691,9 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (name, value) = (name.to_string_lossy().into_owned(), value.to_vec());
-        let (number, is_begun) = (number_of(request), self.is_begun(request));
-        let work = move |engine: Arc<Engine>| async move {
-            // One that was to be made may be there already: then it is made so again.
-            let flags = if is_begun { 0 } else { flags };
-            engine.setxattr(ino.0, &name, &value, flags).await
-        };
-        answer!(self, "setxattr", request, reply, end, |engine| as_request(number, work(Arc::clone(&engine))), |()| {
-            reply.ok()
-        });
+        let asked = asked(request);
+        let work = move |engine: Arc<Engine>| async move { asked.setxattr(&engine, ino.0, &name, &value, flags).await };
+        answer!(self, "setxattr", request, reply, end, |engine| work(Arc::clone(&engine)), |()| { reply.ok() });
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -828,22 +711,9 @@ impl Filesystem for Adapter {
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_string_lossy().into_owned();
-        let (number, is_begun) = (number_of(request), self.is_begun(request));
-        let work = move |engine: Arc<Engine>| async move {
-            match engine.removexattr(ino.0, &name).await {
-                Err(error) if is_begun && errno(&error) == Errno::ENODATA => Ok(()),
-                other => other,
-            }
-        };
-        answer!(
-            self,
-            "removexattr",
-            request,
-            reply,
-            end,
-            |engine| as_request(number, work(Arc::clone(&engine))),
-            |()| reply.ok()
-        );
+        let asked = asked(request);
+        let work = move |engine: Arc<Engine>| async move { asked.removexattr(&engine, ino.0, &name).await };
+        answer!(self, "removexattr", request, reply, end, |engine| work(Arc::clone(&engine)), |()| reply.ok());
     }
 
     fn fallocate(

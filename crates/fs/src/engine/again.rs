@@ -25,7 +25,7 @@ impl Asked {
     }
 
     /// What the process that was killed had opened for it.
-    pub fn opened_before(self, engine: &Engine) -> Option<Opened> {
+    fn opened_before(self, engine: &Engine) -> Option<Opened> {
         if self.is_again { engine.opened_before(self.number) } else { None }
     }
 
@@ -37,6 +37,17 @@ impl Asked {
         match self.opened_before(engine) {
             Some(opened) => Ok(opened),
             None => as_request(self.number, engine.open(ino, mode)).await,
+        }
+    }
+
+    /// [`Engine::opendir`].
+    ///
+    /// # Errors
+    /// Those of [`Engine::opendir`].
+    pub async fn opendir(self, engine: &Arc<Engine>, ino: u64) -> FsResult<u64> {
+        match self.opened_before(engine) {
+            Some(opened) => Ok(opened.handle),
+            None => as_request(self.number, async { engine.opendir(ino) }).await,
         }
     }
 
