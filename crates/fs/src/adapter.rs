@@ -40,6 +40,8 @@ const REQUESTS_AHEAD_MAX: u16 = 64;
 const READ_AHEAD_KIB: u32 = 1024;
 /// Names of one `readdir`; the kernel's buffer is full much earlier.
 const NAMES_PER_READDIR: usize = 1024;
+/// How long the kernel may believe what it is told of local files, which nobody else changes.
+const LOCAL_TTL: Duration = Duration::from_secs(3600);
 /// An entry of `readdirplus` takes this much of the kernel's buffer besides its name, in bytes.
 const ENTRY_PLUS_LEN: usize = 152;
 
@@ -271,8 +273,8 @@ impl Adapter {
 
     /// How long the kernel may believe what it is told. Not at all while others of this host have the bucket mounted,
     /// whose changes only the engine notices: the kernel would show old sizes, and cut new contents at them.
-    fn ttl(&self) -> Duration {
-        if self.engine.has_neighbours() { Duration::ZERO } else { self.ttl }
+    fn ttl(&self) -> Ttl {
+        Ttl(if self.engine.has_neighbours() { Duration::ZERO } else { self.ttl })
     }
 
     /// Who asks, in the ids that files have.
@@ -303,6 +305,16 @@ impl Adapter {
     }
 }
 
+/// How long the kernel may believe what it is told of files of the bucket.
+#[derive(Clone, Copy)]
+struct Ttl(Duration);
+
+impl Ttl {
+    fn of(self, stat: &Stat) -> Duration {
+        if stat.is_local { LOCAL_TTL } else { self.0 }
+    }
+}
+
 /// The number of a request, whether it is sent the first time or again.
 fn number_of(request: &Request) -> u64 {
     request.unique().0 & !RESENT
@@ -327,6 +339,7 @@ fn number(error: Errno) -> fuser::Errno {
         Errno::ENODATA => fuser::Errno::ENODATA,
         Errno::ERANGE => fuser::Errno::ERANGE,
         Errno::EBUSY => fuser::Errno::EBUSY,
+        Errno::EXDEV => fuser::Errno::EXDEV,
         Errno::ESTALE => fuser::Errno::ESTALE,
         Errno::EIO => fuser::Errno::EIO,
         Errno::ETIMEDOUT => fuser::Errno::ETIMEDOUT,
@@ -457,7 +470,7 @@ impl Filesystem for Adapter {
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (name, ttl, ids) = (name.as_bytes().to_vec(), self.ttl(), self.ids);
         answer!(self, "lookup", reply, |engine| engine.lookup(parent.0, &name), |stat| {
-            reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
+            reply.entry(&ttl.of(&stat), &file_attr(&stat, ids), GENERATION);
         });
     }
 
@@ -468,7 +481,7 @@ impl Filesystem for Adapter {
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let (ttl, ids) = (self.ttl(), self.ids);
         answer!(self, "getattr", reply, |engine| engine.getattr(ino.0), |stat| reply
-            .attr(&ttl, &file_attr(&stat, ids)));
+            .attr(&ttl.of(&stat), &file_attr(&stat, ids)));
     }
 
     fn setattr(
@@ -502,7 +515,7 @@ impl Filesystem for Adapter {
             kill_set_id: mode.is_none() && (uid.is_some() || gid.is_some()),
         };
         answer!(self, "setattr", reply, |engine| engine.setattr(ino.0, set), |stat| {
-            reply.attr(&ttl, &file_attr(&stat, ids));
+            reply.attr(&ttl.of(&stat), &file_attr(&stat, ids));
         });
     }
 
@@ -543,7 +556,7 @@ impl Filesystem for Adapter {
         };
         let number = number_of(request);
         answer!(self, "mknod", reply, |engine| as_request(number, work(Arc::clone(&engine))), |stat| reply.entry(
-            &ttl,
+            &ttl.of(&stat),
             &file_attr(&stat, ids),
             GENERATION
         ));
@@ -559,7 +572,7 @@ impl Filesystem for Adapter {
             }
         };
         answer!(self, "mkdir", reply, |engine| as_request(number, work(Arc::clone(&engine))), |stat| {
-            reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
+            reply.entry(&ttl.of(&stat), &file_attr(&stat, ids), GENERATION);
         });
     }
 
@@ -604,7 +617,7 @@ impl Filesystem for Adapter {
             }
         };
         answer!(self, "symlink", reply, |engine| as_request(number, work(Arc::clone(&engine))), |stat| {
-            reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
+            reply.entry(&ttl.of(&stat), &file_attr(&stat, ids), GENERATION);
         });
     }
 
@@ -669,7 +682,7 @@ impl Filesystem for Adapter {
         let open = open_mode(flags);
         if let Some(opened) = self.opened_before(request) {
             let (attr, flags) = (file_attr(&opened.stat, ids), fopen_flags(&opened));
-            return reply.created(&ttl, &attr, GENERATION, FileHandle(opened.handle), flags);
+            return reply.created(&self.ttl().of(&opened.stat), &attr, GENERATION, FileHandle(opened.handle), flags);
         }
         let (number, is_begun) = (number_of(request), self.is_begun(request));
         let work = move |engine: Arc<Engine>| async move {
@@ -680,7 +693,13 @@ impl Filesystem for Adapter {
         };
         answer!(self, "create", reply, |engine| as_request(number, work(Arc::clone(&engine))), |opened| {
             let flags = fopen_flags(&opened);
-            reply.created(&ttl, &file_attr(&opened.stat, ids), GENERATION, FileHandle(opened.handle), flags);
+            reply.created(
+                &ttl.of(&opened.stat),
+                &file_attr(&opened.stat, ids),
+                GENERATION,
+                FileHandle(opened.handle),
+                flags,
+            );
         });
     }
 
@@ -818,7 +837,7 @@ impl Filesystem for Adapter {
                                 INodeNo(entry.stat.ino),
                                 entry.next,
                                 OsStr::from_bytes(&entry.name),
-                                &ttl,
+                                &ttl.of(&entry.stat),
                                 &attr,
                                 GENERATION,
                             );
@@ -840,9 +859,9 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        // Names are in the bucket when the call that made them returns.
-        reply.ok();
+    fn fsyncdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        // Names are in the bucket when the call that made them returns; those of the local disk may not be there yet.
+        answer!(self, "fsyncdir", reply, |engine| engine.fsyncdir(ino.0), |()| reply.ok());
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {

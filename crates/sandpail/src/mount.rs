@@ -10,6 +10,8 @@ use sandpail_daemon::worker::backend::{self, Source};
 use sandpail_daemon::worker::start::Given;
 use sandpail_daemon::worker::{self, Begin, Conflict, FAILED, Place, Plan, READY, WriteBackPlan, keeper};
 
+use sandpail_spec::{PathClass, PathClasses};
+
 use crate::cli::{ConflictArg, MetadataArg, MountArgs};
 use crate::progress::Waiting;
 use crate::{host, registry, store};
@@ -71,6 +73,7 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
         Source::Bucket(_) => Some(store::remote_plan(&arguments.store)?),
         Source::Directory(_) => None,
     };
+    let path_classes = PathClasses::parse(&arguments.path_classes, arguments.agent)?;
     let umask = arguments.umask.unwrap_or(0);
     let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     Ok(Plan {
@@ -109,9 +112,10 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
         },
         status: !arguments.no_status,
         survives: !arguments.no_restart,
-        write_back: arguments
-            .write_back
+        write_back: (arguments.write_back || path_classes.gives(PathClass::WriteBack))
             .then_some(WriteBackPlan { bytes_max: arguments.write_back_limit, age_max: arguments.write_back_age }),
+        write_back_by_default: arguments.write_back,
+        path_classes,
         log: arguments.log.clone(),
         log_file: arguments.log_file.as_ref().map(std::path::absolute).transpose()?,
     })

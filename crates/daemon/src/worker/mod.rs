@@ -29,6 +29,7 @@ use sandpail_fs::adapter::{self, IdMap, MountOptions};
 use sandpail_fs::attr::Defaults;
 use sandpail_fs::engine::{Engine, EngineOptions, Left, Metadata, OnConflict, WriteBack};
 use sandpail_fs::write::Origin;
+use sandpail_spec::PathClasses;
 use sandpail_store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
@@ -93,12 +94,23 @@ pub struct Plan {
     pub status: bool,
     /// Whether closing returns before the bucket has the file, and within which limits.
     pub write_back: Option<WriteBackPlan>,
+    /// Whether `write_back` holds for paths that no class names; else it is for classes only.
+    #[serde(default = "usually")]
+    pub write_back_by_default: bool,
+    /// What holds for some paths instead.
+    #[serde(default)]
+    pub path_classes: PathClasses,
     /// Whether the mount goes on when its process is killed; somebody must keep it then.
     pub survives: bool,
     /// What to log.
     pub log: String,
     /// Where to log; beside the mount's entry if `None`.
     pub log_file: Option<PathBuf>,
+}
+
+/// In plans of versions that had no path classes.
+fn usually() -> bool {
+    true
 }
 
 /// When closing returns before the bucket has the file.
@@ -538,6 +550,8 @@ fn engine_options(plan: &Plan) -> EngineOptions {
         age_max,
         ..WriteBack::default()
     });
+    options.write_back_by_default = plan.write_back_by_default;
+    options.path_classes = plan.path_classes.clone();
     options.origin = origin(plan);
     options
 }

@@ -9,6 +9,7 @@
 mod attributes;
 mod directory;
 mod file;
+mod local;
 mod lookup;
 mod neighbours;
 mod receipts;
@@ -19,19 +20,23 @@ mod upload;
 mod write_back;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use sandpail_spec::{PathClass, PathClasses};
 use sandpail_store::{ObjectKey, Store, StoreError};
 
 pub use self::attributes::{SetAttr, SetTime};
 pub use self::directory::{DirItem, Listed};
+pub(crate) use self::file::clear_set_id;
 pub use self::file::{OpenMode, Opened, Whence};
 use self::neighbours::Neighbours;
 use self::receipts::Failures;
 pub use self::receipts::Synced;
+use self::rename::Begun;
 use self::status::StatusFiles;
 pub use self::status::{STATUS_DIRECTORY, STATUS_FILE};
 use self::survive::Restored;
@@ -42,6 +47,7 @@ use crate::attr::{Attr, Defaults};
 use crate::cache::DiskCache;
 use crate::content::Content;
 use crate::ledger::Ledger;
+use crate::local::LocalTree;
 use crate::read::{MemoryBudget, ReadContext};
 use crate::tree::{Name, Tree};
 use crate::write::{Origin, StagingArea, WriteContext, WriteOptions};
@@ -107,6 +113,10 @@ pub struct EngineOptions {
     pub status: bool,
     /// Whether closing returns before the bucket has the file; [`Engine::write_back`] must run then.
     pub write_back: Option<WriteBack>,
+    /// Whether `write_back` holds for paths that no class names. Else it is for classes only.
+    pub write_back_by_default: bool,
+    /// Which paths are stored when; `local` ones never are.
+    pub path_classes: PathClasses,
     /// Whether another process may take the mount up when this one is killed ([`Engine::take_up`]).
     pub survives: bool,
     /// Where the files belong, for whoever finds them staged after this process died.
@@ -138,6 +148,8 @@ impl EngineOptions {
             neighbours: None,
             status: true,
             write_back: None,
+            write_back_by_default: true,
+            path_classes: PathClasses::default(),
             survives: false,
             origin: Origin::default(),
         }
@@ -166,6 +178,8 @@ pub struct Stat {
     pub attr: Attr,
     /// Whether it still has a name.
     pub is_linked: bool,
+    /// Whether it is in the local tree: nobody but this mount changes it.
+    pub is_local: bool,
 }
 
 /// A file that is not in the bucket yet.
@@ -184,6 +198,16 @@ struct FileHandle {
     can_read: bool,
     can_write: bool,
     append: bool,
+    /// Of a file of the local tree.
+    local: Option<Arc<File>>,
+}
+
+impl FileHandle {
+    fn local(ino: u64, file: File, mode: OpenMode) -> Self {
+        let OpenMode { read, write, append, .. } = mode;
+        let (content, local) = (Arc::default(), Some(Arc::new(file)));
+        Self { ino, content, can_read: read, can_write: write, append, local }
+    }
 }
 
 #[derive(Debug)]
@@ -211,6 +235,8 @@ pub struct Engine {
     /// What was closed and is not stored yet.
     waiting: Arc<Waiting>,
     ledger: Option<Ledger>,
+    /// What is of the class `local`.
+    local: Option<LocalTree>,
     restored: Restored,
     reading: Arc<ReadContext>,
     writing: Arc<WriteContext>,
@@ -240,7 +266,10 @@ impl Engine {
         let staging = StagingArea::open(&options.staging_dir, options.staging_limit)?;
         let ledger = options.survives.then(Ledger::create).transpose();
         let ledger = ledger.map_err(failed_io("cannot make the mount's ledger"))?;
-        Self::on(store, options, runtime, staging, ledger).map(Arc::new)
+        let engine = Self::on(store, options, runtime, staging, ledger)?;
+        // Nobody has a file of an earlier mount open.
+        engine.clean_parked()?;
+        Ok(Arc::new(engine))
     }
 
     fn on(
@@ -260,6 +289,13 @@ impl Engine {
         let neighbours = match &options.neighbours {
             Some(path) => Neighbours::open(path).map_err(failed_io(&format!("cannot use {}", path.display())))?,
             None => Neighbours::default(),
+        };
+        let local = match options.path_classes.gives(PathClass::Local) {
+            true => {
+                let (root, own) = staging.places();
+                Some(LocalTree::of_mount(root, own, &options.origin, &options.prefix)?)
+            }
+            false => None,
         };
         let memory = MemoryBudget::new(options.memory_limit);
         let reading = Arc::new(ReadContext::new(Arc::clone(&store), memory, cache, runtime.clone()));
@@ -294,6 +330,7 @@ impl Engine {
             status_files: StatusFiles::default(),
             waiting: Arc::default(),
             ledger,
+            local,
             restored: Restored::default(),
             reading,
             writing,
@@ -475,5 +512,5 @@ fn stat_of(tree: &Tree, ino: u64) -> FsResult<Stat> {
     if let Some(dirty) = node.content.as_ref().and_then(|content| content.dirty()) {
         attr.size = dirty.size();
     }
-    Ok(Stat { ino, attr, is_linked: node.is_linked })
+    Ok(Stat { ino, attr, is_linked: node.is_linked, is_local: node.off_bucket })
 }

@@ -138,6 +138,8 @@ pub struct Node {
     pub content: Option<Arc<Content>>,
     /// The target of a symbolic link, once read.
     pub target: Option<Arc<[u8]>>,
+    /// It is in the local tree and never in the bucket.
+    pub off_bucket: bool,
     /// What the ledger says of it.
     noted: notes::Noted,
 }
@@ -179,6 +181,7 @@ impl Tree {
             dir: Some(Box::default()),
             content: None,
             target: None,
+            off_bucket: false,
             noted: notes::Noted::default(),
         };
         Self {
@@ -253,6 +256,19 @@ impl Tree {
         format!("/{}", names.join("/"))
     }
 
+    /// The names that lead to a node, with `/` between them; empty for the root.
+    pub fn names_of(&self, ino: u64) -> Vec<u8> {
+        let mut names = Vec::new();
+        let mut at = ino;
+        while at != ROOT {
+            let Some(node) = self.nodes.get(&at) else { break };
+            names.push(Arc::clone(&node.name));
+            at = node.parent;
+        }
+        names.reverse();
+        names.join(&b'/')
+    }
+
     /// Adds a node under a name, replacing what the name stood for.
     pub fn insert(&mut self, parent: u64, name: Name, segment: Arc<str>, attr: Attr) -> u64 {
         let ino = self.free_ino(parent, &name);
@@ -273,6 +289,7 @@ impl Tree {
             dir,
             content: None,
             target: None,
+            off_bucket: false,
             noted: notes::Noted::default(),
         };
         self.nodes.insert(ino, node);
@@ -486,13 +503,16 @@ impl Tree {
         }
         for name in dir.mutations.keys() {
             match dir.children.get(name).and_then(|child| self.nodes.get(child)) {
-                Some(node) => listed.insert(Arc::clone(name), entry_of(node)),
-                None => listed.remove(name),
+                Some(node) if !node.off_bucket => listed.insert(Arc::clone(name), entry_of(node)),
+                _ => listed.remove(name),
             };
         }
         let mut gone = Vec::new();
         for (name, child) in &dir.children {
             let Some(node) = self.nodes.get_mut(child) else { continue };
+            if node.off_bucket {
+                continue;
+            }
             if node.is_local() || (node.version.is_none() && node.opens > 0) {
                 listed.insert(Arc::clone(name), entry_of(node));
                 continue;
