@@ -9,6 +9,7 @@ mod https;
 mod interop;
 mod limits;
 mod names;
+mod path_classes;
 mod posix;
 mod proxy;
 mod receipts;
@@ -38,6 +39,7 @@ fn main() -> std::process::ExitCode {
         sandboxes::TESTS,
         proxy::TESTS,
         write_back::TESTS,
+        path_classes::TESTS,
         survive::TESTS,
     ];
     sandpail_e2e::runner::main(&tests.concat())

@@ -20,7 +20,7 @@ use crate::attr::{Attr, Kind};
 use crate::ledger::Moving;
 use crate::local::{At, LocalTree, check_name};
 use crate::receipt::{FileState, Receipt};
-use crate::tree::{Entry, Name, ROOT, Tree};
+use crate::tree::{Entry, Name, Tree};
 use crate::{FsError, FsResult};
 
 /// What is read at once, in bytes; more than the kernel asks for.
@@ -177,10 +177,12 @@ impl Engine {
         Ok((local, path_in(&directory, name)))
     }
 
-    /// A name has come or gone in a directory.
-    fn changed_in(&self, tree: &mut Tree, local: &LocalTree, parent: u64) {
+    /// A name has come or gone in a directory, or was to.
+    fn changed_in(&self, tree: &mut Tree, local: &LocalTree, parent: u64, is_done: bool) {
         if tree.get(parent).is_some_and(|node| !node.off_bucket) {
-            touch(tree, parent);
+            if is_done {
+                touch(tree, parent);
+            }
             local.prune(&tree.names_of(parent));
         }
     }
@@ -310,7 +312,7 @@ impl Engine {
         let mut tree = self.tree();
         let (local, path) = self.free_place(&tree, parent, name)?;
         let made = make(local, &path, &attr).and_then(|()| local.stat(At::Path(&path)));
-        self.changed_in(&mut tree, local, parent);
+        self.changed_in(&mut tree, local, parent, made.is_ok());
         let ino = self.place(&mut tree, parent, name, made?);
         if let Some(node) = tree.get_mut(ino) {
             node.lookups += 1;
@@ -334,7 +336,7 @@ impl Engine {
             let mut tree = self.tree();
             let (local, path) = self.free_place(&tree, parent, name)?;
             let made = local.create(&path, &attr, mode).and_then(|file| Ok((file, local.stat(At::Path(&path))?)));
-            self.changed_in(&mut tree, local, parent);
+            self.changed_in(&mut tree, local, parent, made.is_ok());
             let (file, attr) = made?;
             let ino = self.place(&mut tree, parent, name, attr);
             if let Some(node) = tree.get_mut(ino) {
@@ -452,7 +454,7 @@ impl Engine {
         let open = tree.get(ino).filter(|node| node.opens > 0).map(|node| node.ino);
         remove(found.local, &found.path, open)?;
         tree.detach(parent, name);
-        self.changed_in(&mut tree, found.local, parent);
+        self.changed_in(&mut tree, found.local, parent, true);
         Ok(Some(()))
     }
 
@@ -512,8 +514,8 @@ impl Engine {
             let segment = Arc::from(String::from_utf8_lossy(new_name));
             tree.relink(ino, new_parent, Name::from(new_name), segment);
         }
-        self.changed_in(&mut tree, local, parent);
-        self.changed_in(&mut tree, local, new_parent);
+        self.changed_in(&mut tree, local, parent, moved.is_ok());
+        self.changed_in(&mut tree, local, new_parent, moved.is_ok());
         moved.map(Some)
     }
 
@@ -526,13 +528,15 @@ impl Engine {
     /// Checks that a move of a directory of the bucket leaves every path below it of its kind: local, or in the bucket.
     pub(super) fn check_classes_below<'a>(
         &self,
-        tree: &Tree,
         ino: u64,
-        new: (u64, &[u8]),
+        (new_parent, new_name): (u64, &[u8]),
         keys: impl Iterator<Item = &'a str>,
     ) -> FsResult<()> {
         let Some(local) = &self.local else { return Ok(()) };
-        let (old, new) = (tree.names_of(ino), path_in(&tree.names_of(new.0), new.1));
+        let (old, new) = {
+            let tree = self.tree();
+            (tree.names_of(ino), path_in(&tree.names_of(new_parent), new_name))
+        };
         let differs = |below: &[u8], is_directory: bool| {
             let is_local = |directory: &[u8]| {
                 let path = path_in(directory, below);
@@ -714,13 +718,14 @@ impl Engine {
     /// # Errors
     /// [`FsError::Io`] if the disk fails.
     pub async fn fsyncdir(self: &Arc<Self>, ino: u64) -> FsResult<()> {
-        if self.local.is_none() || ino != ROOT && !self.is_off_bucket(ino) {
+        if self.local.is_none() {
             return Ok(());
         }
         let engine = Arc::clone(self);
         let sync = move || {
             let path = engine.tree().names_of(ino);
             match engine.local.as_ref().map(|local| local.sync_dir(&path)) {
+                // Nothing local stands in it.
                 Some(Err(FsError::NotFound { .. })) | None => Ok(()),
                 Some(synced) => synced,
             }

@@ -362,7 +362,7 @@ impl Engine {
         }
         let moves = self.moves(&old_prefix, &new_prefix).await?;
         let below_old = moves.iter().filter_map(|(old, ..)| old.as_str().strip_prefix(&old_prefix));
-        self.check_classes_below(&self.tree(), ino, (new_parent, new_name), below_old)?;
+        self.check_classes_below(ino, (new_parent, new_name), below_old)?;
         let (from, to) = (self.begin(parent, &name), self.begin(new_parent, new_name));
         let copied = self.copy_all(&moves).await?;
         // What is below first: stores made of directories (SeaweedFS) keep a directory that is not empty yet.
