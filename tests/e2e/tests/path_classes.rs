@@ -108,8 +108,8 @@ fn classes(world: &World) -> Result<()> {
 durable' ]; [ "$(ls -A c/b | sort | tr '\n' ' ')" = 'g target ' ]; fails ls a 2>/dev/null
         mkdir -p a/b; [ -z "$(ls a/b)" ]; rmdir a/b a
         mkdir -p k/target; touch k/target/f; rm -r k/target; rmdir k
-        mkdir wb; "$PYTHON" -c 'open("wb/f", "w").write("x"); import os; assert b"stored" not in os.getxattr("wb/f", "user.sandpail.state")'
-        "$PYTHON" -c 'open("now", "w").write("x"); import os; assert b"stored" in os.getxattr("now", "user.sandpail.state")'
+        mkdir wb; "$PYTHON" -c 'open("wb/f", "w").write("x"); import os; assert b"\"stored\"" not in os.getxattr("wb/f", "user.sandpail.state")'
+        "$PYTHON" -c 'open("now", "w").write("x"); import os; assert b"\"stored\"" in os.getxattr("now", "user.sandpail.state")'
         "$SANDPAIL" sync "$MNT"; getfattr --only-values -n user.sandpail.state wb/f | grep -q '"stored"'
         "#,
     )?;
