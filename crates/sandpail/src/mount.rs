@@ -60,6 +60,7 @@ pub(crate) fn run(arguments: &MountArgs) -> anyhow::Result<()> {
 
 /// Everything that can be wrong with the arguments is found here, before anything exists.
 fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
+    let path_classes = PathClasses::parse(&arguments.path_classes, arguments.agent)?;
     let (source, source_prefix) = Source::parse(&arguments.source)?;
     let prefix = match (&arguments.prefix, source_prefix) {
         (Some(_), Some(_)) => bail!("give the prefix once: in the source or as --prefix"),
@@ -73,7 +74,6 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
         Source::Bucket(_) => Some(store::remote_plan(&arguments.store)?),
         Source::Directory(_) => None,
     };
-    let path_classes = PathClasses::parse(&arguments.path_classes, arguments.agent)?;
     let umask = arguments.umask.unwrap_or(0);
     let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     Ok(Plan {
