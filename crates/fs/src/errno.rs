@@ -25,6 +25,7 @@ pub enum Errno {
     ENODATA,
     ERANGE,
     EBUSY,
+    EXDEV,
     ESTALE,
     EIO,
     ETIMEDOUT,
@@ -54,6 +55,7 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::NoAttribute => Errno::ENODATA,
         FsError::Range { .. } => Errno::ERANGE,
         FsError::Busy { .. } => Errno::EBUSY,
+        FsError::OtherClass { .. } => Errno::EXDEV,
         // NFS users know this number for the same thing.
         FsError::Changed { .. } => Errno::ESTALE,
         FsError::Store { source, .. } => of_store(source),

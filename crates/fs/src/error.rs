@@ -89,6 +89,12 @@ pub enum FsError {
         /// What.
         what: String,
     },
+    /// A move between what is in the bucket and what is on this host only.
+    #[error("{what}: one of them is of the class local and the other is not")]
+    OtherClass {
+        /// From where to where.
+        what: String,
+    },
     /// The object was replaced while it was open.
     #[error("{what} was replaced in the bucket while it was open")]
     Changed {

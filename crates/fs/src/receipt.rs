@@ -29,6 +29,8 @@ pub enum FileState {
     Uploading,
     /// In the bucket.
     Stored,
+    /// On this host only, and nothing will store them: the path is of the class `local`.
+    Local,
     /// The file has no name any more (removed or replaced while open), so nothing will store it.
     Removed,
 }
@@ -40,6 +42,7 @@ impl FileState {
             Self::Dirty => "dirty",
             Self::Uploading => "uploading",
             Self::Stored => "stored",
+            Self::Local => "local",
             Self::Removed => "removed",
         }
     }
@@ -122,7 +125,7 @@ impl Receipt {
                     shown["errno"] = format!("{:?}", failure.errno).into();
                 }
             }
-            FileState::Removed => {}
+            FileState::Local | FileState::Removed => {}
         }
         shown
     }
@@ -158,7 +161,8 @@ fn cause(error: &FsError) -> &'static str {
         | FsError::Invalid { .. }
         | FsError::NoAttribute
         | FsError::Range { .. }
-        | FsError::Busy { .. } => "it cannot be stored as it is",
+        | FsError::Busy { .. }
+        | FsError::OtherClass { .. } => "it cannot be stored as it is",
     }
 }
 

@@ -14,13 +14,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::io::Errno as E;
 use sandpail_fs::FsResult;
 use sandpail_fs::attr::{Kind, Time};
 use sandpail_fs::engine::{Engine, EngineOptions, Left, OpenMode, SetAttr, SetTime, WriteBack, as_request};
 use sandpail_fs::errno::errno;
+use sandpail_spec::{PathClass, PathClasses};
 use sandpail_store::dir::DirStore;
 use sandpail_store::memory::MemoryStore;
-use sandpail_store::{Capabilities, Condition, ObjectAttributes, ObjectKey, PutBody, Store};
+use sandpail_store::{Capabilities, Condition, ListRequest, ObjectAttributes, ObjectKey, PutBody, Store};
 use sandpail_testkit::faults::{FaultPlan, Faults, Random};
 use sandpail_testkit::model::{Content, Model, NodeId, Outcome, Replace};
 
@@ -54,7 +56,12 @@ struct Mode {
     /// Closing does not wait for the bucket.
     write_back: bool,
     kill: Option<Kill>,
+    /// Some paths are local, some are written back, some are durable.
+    classes: bool,
 }
+
+/// By name anywhere, by place, and of directories only.
+const CLASSES: [&str; 5] = ["d1=local", "**/c=local", "d0/e/=local", "a=durable", "d0/a=write-back"];
 
 struct Run {
     seed: u64,
@@ -64,6 +71,8 @@ struct Run {
     /// The process is killed now and then, and the store of the next one fails like this.
     kills: Option<(Kill, FaultPlan)>,
     write_back: bool,
+    /// The rules of the mount.
+    classes: PathClasses,
     /// Of the kernel.
     next_request: AtomicU64,
     engine: Arc<Engine>,
@@ -73,7 +82,7 @@ struct Run {
     staging: tempfile::TempDir,
 }
 
-fn options(staging: &tempfile::TempDir, write_back: bool) -> EngineOptions {
+fn options(staging: &tempfile::TempDir, write_back: bool, classes: &PathClasses) -> EngineOptions {
     let mut options = EngineOptions::new(staging.path().to_owned());
     options.metadata_ttl = Duration::ZERO;
     options.part_len = 50_000;
@@ -81,13 +90,20 @@ fn options(staging: &tempfile::TempDir, write_back: bool) -> EngineOptions {
     options.let_go_above = 80_000;
     // Some uploads begin at once, and at times there is no room for more that wait.
     let policy = WriteBack { delay: Duration::from_millis(3), bytes_max: 400_000, ..WriteBack::default() };
-    options.write_back = write_back.then_some(policy);
+    options.write_back = (write_back || classes.gives(PathClass::WriteBack)).then_some(policy);
+    options.write_back_by_default = write_back;
+    options.path_classes = classes.clone();
     options.survives = true;
     options
 }
 
-fn new_engine(store: &Arc<dyn Store>, staging: &tempfile::TempDir, write_back: bool) -> Arc<Engine> {
-    let options = options(staging, write_back);
+fn new_engine(
+    store: &Arc<dyn Store>,
+    staging: &tempfile::TempDir,
+    write_back: bool,
+    classes: &PathClasses,
+) -> Arc<Engine> {
+    let options = options(staging, write_back, classes);
     let engine = Engine::new(Arc::clone(store), options, tokio::runtime::Handle::current()).unwrap();
     engine.write_back();
     engine
@@ -132,6 +148,20 @@ impl Run {
             Content::File(_) => Kind::File,
             Content::Directory(_) => Kind::Directory,
             Content::Symlink(_) => Kind::Symlink,
+        })
+    }
+
+    fn is_local(&self, path: &str, kind: Kind) -> bool {
+        self.classes.class_of(path.as_bytes(), kind == Kind::Directory) == Some(PathClass::Local)
+    }
+
+    /// Whether a move would bring something from the bucket to this host only, or back.
+    fn changes_class(&self, from: &str, to: &str) -> bool {
+        let below = format!("{from}/");
+        let moved = self.model.paths().into_iter().filter(|path| path == from || path.starts_with(&below));
+        moved.into_iter().any(|path| {
+            let kind = self.kind(&path).unwrap();
+            self.is_local(&path, kind) != self.is_local(&format!("{to}{}", &path[from.len()..]), kind)
         })
     }
 
@@ -414,7 +444,15 @@ impl Run {
             let (parent, new_parent) = (run.node(parent).await?, run.node(new_parent).await?);
             run.engine.rename(parent, name.as_bytes(), new_parent, new_name.as_bytes(), no_replace).await
         };
-        let theirs = |model: &mut Model| model.rename(&from, &to, replace);
+        let changes_class = self.changes_class(&from, &to);
+        let theirs = |model: &mut Model| {
+            if !changes_class {
+                return model.rename(&from, &to, replace);
+            }
+            // It does not happen.
+            let first = model.clone().rename(&from, &to, replace);
+            Err(if first == Err(E::NOENT) { E::NOENT } else { E::XDEV })
+        };
         if self.change(format!("rename {from}|{to}|{replace:?}"), ours, theirs).await.is_some() {
             for open in &mut self.open {
                 if open.path == from || open.path.starts_with(&format!("{from}/")) {
@@ -443,7 +481,7 @@ impl Run {
         faults.pause();
         let engine = match kill {
             Kill::Remount => {
-                let engine = new_engine(&store, &staging, true);
+                let engine = new_engine(&store, &staging, true, &self.classes);
                 engine.replay(Duration::from_secs(60)).await.unwrap();
                 engine
             }
@@ -454,7 +492,7 @@ impl Run {
                 old.seek(SeekFrom::Start(0)).unwrap();
                 std::io::copy(&mut old, &mut ledger).unwrap();
                 let left = Left { ledger: ledger.into(), staging: File::open(own).unwrap().into() };
-                let options = options(&staging, self.write_back);
+                let options = options(&staging, self.write_back, &self.classes);
                 let engine = Engine::take_up(store, options, tokio::runtime::Handle::current(), left).unwrap();
                 engine.write_back();
                 engine
@@ -484,7 +522,7 @@ impl Run {
         let is_file = self.kind(&path) == Some(Kind::File);
         let parent = split(&path).0;
         let can_be_made = self.kind(&path).is_none() && self.kind(parent) == Some(Kind::Directory);
-        if is_ours || !(is_file || can_be_made) {
+        if is_ours || !(is_file || can_be_made) || self.is_local(&path, Kind::File) {
             return;
         }
         let key = ObjectKey::new(&path).unwrap();
@@ -519,9 +557,30 @@ impl Run {
         // No more faults.
         self.faults = None;
         self.compare(&self.engine, "at the end").await;
+        let local: Vec<String> = self.keys().await.into_iter().filter(|key| self.hides(key)).collect();
+        if !local.is_empty() {
+            self.fail(&format!("the bucket has local names: {local:?}"));
+        }
         let staging = tempfile::tempdir().unwrap();
-        let fresh = new_engine(&self.bucket, &staging, false);
+        copy_local(self.staging.path(), staging.path());
+        let fresh = new_engine(&self.bucket, &staging, false, &self.classes);
         self.compare(&fresh, "on a new mount").await;
+    }
+
+    async fn keys(&self) -> Vec<String> {
+        let mut keys = Vec::new();
+        let mut request = ListRequest::default();
+        loop {
+            let page = self.bucket.list(&request).await.unwrap();
+            keys.extend(page.objects.into_iter().map(|object| object.key));
+            let Some(next) = page.next else { return keys };
+            request.continuation = Some(next);
+        }
+    }
+
+    fn hides(&self, key: &str) -> bool {
+        let path = key.trim_end_matches('/');
+        self.is_local(path, if path.len() < key.len() { Kind::Directory } else { Kind::File })
     }
 }
 
@@ -529,7 +588,11 @@ impl Run {
 /// process's own directory.
 fn copy_staging(from: &Path, to: &Path) -> PathBuf {
     let mut own = PathBuf::new();
+    copy_local(from, to);
     for process in std::fs::read_dir(from).unwrap().flatten() {
+        if process.file_name() == "local" {
+            continue;
+        }
         let target = to.join(process.file_name());
         if process.file_name().to_string_lossy().starts_with("process-") {
             own.clone_from(&target);
@@ -547,8 +610,17 @@ fn copy_staging(from: &Path, to: &Path) -> PathBuf {
     own
 }
 
+/// The local tree, with what is open and has no name.
+fn copy_local(from: &Path, to: &Path) {
+    if from.join("local").exists() {
+        let copied = std::process::Command::new("cp").arg("-a").arg(from.join("local")).arg(to).status().unwrap();
+        assert!(copied.success());
+    }
+}
+
 async fn run(seed: u64, count: u64, bucket: Arc<dyn Store>, plan: Option<FaultPlan>, mode: Mode) {
-    let Mode { write_back, kill } = mode;
+    let Mode { write_back, kill, classes } = mode;
+    let classes = PathClasses::parse(if classes { &CLASSES[..] } else { &[] }, false).unwrap();
     let staging = tempfile::tempdir().unwrap();
     let (store, faults) = match plan.clone() {
         Some(plan) => {
@@ -557,13 +629,26 @@ async fn run(seed: u64, count: u64, bucket: Arc<dyn Store>, plan: Option<FaultPl
         }
         None => (Arc::clone(&bucket), None),
     };
-    let engine = new_engine(&store, &staging, write_back);
+    let engine = new_engine(&store, &staging, write_back, &classes);
     let kills = kill.zip(plan);
     let (random, model) = (Random::new(seed), Model::new(0, 0));
     let (open, trace) = (Vec::new(), Vec::new());
     let next_request = AtomicU64::new(2);
-    let mut run =
-        Run { seed, random, bucket, faults, kills, write_back, next_request, engine, model, open, trace, staging };
+    let mut run = Run {
+        seed,
+        random,
+        bucket,
+        faults,
+        kills,
+        write_back,
+        classes,
+        next_request,
+        engine,
+        model,
+        open,
+        trace,
+        staging,
+    };
     for _ in 0..count {
         run.step().await;
         run.engine.settle();
@@ -625,8 +710,8 @@ async fn run_all(
     futures_util::stream::iter(runs).buffer_unordered(8).collect::<()>().await;
 }
 
-const PLAIN: Mode = Mode { write_back: false, kill: None };
-const REMOUNTED: Mode = Mode { write_back: true, kill: Some(Kill::Remount) };
+const PLAIN: Mode = Mode { write_back: false, kill: None, classes: false };
+const REMOUNTED: Mode = Mode { write_back: true, kill: Some(Kill::Remount), classes: false };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_engine_is_what_the_reference_is() {
@@ -661,13 +746,31 @@ async fn what_was_closed_outlives_its_process_and_a_store_that_fails() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mount_goes_on_in_another_process() {
     for write_back in [false, true] {
-        run_all(seeds(30, 2000), 200, Mode { write_back, kill: Some(Kill::TakeUp) }, slow).await;
+        run_all(seeds(30, 2000), 200, Mode { write_back, kill: Some(Kill::TakeUp), classes: false }, slow).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mount_goes_on_in_another_process_over_a_store_that_fails() {
     for write_back in [false, true] {
-        run_all(seeds(30, 2000), 120, Mode { write_back, kill: Some(Kill::TakeUp) }, failing).await;
+        run_all(seeds(30, 2000), 120, Mode { write_back, kill: Some(Kill::TakeUp), classes: false }, failing).await;
+    }
+}
+
+const CLASSED: Mode = Mode { classes: true, ..PLAIN };
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_classes_nothing_looks_different() {
+    run_all(seeds(40, 2000), 250, CLASSED, |seed| (memory(seed), None)).await;
+    run_all(seeds(20, 1000), 150, Mode { write_back: true, ..CLASSED }, failing).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_local_outlives_its_process() {
+    run_all(seeds(15, 2000), 200, Mode { classes: true, ..REMOUNTED }, slow).await;
+    for write_back in [false, true] {
+        let mode = Mode { write_back, kill: Some(Kill::TakeUp), ..CLASSED };
+        run_all(seeds(15, 2000), 200, mode, slow).await;
+        run_all(seeds(8, 1000), 120, mode, failing).await;
     }
 }

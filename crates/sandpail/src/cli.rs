@@ -201,6 +201,15 @@ pub(crate) struct MountArgs {
     /// What is being stored goes on and is tried again. While the store takes parts of a large file, its close is not late.
     #[arg(long, value_name = "TIME", default_value = "120s", value_parser = parse_duration)]
     pub(crate) op_timeout: Duration,
+    /// When files of these paths are stored: durable (close waits for the bucket), write-back (close waits for the local
+    /// disk) or local (never: they are on this host only). The glob is matched against the path below the mount and covers
+    /// what is below; with / at its end it matches directories only. The first one that matches counts
+    #[arg(long = "path-class", value_name = "GLOB=CLASS")]
+    pub(crate) path_classes: Vec<String>,
+    /// For trees that programs make: **/.git/=write-back, and **/node_modules/, **/target/, **/__pycache__/ and **/.venv/
+    /// local, after the rules of --path-class
+    #[arg(long)]
+    pub(crate) agent: bool,
     /// Leave out the virtual file .sandpail/status, which says what is not stored yet
     #[arg(long)]
     pub(crate) no_status: bool,
@@ -553,6 +562,8 @@ fn merge(flags: MountArgs, options: MountArgs) -> MountArgs {
         staging_dir: flags.staging_dir.or(options.staging_dir),
         staging_limit: flags.staging_limit.or(options.staging_limit),
         write_back: flags.write_back || options.write_back,
+        path_classes: if flags.path_classes.is_empty() { options.path_classes } else { flags.path_classes },
+        agent: flags.agent || options.agent,
         no_status: flags.no_status || options.no_status,
         no_restart: flags.no_restart || options.no_restart,
         foreground: flags.foreground || options.foreground,

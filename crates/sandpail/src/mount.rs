@@ -10,6 +10,8 @@ use sandpail_daemon::worker::backend::{self, Source};
 use sandpail_daemon::worker::start::Given;
 use sandpail_daemon::worker::{self, Begin, Conflict, FAILED, Place, Plan, READY, WriteBackPlan, keeper};
 
+use sandpail_spec::{PathClass, PathClasses};
+
 use crate::cli::{ConflictArg, MetadataArg, MountArgs};
 use crate::progress::Waiting;
 use crate::{host, registry, store};
@@ -58,6 +60,7 @@ pub(crate) fn run(arguments: &MountArgs) -> anyhow::Result<()> {
 
 /// Everything that can be wrong with the arguments is found here, before anything exists.
 fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
+    let path_classes = PathClasses::parse(&arguments.path_classes, arguments.agent)?;
     let (source, source_prefix) = Source::parse(&arguments.source)?;
     let prefix = match (&arguments.prefix, source_prefix) {
         (Some(_), Some(_)) => bail!("give the prefix once: in the source or as --prefix"),
@@ -110,9 +113,10 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
         status: !arguments.no_status,
         op_timeout: Some(arguments.op_timeout).filter(|limit| !limit.is_zero()),
         survives: !arguments.no_restart,
-        write_back: arguments
-            .write_back
+        write_back: (arguments.write_back || path_classes.gives(PathClass::WriteBack))
             .then_some(WriteBackPlan { bytes_max: arguments.write_back_limit, age_max: arguments.write_back_age }),
+        write_back_by_default: arguments.write_back,
+        path_classes,
         log: arguments.log.clone(),
         log_file: arguments.log_file.as_ref().map(std::path::absolute).transpose()?,
     })

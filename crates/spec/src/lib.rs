@@ -6,6 +6,7 @@ mod bucket;
 mod credentials;
 mod endpoint;
 mod mount_path;
+mod path_class;
 mod plan;
 mod prefix;
 mod provider;
@@ -17,6 +18,7 @@ pub use bucket::{BucketName, InvalidBucket};
 pub use credentials::{Credentials, SecretKey};
 pub use endpoint::{Endpoint, InvalidEndpoint};
 pub use mount_path::{InvalidMountPath, MountPath};
+pub use path_class::{AGENT_RULES, InvalidPathClass, PathClass, PathClasses, UnknownPathClass};
 pub use plan::{
     BucketPlace, InvalidMount, MountClass, MountMode, MountOptions, MountPlan, MountRequest, MountSource, Surroundings,
     plan,

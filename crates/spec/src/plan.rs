@@ -2,8 +2,8 @@
 
 use crate::{
     Binding, BindingName, BucketName, Credentials, Endpoint, InvalidBinding, InvalidBucket, InvalidEndpoint,
-    InvalidMountPath, InvalidPrefix, InvalidS3fsOption, KeyPrefix, Keys, MountPath, Provider, Remote, S3fsKind,
-    S3fsOptions,
+    InvalidMountPath, InvalidPathClass, InvalidPrefix, InvalidS3fsOption, KeyPrefix, Keys, MountPath, PathClasses,
+    Provider, Remote, S3fsKind, S3fsOptions,
 };
 
 /// Options of a mount, in the form that every client writes them; not yet checked against anything.
@@ -27,6 +27,10 @@ pub struct MountOptions {
     pub local_bucket: bool,
     /// Closing a file does not wait for the bucket.
     pub write_back: bool,
+    /// Rules `GLOB=CLASS`, the first that matches counts.
+    pub path_classes: Vec<String>,
+    /// The preset rules for trees that programs make again, after the others.
+    pub agent: bool,
 }
 
 /// One `mountBucket` call.
@@ -112,6 +116,8 @@ pub struct MountPlan {
     pub read_only: bool,
     /// Closing a file does not wait for the bucket.
     pub write_back: bool,
+    /// What holds for some paths instead.
+    pub path_classes: PathClasses,
     /// The rest.
     pub s3fs: S3fsOptions,
 }
@@ -179,6 +185,12 @@ pub enum InvalidMount {
     /// `localBucket` of a bucket that is no binding.
     #[error("localBucket works with a binding: leave endpoint out, or leave localBucket out.")]
     LocalEndpoint,
+    /// A rule for paths.
+    #[error(transparent)]
+    PathClass(#[from] InvalidPathClass),
+    /// Rules for a plain directory.
+    #[error("pathClasses and agent work with a mount: leave them out, or leave localBucket out.")]
+    LocalClasses,
 }
 
 /// The class of a refused mount, as clients test it.
@@ -204,7 +216,9 @@ impl InvalidMount {
             | Self::Path(_)
             | Self::PathInUse { .. }
             | Self::Option(_)
-            | Self::LocalEndpoint => MountClass::InvalidConfig,
+            | Self::LocalEndpoint
+            | Self::PathClass(_)
+            | Self::LocalClasses => MountClass::InvalidConfig,
         }
     }
 }
@@ -252,6 +266,10 @@ fn binding_plan(
     let binding = found?.ok_or_else(|| InvalidMount::UnknownBinding { name: name.as_str().to_owned() })?;
     let mode = if options.local_bucket { MountMode::Local } else { MountMode::Binding };
     let s3fs = S3fsOptions::parse(&options.s3fs_options, mode.s3fs_kind())?;
+    let path_classes = PathClasses::parse(&options.path_classes, options.agent)?;
+    if mode == MountMode::Local && !path_classes.is_empty() {
+        return Err(InvalidMount::LocalClasses);
+    }
     Ok(MountPlan {
         mode,
         path,
@@ -261,6 +279,7 @@ fn binding_plan(
         prefix,
         read_only: options.read_only || s3fs.read_only,
         write_back: options.write_back,
+        path_classes,
         s3fs,
     })
 }
@@ -292,6 +311,7 @@ fn endpoint_plan(
     };
     let mode = if options.credential_proxy { MountMode::EndpointProxy } else { MountMode::Endpoint };
     let s3fs = S3fsOptions::parse(&options.s3fs_options, mode.s3fs_kind())?;
+    let path_classes = PathClasses::parse(&options.path_classes, options.agent)?;
     let remote = Remote {
         provider: options.provider.unwrap_or_else(|| Provider::detect(endpoint.host())),
         endpoint,
@@ -308,6 +328,7 @@ fn endpoint_plan(
         prefix,
         read_only: options.read_only || s3fs.read_only,
         write_back: options.write_back,
+        path_classes,
         s3fs,
     })
 }
@@ -382,6 +403,8 @@ mod tests {
                 "readOnly" => options.read_only = true,
                 "local" => options.local_bucket = true,
                 "proxy" => options.credential_proxy = true,
+                "agent" => options.agent = true,
+                "class" => options.path_classes.push(value.to_owned()),
                 "s3fs" => options.s3fs_options.push(value.to_owned()),
                 "credentials" => {
                     options.credentials = Some(Credentials {
@@ -457,6 +480,14 @@ mod tests {
                 &format!("bucket /data {e} s3fs=frobnicate"),
                 "s3fs option \"frobnicate\" cannot be overridden for remote mounts".to_owned(),
             ),
+            (
+                "MY_BUCKET /data class=target",
+                "Invalid path class \"target\": write GLOB=CLASS, such as \"**/target/=local\"".to_owned(),
+            ),
+            (
+                "MY_BUCKET /data local agent",
+                "pathClasses and agent work with a mount: leave them out, or leave localBucket out.".to_owned(),
+            ),
         ] {
             assert_eq!(refused(call, &KEYS, &text).class(), MountClass::InvalidConfig, "{call}");
         }
@@ -504,6 +535,10 @@ mod tests {
         assert_eq!((embedded.mode, embedded.bucket.as_str()), (MountMode::Binding, "my-bucket"));
         assert_eq!(planned("MY_BUCKET /data local").mode, MountMode::Local);
         assert!(planned("MY_BUCKET /data s3fs=ro").read_only);
+        assert!(planned("MY_BUCKET /data").path_classes.is_empty());
+        let classed = planned("MY_BUCKET /data class=x=local agent").path_classes;
+        assert_eq!(classed.texts().next(), Some("x=local"));
+        assert_eq!(classed.texts().count(), 1 + crate::AGENT_RULES.len());
 
         let remote = |call: &str| match planned(call).place {
             BucketPlace::Remote(remote) => remote,

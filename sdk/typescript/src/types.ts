@@ -35,6 +35,26 @@ export interface RemoteMountBucketOptions {
    * the bucket is mounted again so. `fsync` and `syncBucket` wait for the bucket. Default false.
    */
   writeBack?: boolean | undefined;
+  /** When files of some paths are stored; the first rule that matches counts. Default: as `writeBack` says. */
+  pathClasses?: PathRule[] | undefined;
+  /**
+   * Rules for trees that programs make, after `pathClasses`: `.git` is `write-back`; `node_modules`, `target`,
+   * `__pycache__` and `.venv` are `local`. Default false.
+   */
+  agent?: boolean | undefined;
+}
+
+/**
+ * When a file is stored: `durable` (closing waits for the bucket), `write-back` (closing waits for the daemon's disk) or
+ * `local` (never: it is on the daemon's disk only, where the next mount of the bucket finds it).
+ */
+export type PathClass = 'durable' | 'write-back' | 'local';
+
+/** Gives a class to paths below a mount. */
+export interface PathRule {
+  /** `*`, `**`, `?`, `[a-z]`, `{a,b}`; covers what is below. With `/` at its end it matches directories only. */
+  glob: string;
+  class: PathClass;
 }
 
 /** A bucket that the daemon's configuration knows by a binding. */
@@ -51,6 +71,13 @@ export interface R2BindingMountBucketOptions {
    * the bucket is mounted again so. `fsync` and `syncBucket` wait for the bucket. Default false.
    */
   writeBack?: boolean | undefined;
+  /** When files of some paths are stored; the first rule that matches counts. Default: as `writeBack` says. */
+  pathClasses?: PathRule[] | undefined;
+  /**
+   * Rules for trees that programs make, after `pathClasses`: `.git` is `write-back`; `node_modules`, `target`,
+   * `__pycache__` and `.venv` are `local`. Default false.
+   */
+  agent?: boolean | undefined;
 }
 
 /** A plain directory that is kept equal to a binding's bucket, both ways, about once a second. */

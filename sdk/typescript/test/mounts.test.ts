@@ -38,6 +38,10 @@ test('mountBucket sends binding or bucket', async () => {
     ],
     [{ localBucket: false }, { binding: 'B', options: {} }],
     [
+      { pathClasses: [{ glob: '**/build/', class: 'local' }], agent: true },
+      { binding: 'B', options: { pathClasses: [{ glob: '**/build/', class: 'local' }], agent: true } },
+    ],
+    [
       { endpoint, provider: 's3', credentials, credentialProxy: true },
       { bucket: 'B', options: { endpoint, provider: 's3', credentials, credentialProxy: true } },
     ],

@@ -11,6 +11,7 @@ mod integrity;
 mod interop;
 mod limits;
 mod names;
+mod path_classes;
 mod posix;
 mod proxy;
 mod receipts;
@@ -41,6 +42,7 @@ fn main() -> std::process::ExitCode {
         sandboxes::TESTS,
         proxy::TESTS,
         write_back::TESTS,
+        path_classes::TESTS,
         survive::TESTS,
         deadlines::TESTS,
     ];

@@ -1,7 +1,7 @@
 //! Mounts.
 
 use sandpail_daemon::{MountInfo, MountOptions, MountRequest, MountSource, ProxyCounts};
-use sandpail_spec::{Credentials as SpecCredentials, Provider, SecretKey};
+use sandpail_spec::{Credentials as SpecCredentials, PathClass, Provider, SecretKey};
 use serde_json::Value;
 use utoipa::ToSchema;
 
@@ -53,9 +53,26 @@ pub struct MountBucketOptions {
     /// Closing a file returns when it is on the daemon's disk; it goes to the bucket within seconds.
     #[schema(nullable = false)]
     pub write_back: Option<bool>,
+    /// When files of some paths are stored; the first rule that matches counts.
+    #[schema(nullable = false)]
+    pub path_classes: Option<Vec<PathRule>>,
+    /// Rules for trees that programs make, after `pathClasses`: `.git` is `write-back`; `node_modules`, `target`,
+    /// `__pycache__` and `.venv` are `local`.
+    #[schema(nullable = false)]
+    pub agent: Option<bool>,
     /// With `binding`: keep a plain directory equal to the bucket instead of mounting.
     #[schema(nullable = false)]
     pub local_bucket: Option<bool>,
+}
+
+/// When files are stored whose path below the mount matches a glob.
+#[derive(Clone, Debug, Default, ToSchema)]
+#[schema(rename_all = "camelCase")]
+pub struct PathRule {
+    /// `*`, `**`, `?`, `[a-z]`, `{a,b}`; covers what is below. With `/` at its end it matches directories only.
+    pub glob: String,
+    /// `durable` (close waits for the bucket), `write-back` (close waits for the host's disk) or `local` (never stored).
+    pub class: String,
 }
 
 /// An access key.
@@ -157,12 +174,32 @@ fn parse_own_options(options: &Members, parsed: &mut MountOptions) -> Result<(),
         Some(Value::Bool(on)) => *on,
         Some(_) => return Err(invalid("options.writeBack must be a boolean when provided")),
     };
+    parsed.path_classes = match present(options, "pathClasses") {
+        None => Vec::new(),
+        Some(Value::Array(rules)) => rules.iter().map(path_rule).collect::<Result<_, _>>()?,
+        Some(_) => return Err(invalid("options.pathClasses must be an array of { glob, class } when provided")),
+    };
+    parsed.agent = match present(options, "agent") {
+        None => false,
+        Some(Value::Bool(on)) => *on,
+        Some(_) => return Err(invalid("options.agent must be a boolean when provided")),
+    };
     parsed.local_bucket = match present(options, "localBucket") {
         None => false,
         Some(Value::Bool(on)) => *on,
         Some(_) => return Err(invalid("options.localBucket must be a boolean when provided")),
     };
     Ok(())
+}
+
+/// One rule, as the command line writes it.
+fn path_rule(rule: &Value) -> Result<String, ApiError> {
+    let member = |name: &str| rule.get(name).and_then(Value::as_str);
+    let (Some(glob), Some(class)) = (member("glob"), member("class")) else {
+        return Err(invalid("options.pathClasses must be an array of { glob, class } when provided"));
+    };
+    let class: PathClass = class.parse().map_err(|unknown| invalid(format!("options.pathClasses: {unknown}")))?;
+    Ok(format!("{glob}={}", class.as_str()))
 }
 
 fn texts(value: &Value) -> Option<Vec<String>> {
@@ -469,6 +506,19 @@ mod tests {
         );
         assert!(parse(&body(json!({"localBucket": true}))).unwrap().options.local_bucket);
         assert!(parse(&body(json!({"writeBack": true}))).unwrap().options.write_back);
+        let form = "options.pathClasses must be an array of { glob, class } when provided";
+        refused(form, body(json!({"pathClasses": {}})));
+        refused(form, body(json!({"pathClasses": ["a=local"]})));
+        refused(form, body(json!({"pathClasses": [{"glob": 1, "class": "local"}]})));
+        refused(
+            "options.pathClasses: unknown class \"x=local\"; use durable, write-back or local",
+            body(json!({"pathClasses": [{"glob": "a", "class": "x=local"}]})),
+        );
+        refused("options.agent must be a boolean when provided", body(json!({"agent": "yes"})));
+        let rules = json!([{"glob": "**/target/", "class": "local"}, {"glob": "a", "class": "write-back"}]);
+        let classed = parse(&body(json!({"pathClasses": rules, "agent": true}))).unwrap().options;
+        assert!(classed.agent);
+        assert_eq!(classed.path_classes, ["**/target/=local", "a=write-back"]);
     }
 
     #[test]

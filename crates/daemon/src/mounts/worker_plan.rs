@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandpail_sandbox::Sandbox;
-use sandpail_spec::{BucketPlace, Keys, MountPlan, Remote, S3fsOptions};
+use sandpail_spec::{BucketPlace, Keys, MountPlan, PathClass, Remote, S3fsOptions};
 use sandpail_store::dir::DirStore;
 use sandpail_store::{Store, StoreError};
 
@@ -123,8 +123,10 @@ pub(super) fn worker_plan(inner: &Inner, slot: &Slot, sandbox: &Sandbox, plan: &
         staging_limit: Some(config.mounts.staging_limit.unwrap_or_else(|| usual_staging_limit(inner))),
         cache: config.mounts.cache.clone(),
         status: true,
-        write_back: plan.write_back.then(WriteBackPlan::default),
         op_timeout: config.mounts.op_timeout,
+        write_back: (plan.write_back || plan.path_classes.gives(PathClass::WriteBack)).then(WriteBackPlan::default),
+        write_back_by_default: plan.write_back,
+        path_classes: plan.path_classes.clone(),
         survives: config.mounts.survive,
         log: config.mounts.log.clone(),
         log_file: Some(inner.state.join("logs").join(format!("{}-{}.log", slot.id, now_ms()))),

@@ -29,6 +29,7 @@ use sandpail_fs::adapter::{self, IdMap, MountOptions};
 use sandpail_fs::attr::Defaults;
 use sandpail_fs::engine::{Engine, EngineOptions, Left, Metadata, OP_TIMEOUT, OnConflict, WriteBack};
 use sandpail_fs::write::Origin;
+use sandpail_spec::PathClasses;
 use sandpail_store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +97,12 @@ pub struct Plan {
     /// How long a caller waits for an operation; `None`: as long as it takes.
     #[serde(default = "usual_op_timeout")]
     pub op_timeout: Option<Duration>,
+    /// Whether `write_back` holds for paths that no class names; else it is for classes only.
+    #[serde(default = "usually")]
+    pub write_back_by_default: bool,
+    /// What holds for some paths instead.
+    #[serde(default)]
+    pub path_classes: PathClasses,
     /// Whether the mount goes on when its process is killed; somebody must keep it then.
     pub survives: bool,
     /// What to log.
@@ -106,6 +113,11 @@ pub struct Plan {
 
 fn usual_op_timeout() -> Option<Duration> {
     Some(OP_TIMEOUT)
+}
+
+/// In plans of versions that had no path classes.
+fn usually() -> bool {
+    true
 }
 
 /// When closing returns before the bucket has the file.
@@ -549,6 +561,8 @@ fn engine_options(plan: &Plan) -> EngineOptions {
         age_max,
         ..WriteBack::default()
     });
+    options.write_back_by_default = plan.write_back_by_default;
+    options.path_classes = plan.path_classes.clone();
     options.origin = origin(plan);
     options
 }

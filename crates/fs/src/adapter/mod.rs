@@ -40,6 +40,8 @@ const REQUEST_LEN_MAX: u32 = 1 << 20;
 const REQUESTS_AHEAD_MAX: u16 = 64;
 /// Names of one `readdir`; the kernel's buffer is full much earlier.
 const NAMES_PER_READDIR: usize = 1024;
+/// How long the kernel may believe what it is told of local files, which nobody else changes.
+const LOCAL_TTL: Duration = Duration::from_secs(3600);
 /// An entry of `readdirplus` takes this much of the kernel's buffer besides its name, in bytes.
 const ENTRY_PLUS_LEN: usize = 152;
 
@@ -60,8 +62,8 @@ impl Adapter {
 
     /// How long the kernel may believe what it is told. Not at all while others of this host have the bucket mounted,
     /// whose changes only the engine notices: the kernel would show old sizes, and cut new contents at them.
-    fn ttl(&self) -> Duration {
-        if self.engine.has_neighbours() { Duration::ZERO } else { self.ttl }
+    fn ttl(&self) -> Ttl {
+        Ttl(if self.engine.has_neighbours() { Duration::ZERO } else { self.ttl })
     }
 
     /// Who asks, in the ids that files have.
@@ -147,6 +149,16 @@ fn asked(request: &Request) -> Asked {
     Asked { number: number & !RESENT, is_again: number & RESENT != 0 }
 }
 
+/// How long the kernel may believe what it is told of files of the bucket.
+#[derive(Clone, Copy)]
+struct Ttl(Duration);
+
+impl Ttl {
+    fn of(self, stat: &Stat) -> Duration {
+        if stat.is_local { LOCAL_TTL } else { self.0 }
+    }
+}
+
 fn number(error: Errno) -> fuser::Errno {
     match error {
         Errno::ENOENT => fuser::Errno::ENOENT,
@@ -166,6 +178,7 @@ fn number(error: Errno) -> fuser::Errno {
         Errno::ENODATA => fuser::Errno::ENODATA,
         Errno::ERANGE => fuser::Errno::ERANGE,
         Errno::EBUSY => fuser::Errno::EBUSY,
+        Errno::EXDEV => fuser::Errno::EXDEV,
         Errno::ESTALE => fuser::Errno::ESTALE,
         Errno::EIO => fuser::Errno::EIO,
         Errno::ETIMEDOUT => fuser::Errno::ETIMEDOUT,
@@ -337,7 +350,7 @@ impl Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (name, ttl, ids) = (name.as_bytes().to_vec(), self.ttl(), self.ids);
         answer!(self, "lookup", request, reply, drop, |engine| engine.lookup(parent.0, &name), |stat| {
-            reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
+            reply.entry(&ttl.of(&stat), &file_attr(&stat, ids), GENERATION);
         });
     }
 
@@ -348,7 +361,7 @@ impl Filesystem for Adapter {
     fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let (ttl, ids) = (self.ttl(), self.ids);
         answer!(self, "getattr", request, reply, drop, |engine| engine.getattr(ino.0), |stat| reply
-            .attr(&ttl, &file_attr(&stat, ids)));
+            .attr(&ttl.of(&stat), &file_attr(&stat, ids)));
     }
 
     fn setattr(
@@ -382,7 +395,7 @@ impl Filesystem for Adapter {
             kill_set_id: mode.is_none() && (uid.is_some() || gid.is_some()),
         };
         answer!(self, "setattr", request, reply, end, |engine| engine.setattr(ino.0, set), |stat| {
-            reply.attr(&ttl, &file_attr(&stat, ids));
+            reply.attr(&ttl.of(&stat), &file_attr(&stat, ids));
         });
     }
 
@@ -410,7 +423,7 @@ impl Filesystem for Adapter {
             asked.mknod(&engine, parent.0, &name, mode & !umask, uid, gid).await
         };
         answer!(self, "mknod", request, reply, forget_made, |engine| work(Arc::clone(&engine)), |stat| reply.entry(
-            &ttl,
+            &ttl.of(&stat),
             &file_attr(&stat, ids),
             GENERATION
         ));
@@ -423,7 +436,7 @@ impl Filesystem for Adapter {
             asked.mkdir(&engine, parent.0, &name, mode & !umask, uid, gid).await
         };
         answer!(self, "mkdir", request, reply, forget_made, |engine| work(Arc::clone(&engine)), |stat| {
-            reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
+            reply.entry(&ttl.of(&stat), &file_attr(&stat, ids), GENERATION);
         });
     }
 
@@ -448,7 +461,7 @@ impl Filesystem for Adapter {
         let work =
             move |engine: Arc<Engine>| async move { asked.symlink(&engine, parent.0, &name, &target, uid, gid).await };
         answer!(self, "symlink", request, reply, forget_made, |engine| work(Arc::clone(&engine)), |stat| {
-            reply.entry(&ttl, &file_attr(&stat, ids), GENERATION);
+            reply.entry(&ttl.of(&stat), &file_attr(&stat, ids), GENERATION);
         });
     }
 
@@ -507,7 +520,13 @@ impl Filesystem for Adapter {
         };
         answer!(self, "create", request, reply, drop, |engine| work(Arc::clone(&engine)), |opened| {
             let flags = fopen_flags(&opened);
-            reply.created(&ttl, &file_attr(&opened.stat, ids), GENERATION, FileHandle(opened.handle), flags);
+            reply.created(
+                &ttl.of(&opened.stat),
+                &file_attr(&opened.stat, ids),
+                GENERATION,
+                FileHandle(opened.handle),
+                flags,
+            );
         });
     }
 
@@ -650,7 +669,7 @@ impl Filesystem for Adapter {
                 for entry in listed {
                     let (ino, name) = (INodeNo(entry.stat.ino), OsStr::from_bytes(&entry.name));
                     let attr = file_attr(&entry.stat, ids);
-                    is_full = is_full || reply.add(ino, entry.next, name, &ttl, &attr, GENERATION);
+                    is_full = is_full || reply.add(ino, entry.next, name, &ttl.of(&entry.stat), &attr, GENERATION);
                     if is_full && entry.is_known {
                         engine.forget(entry.stat.ino, 1);
                     }
@@ -669,9 +688,9 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        // Names are in the bucket when the call that made them returns.
-        reply.ok();
+    fn fsyncdir(&self, request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        // Names are in the bucket when the call that made them returns; those of the local disk may not be there yet.
+        answer!(self, "fsyncdir", request, reply, drop, |engine| engine.fsyncdir(ino.0), |()| reply.ok());
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {

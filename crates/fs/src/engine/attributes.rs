@@ -61,6 +61,9 @@ impl Engine {
         if status::is_status(ino) {
             return Ok(self.status_stat(ino));
         }
+        if let Some(stat) = self.local_stat(ino)? {
+            return Ok(stat);
+        }
         self.revalidate(ino).await?;
         stat_of(&self.tree(), ino)
     }
@@ -71,6 +74,9 @@ impl Engine {
     /// [`FsError::ReadOnly`], [`FsError::NoSpace`], [`FsError::Store`].
     pub async fn setattr(&self, ino: u64, set: SetAttr) -> FsResult<Stat> {
         self.check_may_change(ino)?;
+        if let Some(stat) = self.setattr_local(ino, &set)? {
+            return Ok(stat);
+        }
         if let Some(size) = set.size {
             if self.tree().dir(ino).is_some() {
                 return Err(FsError::IsADirectory);
@@ -227,6 +233,9 @@ impl Engine {
                 Err(error) => Err(error),
             };
         }
+        if let Some(value) = self.with_local(ino, |local, at| local.xattr(at, name))? {
+            return Ok(value);
+        }
         self.revalidate(ino).await?;
         let tree = self.tree();
         let node = tree.get(ino).ok_or_else(|| stale(ino))?;
@@ -240,6 +249,10 @@ impl Engine {
     pub async fn listxattr(&self, ino: u64) -> FsResult<Vec<u8>> {
         if status::is_status(ino) {
             return Ok(Vec::new());
+        }
+        if let Some(names) = self.with_local(ino, |local, at| local.xattr_names(at))? {
+            let names = names.into_iter().filter(|name| name != STATE_ATTRIBUTE);
+            return Ok(names.flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect());
         }
         self.revalidate(ino).await?;
         let tree = self.tree();
@@ -255,6 +268,11 @@ impl Engine {
     /// [`FsError::NoSpace`] over S3's 2 KB; [`FsError::Exists`] or [`FsError::NoAttribute`] as the flags ask.
     pub async fn setxattr(&self, ino: u64, name: &str, value: &[u8], flags: i32) -> FsResult<()> {
         check_xattr_name(name, true)?;
+        if self.is_off_bucket(ino) {
+            self.check_may_change(ino)?;
+            self.note_ended(self.note_begun());
+            return self.with_local(ino, |local, at| local.set_xattr(at, name, value, flags)).map(drop);
+        }
         self.change_xattr(ino, |all| {
             match (flags, all.contains_key(name)) {
                 (XATTR_CREATE, true) => return Err(FsError::Exists { what: name.to_owned() }),
@@ -273,6 +291,11 @@ impl Engine {
     /// [`FsError::NoAttribute`].
     pub async fn removexattr(&self, ino: u64, name: &str) -> FsResult<()> {
         check_xattr_name(name, true)?;
+        if self.is_off_bucket(ino) {
+            self.check_may_change(ino)?;
+            self.note_ended(self.note_begun());
+            return self.with_local(ino, |local, at| local.remove_xattr(at, name)).map(drop);
+        }
         self.change_xattr(ino, |all| all.remove(name).map(drop).ok_or(FsError::NoAttribute)).await
     }
 

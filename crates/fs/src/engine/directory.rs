@@ -26,6 +26,8 @@ pub struct DirItem {
     pub name: Name,
     /// Whether it is a directory.
     pub is_directory: bool,
+    /// What it is, if it is in the local tree.
+    pub local: Option<Kind>,
 }
 
 /// A name of a directory with what a reply needs.
@@ -99,7 +101,7 @@ impl Engine {
                 listed.push(Listed {
                     next: at as u64 + 1,
                     name,
-                    stat: Stat { ino, attr, is_linked: true },
+                    stat: Stat { ino, attr, is_linked: true, is_local: false },
                     is_known: false,
                 });
             }
@@ -136,6 +138,7 @@ impl Engine {
         let stored = entry.and_then(|entry| Some((entry.attributes.as_ref()?, entry.version.as_ref()?)));
         // The listing is newer than a node that nobody has looked up since.
         let kind = match (child, stored) {
+            _ if item.local.is_some() => item.local.unwrap_or(Kind::File),
             (Some(node), _) if node.is_local() => node.attr.kind,
             (_, Some((attributes, version))) => {
                 Attr::of_object(attributes, version.size, version.modified, false, &tree.defaults).kind
@@ -146,7 +149,8 @@ impl Engine {
             _ => Kind::File,
         };
         let attr = Attr::plain(kind, 0, std::time::SystemTime::UNIX_EPOCH, &tree.defaults);
-        Listed { next, name: Arc::clone(&item.name), stat: Stat { ino, attr, is_linked: true }, is_known: false }
+        let stat = Stat { ino, attr, is_linked: true, is_local: item.local.is_some() };
+        Listed { next, name: Arc::clone(&item.name), stat, is_known: false }
     }
 
     /// All names of a directory, in order.
@@ -160,27 +164,36 @@ impl Engine {
                 return Ok(Vec::new());
             }
             let dir = node.dir.as_deref().ok_or(FsError::NotADirectory)?;
+            if node.off_bucket {
+                return self.local_items(&tree, ino);
+            }
             let is_fresh = dir.complete_until.is_some_and(|until| dir.believes(until, self.believed_for()));
             (since, self.dir_prefix(&tree, ino), is_fresh)
         };
-        if !is_fresh && let Some((entries, has_marker)) = self.list_directory(&prefix, true).await? {
+        if !is_fresh && let Some((mut entries, has_marker)) = self.list_directory(&prefix, true).await? {
+            self.show_only(ino, &mut entries);
             self.tree().install_listing(ino, since, entries, has_marker, self.believed_until());
         }
         let tree = self.tree();
         let dir = tree.dir(ino).ok_or_else(|| stale(ino))?;
-        let item = |name: &Name, is_directory| DirItem { name: Arc::clone(name), is_directory };
-        let mut items: Vec<_> = dir.entries.iter().map(|(name, entry)| item(name, entry.is_directory())).collect();
+        let item = |name: &Name, is_directory| DirItem { name: Arc::clone(name), is_directory, local: None };
+        let local = self.local_items(&tree, ino)?;
+        let is_shown = |name: &Name| local.iter().all(|item| item.name != *name);
+        let entries = dir.entries.iter().filter(|(name, _)| is_shown(name));
+        let mut items: Vec<_> = entries.map(|(name, entry)| item(name, entry.is_directory())).collect();
         // New files that are not stored yet; in an order that another process would find, too.
         let stored_count = items.len();
         for (name, child) in &dir.children {
             if !dir.entries.contains_key(name)
                 && let Some(node) = tree.get(*child)
+                && !node.off_bucket
                 && (node.is_local() || node.opens > 0)
             {
                 items.push(item(name, node.dir.is_some()));
             }
         }
         items[stored_count..].sort_by(|a, b| a.name.cmp(&b.name));
+        items.extend(local);
         Ok(items)
     }
 
@@ -197,7 +210,7 @@ impl Engine {
             for item in items {
                 let Some(dir) = tree.dir(parent) else { break };
                 let is_known = |node: &Node| node.is_local() || dir.believes(node.fresh_until, self.believed_for());
-                if tree.child(parent, &item.name).is_some_and(is_known) {
+                if item.local.is_some() || tree.child(parent, &item.name).is_some_and(is_known) {
                     continue;
                 }
                 let Some(entry) = dir.entries.get(&item.name) else { continue };
@@ -251,6 +264,9 @@ impl Engine {
     /// [`FsError::Exists`], [`FsError::ReadOnly`], [`FsError::Store`].
     pub async fn mkdir(&self, parent: u64, name: &[u8], perm: u32, uid: u32, gid: u32) -> FsResult<Stat> {
         self.check_may_change(parent)?;
+        if self.is_local_place(parent, name, Kind::Directory) {
+            return self.mkdir_local(parent, name, perm, uid, gid).await;
+        }
         let segment = self.new_segment(parent, name).await?;
         let _shared = self.structure.read().await;
         let mut attr = self.new_attr(parent, Kind::Directory, perm, uid, gid);
@@ -297,12 +313,16 @@ impl Engine {
     pub async fn rmdir(&self, parent: u64, name: &[u8]) -> FsResult<()> {
         self.check_may_change(parent)?;
         let stat = self.resolve_to_change(parent, name).await?;
+        if self.rmdir_local(parent, name, stat.ino)?.is_some() {
+            return Ok(());
+        }
         let _shared = self.structure.read().await;
         let prefix = self.check_empty(stat.ino).await?;
         let change = self.begin(parent, name);
         let marker = object_key(prefix)?;
         self.store.delete(&marker, None).await.map_err(failed(|| format!("cannot remove directory {marker}")))?;
         self.removed(parent, name);
+        self.forget_directory(parent, name);
         change.done(&mut self.tree());
         self.keep_parent(parent).await;
         Ok(())
@@ -315,6 +335,9 @@ impl Engine {
             let dir = tree.dir(ino).ok_or(FsError::NotADirectory)?;
             // New files that are open are in no listing of the bucket.
             if dir.children.values().any(|child| tree.get(*child).is_some_and(Node::is_local)) {
+                return Err(FsError::NotEmpty);
+            }
+            if !self.local_items(&tree, ino)?.is_empty() {
                 return Err(FsError::NotEmpty);
             }
             self.dir_prefix(&tree, ino)
@@ -334,6 +357,9 @@ impl Engine {
         let stat = self.resolve_to_change(parent, name).await?;
         if stat.attr.kind == Kind::Directory {
             return Err(FsError::IsADirectory);
+        }
+        if self.unlink_local(parent, name, stat.ino)?.is_some() {
+            return Ok(());
         }
         let _shared = self.structure.read().await;
         let content = self.tree().get(stat.ino).and_then(|node| node.content.clone());
@@ -405,7 +431,12 @@ impl Engine {
             let tree = self.tree();
             let Some(node) = tree.get(parent) else { return };
             let Some(dir) = node.dir.as_deref() else { return };
-            if parent == ROOT || dir.has_marker == Some(true) || node.version.is_some() || !node.is_linked {
+            if parent == ROOT
+                || node.off_bucket
+                || dir.has_marker == Some(true)
+                || node.version.is_some()
+                || !node.is_linked
+            {
                 return;
             }
             let Ok(key) = object_key(self.dir_prefix(&tree, parent)) else { return };
@@ -431,6 +462,9 @@ impl Engine {
     /// [`FsError::NotPermitted`] without POSIX metadata; as [`Engine::mkdir`].
     pub async fn symlink(&self, parent: u64, name: &[u8], target: &[u8], uid: u32, gid: u32) -> FsResult<Stat> {
         self.check_may_change(parent)?;
+        if self.is_local_place(parent, name, Kind::Symlink) {
+            return self.symlink_local(parent, name, target, uid, gid).await;
+        }
         if self.options.metadata == Metadata::None {
             return Err(FsError::NotPermitted { what: "symbolic links need --metadata posix".to_owned() });
         }
@@ -473,6 +507,9 @@ impl Engine {
     /// # Errors
     /// [`FsError::Invalid`] if it is none.
     pub async fn readlink(&self, ino: u64) -> FsResult<Arc<[u8]>> {
+        if let Some(target) = self.readlink_local(ino)? {
+            return Ok(target);
+        }
         let (key, version) = {
             let tree = self.tree();
             let node = tree.get(ino).ok_or_else(|| stale(ino))?;

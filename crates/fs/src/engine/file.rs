@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use sandpail_store::{CopySource, ObjectAttributes};
 
+use super::local::{read_local, seek_local, sync_local};
 use super::{Engine, FileHandle, Stat, failed, guard, stale, stat_of, status};
 use crate::attr::{Kind, Time};
 use crate::content::Content;
@@ -85,6 +86,9 @@ impl Engine {
         mode: OpenMode,
     ) -> FsResult<Opened> {
         self.check_may_change(parent)?;
+        if self.is_local_place(parent, name, Kind::File) {
+            return self.create_local(parent, name, perm, uid, gid, mode).await;
+        }
         let segment = self.new_segment(parent, name).await?;
         let key = self.key_in(&self.tree(), parent, &segment)?;
         let attr = self.new_attr(parent, Kind::File, perm, uid, gid);
@@ -120,6 +124,10 @@ impl Engine {
     pub async fn open_created(&self, parent: u64, name: &[u8], mode: OpenMode) -> FsResult<Opened> {
         // The kernel's reference was counted when it was made.
         let made = self.resolve(parent, name, false).await?;
+        if let Some(node) = self.tree().get_mut(made.ino).filter(|node| node.off_bucket) {
+            // The local tree knows nothing of references: it may have been killed before it could note this one.
+            node.lookups = node.lookups.max(1);
+        }
         self.open(made.ino, OpenMode { truncate: false, ..mode }).await
     }
 
@@ -133,6 +141,9 @@ impl Engine {
         }
         if mode.write || mode.truncate {
             self.check_writable()?;
+        }
+        if let Some(opened) = self.open_local(ino, mode)? {
+            return Ok(opened);
         }
         self.revalidate(ino).await?;
         let (content, keep_cache) = {
@@ -161,7 +172,8 @@ impl Engine {
 
     fn add_handle(&self, ino: u64, content: Arc<Content>, mode: OpenMode) -> u64 {
         let handle = self.new_handle();
-        let file = FileHandle { ino, content, can_read: mode.read, can_write: mode.write, append: mode.append };
+        let file =
+            FileHandle { ino, content, can_read: mode.read, can_write: mode.write, append: mode.append, local: None };
         guard(&self.files).insert(handle, Arc::new(file));
         self.note_opened(handle, ino, Some(mode));
         handle
@@ -269,6 +281,9 @@ impl Engine {
         if !file.can_read {
             return Err(FsError::BadHandle);
         }
+        if let Some(local) = &file.local {
+            return read_local(local, offset, len);
+        }
         // A rename moves the object to another key: what fails under the old one is tried under the new one.
         let mut tried: Option<ObjectVersion> = None;
         loop {
@@ -312,7 +327,7 @@ impl Engine {
     /// # Errors
     /// [`FsError::BadHandle`], [`FsError::NoSpace`], [`FsError::TooLarge`].
     pub fn write(&self, handle: u64, offset: u64, data: &[u8], kill_set_id: bool) -> FsResult<usize> {
-        self.write_at(handle, data, kill_set_id, |file, dirty| if file.append { dirty.size() } else { offset })
+        self.write_at(handle, data, kill_set_id, offset, true)
     }
 
     /// Writes as [`Engine::write`] does, for a request that the kernel sends again: in append mode, too, the bytes go where
@@ -321,23 +336,21 @@ impl Engine {
     /// # Errors
     /// As [`Engine::write`].
     pub fn write_again(&self, handle: u64, offset: u64, data: &[u8], kill_set_id: bool) -> FsResult<usize> {
-        self.write_at(handle, data, kill_set_id, |_, _| offset)
+        self.write_at(handle, data, kill_set_id, offset, false)
     }
 
-    fn write_at(
-        &self,
-        handle: u64,
-        data: &[u8],
-        kill_set_id: bool,
-        offset: impl FnOnce(&FileHandle, &DirtyFile) -> u64,
-    ) -> FsResult<usize> {
+    fn write_at(&self, handle: u64, data: &[u8], kill_set_id: bool, offset: u64, may_append: bool) -> FsResult<usize> {
         let file = self.file(handle)?;
         if !file.can_write {
             return Err(FsError::BadHandle);
         }
         self.check_writable()?;
+        let is_append = may_append && file.append;
+        if let Some(local) = &file.local {
+            return self.write_local(local, (!is_append).then_some(offset), data, kill_set_id);
+        }
         let dirty = self.staged(file.ino, &file.content)?;
-        let offset = offset(&file, &dirty);
+        let offset = if is_append { dirty.size() } else { offset };
         check_len(offset.saturating_add(data.len() as u64))?;
         dirty.write(offset, data)?;
         self.modified(file.ino, !kill_set_id);
@@ -408,6 +421,9 @@ impl Engine {
     /// As [`Engine::flush`].
     pub async fn fsync(&self, handle: u64) -> FsResult<()> {
         let Some(file) = self.real_file(handle)? else { return Ok(()) };
+        if let Some(local) = &file.local {
+            return sync_local(Arc::clone(local)).await;
+        }
         if file.content.has_unstored() { self.store_file(file.ino).await } else { Ok(()) }
     }
 
@@ -428,8 +444,12 @@ impl Engine {
     }
 
     fn close_node(&self, ino: u64) {
-        if let Some(node) = self.tree().get_mut(ino) {
-            node.opens = node.opens.saturating_sub(1);
+        {
+            let mut tree = self.tree();
+            if let Some(node) = tree.get_mut(ino) {
+                node.opens = node.opens.saturating_sub(1);
+            }
+            self.unpark_unused(&tree, ino);
         }
         self.close_stored(ino);
     }
@@ -499,6 +519,9 @@ impl Engine {
         if !file.can_write {
             return Err(FsError::BadHandle);
         }
+        if let Some(local) = &file.local {
+            return self.fallocate_local(local, &range, keep_size, zero);
+        }
         check_len(range.end)?;
         let dirty = self.staged(file.ino, &file.content)?;
         if zero {
@@ -524,6 +547,9 @@ impl Engine {
     /// [`FsError::Range`] behind the end, which callers report as `ENXIO`.
     pub fn seek(&self, handle: u64, offset: u64, whence: Whence) -> FsResult<u64> {
         let file = self.file(handle)?;
+        if let Some(local) = &file.local {
+            return seek_local(local, offset, whence);
+        }
         let size = stat_of(&self.tree(), file.ino)?.attr.size;
         match whence {
             _ if offset >= size => Err(FsError::Range { what: "offset behind the end".to_owned() }),
@@ -548,6 +574,13 @@ impl Engine {
         let (source, target) = (self.file(from)?, self.file(to)?);
         if !source.can_read || !target.can_write {
             return Err(FsError::BadHandle);
+        }
+        match (&source.local, &target.local) {
+            (Some(source), Some(target)) => {
+                return self.copy_local((source, from_offset), (target, to_offset), len, COPY_RANGE_LEN_MAX);
+            }
+            (None, None) => {}
+            _ => return Err(unsupported()),
         }
         let version = self.object_version(source.ino)?.ok_or_else(unsupported)?;
         let is_whole = from_offset == 0 && to_offset == 0 && len >= version.size && version.size > 0;
@@ -588,7 +621,7 @@ fn check_len(len: u64) -> FsResult<()> {
 }
 
 /// As the kernel does when someone else writes to a file that runs with its owner's rights.
-pub(super) fn clear_set_id(perm: &mut u32) {
+pub(crate) fn clear_set_id(perm: &mut u32) {
     *perm &= !0o4000;
     if *perm & 0o010 != 0 {
         *perm &= !0o2000;

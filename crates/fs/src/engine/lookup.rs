@@ -71,6 +71,9 @@ impl Engine {
 
     /// As [`Engine::lookup`], counting only if `pin`.
     pub(super) async fn resolve(&self, parent: u64, name: &[u8], pin: bool) -> FsResult<Stat> {
+        if let Some(stat) = self.resolve_local(parent, name, pin)? {
+            return Ok(stat);
+        }
         for _ in 0..TRIES {
             let step = {
                 let mut tree = self.tree();
@@ -177,7 +180,10 @@ impl Engine {
         let since = question.since;
         match question.what {
             What::List { prefix, whole } => {
-                let listed = self.list_directory(&prefix, whole).await?;
+                let mut listed = self.list_directory(&prefix, whole).await?;
+                if let Some((entries, _)) = &mut listed {
+                    self.show_only(parent, entries);
+                }
                 let mut tree = self.tree();
                 match listed {
                     Some((entries, has_marker)) => {
@@ -244,8 +250,11 @@ impl Engine {
                 }
             }
             What::Probe { segment, file, below, file_only } => {
-                let found = self.ask_for(segment, file, below, file_only).await?;
+                let mut found = self.ask_for(segment, file, below, file_only).await?;
                 let mut tree = self.tree();
+                if matches!(found, Found::Directory { .. }) && self.hides(&tree, parent, name, true) {
+                    found = Found::Nothing;
+                }
                 if !tree.is_outdated(parent, name, since) {
                     self.apply(&mut tree, parent, name, found);
                 }
@@ -476,7 +485,7 @@ impl Engine {
             self.notice(&mut tree, parent);
             let node = tree.get(ino).ok_or_else(|| stale(ino))?;
             let is_fresh = tree.dir(parent).is_none_or(|dir| dir.believes(node.fresh_until, self.believed_for()));
-            let is_settled = is_fresh || node.is_local() || !node.is_linked || node.opens > 0;
+            let is_settled = is_fresh || node.off_bucket || node.is_local() || !node.is_linked || node.opens > 0;
             if ino == ROOT || is_settled {
                 return Ok(());
             }
@@ -501,7 +510,11 @@ fn ahead_of(tree: &mut Tree, parent: u64, name: &[u8]) -> Vec<DirItem> {
         _ => 1,
     };
     let mut after = dir.entries.range::<[u8], _>((Bound::Excluded(name), Bound::Unbounded));
-    let item = |(name, entry): (&Name, &Entry)| DirItem { name: Arc::clone(name), is_directory: entry.is_directory() };
+    let item = |(name, entry): (&Name, &Entry)| DirItem {
+        name: Arc::clone(name),
+        is_directory: entry.is_directory(),
+        local: None,
+    };
     let ahead = after.by_ref().take(len - 1).map(item).collect();
     dir.ahead = after.next().map(|(next, _)| (Arc::clone(next), len));
     ahead

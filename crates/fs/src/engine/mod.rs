@@ -10,6 +10,7 @@ mod again;
 mod attributes;
 mod directory;
 mod file;
+mod local;
 mod lookup;
 mod neighbours;
 mod receipts;
@@ -21,21 +22,25 @@ mod uploads;
 mod write_back;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use sandpail_spec::{PathClass, PathClasses};
 use sandpail_store::{ObjectKey, Store, StoreError};
 use tokio::time::Instant;
 
 pub use self::again::Asked;
 pub use self::attributes::{SetAttr, SetTime};
 pub use self::directory::{DirItem, Listed};
+pub(crate) use self::file::clear_set_id;
 pub use self::file::{OpenMode, Opened, Whence};
 use self::neighbours::Neighbours;
 use self::receipts::Failures;
 pub use self::receipts::{StoredFile, Synced};
+use self::rename::Begun;
 use self::status::StatusFiles;
 pub use self::status::{STATUS_DIRECTORY, STATUS_FILE};
 use self::survive::Restored;
@@ -46,6 +51,7 @@ use crate::attr::{Attr, Defaults};
 use crate::cache::DiskCache;
 use crate::content::Content;
 use crate::ledger::Ledger;
+use crate::local::LocalTree;
 use crate::read::{MemoryBudget, ReadContext};
 use crate::tree::{Name, Tree};
 use crate::write::{Origin, StagingArea, WriteContext, WriteOptions};
@@ -115,6 +121,10 @@ pub struct EngineOptions {
     pub write_back: Option<WriteBack>,
     /// How long a caller waits for an operation ([`crate::patience`]); `None`: as long as it takes.
     pub op_timeout: Option<Duration>,
+    /// Whether `write_back` holds for paths that no class names. Else it is for classes only.
+    pub write_back_by_default: bool,
+    /// Which paths are stored when; `local` ones never are.
+    pub path_classes: PathClasses,
     /// Whether another process may take the mount up when this one is killed ([`Engine::take_up`]).
     pub survives: bool,
     /// Where the files belong, for whoever finds them staged after this process died.
@@ -150,6 +160,8 @@ impl EngineOptions {
             status: true,
             write_back: None,
             op_timeout: Some(OP_TIMEOUT),
+            write_back_by_default: true,
+            path_classes: PathClasses::default(),
             survives: false,
             origin: Origin::default(),
         }
@@ -178,6 +190,8 @@ pub struct Stat {
     pub attr: Attr,
     /// Whether it still has a name.
     pub is_linked: bool,
+    /// Whether it is in the local tree: nobody but this mount changes it.
+    pub is_local: bool,
 }
 
 /// A file that is not in the bucket yet.
@@ -196,6 +210,16 @@ struct FileHandle {
     can_read: bool,
     can_write: bool,
     append: bool,
+    /// Of a file of the local tree.
+    local: Option<Arc<File>>,
+}
+
+impl FileHandle {
+    fn local(ino: u64, file: File, mode: OpenMode) -> Self {
+        let OpenMode { read, write, append, .. } = mode;
+        let (content, local) = (Arc::default(), Some(Arc::new(file)));
+        Self { ino, content, can_read: read, can_write: write, append, local }
+    }
 }
 
 #[derive(Debug)]
@@ -223,6 +247,8 @@ pub struct Engine {
     /// What was closed and is not stored yet.
     waiting: Arc<Waiting>,
     ledger: Option<Ledger>,
+    /// What is of the class `local`.
+    local: Option<LocalTree>,
     restored: Restored,
     reading: Arc<ReadContext>,
     writing: Arc<WriteContext>,
@@ -252,7 +278,10 @@ impl Engine {
         let staging = StagingArea::open(&options.staging_dir, options.staging_limit)?;
         let ledger = options.survives.then(Ledger::create).transpose();
         let ledger = ledger.map_err(failed_io("cannot make the mount's ledger"))?;
-        Self::on(store, options, runtime, staging, ledger).map(Arc::new)
+        let engine = Self::on(store, options, runtime, staging, ledger)?;
+        // Nobody has a file of an earlier mount open.
+        engine.clean_parked()?;
+        Ok(Arc::new(engine))
     }
 
     fn on(
@@ -276,6 +305,13 @@ impl Engine {
         if let Some(count_max) = options.staged_files_max {
             staging.limit_files(count_max);
         }
+        let local = match options.path_classes.gives(PathClass::Local) {
+            true => {
+                let (root, own) = staging.places();
+                Some(LocalTree::of_mount(root, own, &options.origin, &options.prefix)?)
+            }
+            false => None,
+        };
         let memory = MemoryBudget::new(options.memory_limit);
         let reading = Arc::new(ReadContext::new(Arc::clone(&store), memory, cache, runtime.clone()));
         let let_go_above = options.let_go_above.min(options.staging_limit.unwrap_or(u64::MAX) / 2);
@@ -309,6 +345,7 @@ impl Engine {
             status_files: StatusFiles::default(),
             waiting: Arc::default(),
             ledger,
+            local,
             restored: Restored::default(),
             reading,
             writing,
@@ -497,5 +534,5 @@ fn stat_of(tree: &Tree, ino: u64) -> FsResult<Stat> {
     if let Some(dirty) = node.content.as_ref().and_then(|content| content.dirty()) {
         attr.size = dirty.size();
     }
-    Ok(Stat { ino, attr, is_linked: node.is_linked })
+    Ok(Stat { ino, attr, is_linked: node.is_linked, is_local: node.off_bucket })
 }

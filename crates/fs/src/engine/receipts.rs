@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::time::SystemTime;
 
 use futures_util::StreamExt;
+use sandpail_spec::PathClass;
 use sandpail_store::ETag;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -91,6 +92,9 @@ impl Engine {
     /// # Errors
     /// [`FsError::IsADirectory`]; [`FsError::NotFound`] if it is gone from the bucket.
     pub async fn receipt(&self, ino: u64) -> FsResult<Receipt> {
+        if let Some(receipt) = self.receipt_local(ino)? {
+            return Ok(receipt);
+        }
         self.revalidate(ino).await?;
         let (mut receipt, key) = {
             let tree = self.tree();
@@ -220,6 +224,7 @@ impl Engine {
             "filesNotNamed": waiting.len().saturating_sub(named.len()),
             "files": named,
             "lastErrors": self.recent_failures.to_json(),
+            "localPaths": self.options.path_classes.globs_of(PathClass::Local).collect::<Vec<_>>(),
         })
     }
 }

@@ -22,7 +22,7 @@ const COPIES_AT_ONCE: usize = 32;
 
 /// Whether a rename is one that a process which died had begun.
 #[derive(Clone, Copy)]
-enum Begun {
+pub(super) enum Begun {
     Now { no_replace: bool },
     Before,
 }
@@ -63,7 +63,8 @@ impl Engine {
     }
 
     async fn rename_rest(&self, parent: u64, name: &[u8], new_parent: u64, new_name: &[u8]) -> FsResult<()> {
-        let Some((ino, is_local)) = self.tree().child(parent, name).map(|node| (node.ino, node.is_local())) else {
+        let known = self.tree().child(parent, name).map(|node| (node.ino, node.is_local() || node.off_bucket));
+        let Some((ino, is_local)) = known else {
             // It is known to be done, or the bucket must say.
             return match self.resolve(parent, name, false).await {
                 Err(FsError::NotFound { .. }) => self.resolve(new_parent, new_name, false).await.map(drop),
@@ -80,6 +81,7 @@ impl Engine {
         if let Some((segment, attr, attributes, version)) = found.map(|node| {
             (Arc::clone(&node.segment), node.attr.clone(), Arc::clone(&node.attributes), node.version.clone())
         }) {
+            self.follow(&tree, ino, new_parent, new_name)?;
             tree.detach(new_parent, new_name);
             tree.relink(ino, new_parent, Name::from(new_name), segment);
             if let Some(node) = tree.get_mut(ino) {
@@ -113,6 +115,9 @@ impl Engine {
     ) -> FsResult<()> {
         self.check_may_change(parent)?;
         self.check_may_change(new_parent)?;
+        if let Some(done) = self.rename_local((parent, name), (new_parent, new_name), begun).await? {
+            return Ok(done);
+        }
         let source = self.resolve_to_change(parent, name).await?;
         let target = match self.resolve(new_parent, new_name, false).await {
             Ok(target) => Some(target),
@@ -251,7 +256,7 @@ impl Engine {
         segment: &Arc<str>,
         target: Option<u64>,
     ) -> FsResult<bool> {
-        if self.options.write_back.is_none() {
+        if self.write_back_of(ino).is_none() || !self.is_written_back(new_parent, new_name) {
             return Ok(false);
         }
         let _shared = self.structure.read().await;
@@ -340,7 +345,8 @@ impl Engine {
         let _alone = self.structure.write().await;
         let below = self.tree().descendants(ino);
         for file in &below {
-            let is_linked = self.tree().get(*file).is_some_and(|node| node.is_linked && node.dir.is_none());
+            let is_linked =
+                self.tree().get(*file).is_some_and(|node| node.is_linked && node.dir.is_none() && !node.off_bucket);
             if is_linked {
                 self.store_file_locked(*file).await?;
             }
@@ -355,6 +361,8 @@ impl Engine {
             self.check_empty(target).await?;
         }
         let moves = self.moves(&old_prefix, &new_prefix).await?;
+        let below_old = moves.iter().filter_map(|(old, ..)| old.as_str().strip_prefix(&old_prefix));
+        self.check_classes_below(ino, (new_parent, new_name), below_old)?;
         let (from, to) = (self.begin(parent, &name), self.begin(new_parent, new_name));
         let copied = self.copy_all(&moves).await?;
         // What is below first: stores made of directories (SeaweedFS) keep a directory that is not empty yet.
@@ -367,9 +375,11 @@ impl Engine {
             return Err(FsError::Store { what, source });
         }
         let mut tree = self.tree();
+        let followed = self.follow(&tree, ino, new_parent, new_name);
         tree.detach(new_parent, new_name);
         tree.relink(ino, new_parent, Name::from(new_name), segment);
-        for child in &below {
+        let below = below.into_iter().filter(|child| tree.get(*child).is_some_and(|node| !node.off_bucket));
+        for child in &below.collect::<Vec<_>>() {
             if let Some(dir) = tree.dir_mut(*child) {
                 dir.complete_until = None;
                 dir.entries.clear();
@@ -404,7 +414,7 @@ impl Engine {
         touch(&mut tree, new_parent);
         from.done(&mut tree);
         to.done(&mut tree);
-        Ok(())
+        followed
     }
 
     /// Every key below a prefix, and where it goes.

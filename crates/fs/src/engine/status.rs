@@ -85,7 +85,7 @@ impl Engine {
         let mut attr = Attr::plain(kind, 0, SystemTime::now(), &self.options.defaults);
         // Names of files may not be everybody's to know.
         attr.perm = if ino == DIRECTORY_INO { 0o555 } else { 0o440 };
-        Stat { ino, attr, is_linked: true }
+        Stat { ino, attr, is_linked: true, is_local: false }
     }
 
     /// Opens the status file; what it says is what is true now.

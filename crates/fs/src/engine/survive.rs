@@ -178,7 +178,7 @@ impl Engine {
     }
 
     fn restore(&mut self, known: Known) -> FsResult<()> {
-        let Known { nodes, mut attributes, handles, begun, under_way, next_handle, .. } = known;
+        let Known { nodes, mut attributes, handles, begun, under_way, moving, next_handle } = known;
         self.next_handle.store(next_handle.max(1), Ordering::Relaxed);
         self.restored.begun = begun;
         self.restored.unheard = under_way;
@@ -190,9 +190,11 @@ impl Engine {
             }
             tree.relink_restored();
         }
+        self.finish_moves(moving);
         for (handle, note) in handles {
             self.restore_handle(handle, note);
         }
+        self.clean_parked()?;
         for file in self.writing.adopted()? {
             self.restore_staged(file)?;
         }
@@ -227,13 +229,24 @@ impl Engine {
             return;
         };
         match mode {
+            Some(mode) if node.off_bucket => {
+                node.opens += 1;
+                drop(tree);
+                match self.reopen_local(ino, mode) {
+                    Ok(file) => drop(guard(&self.files).insert(handle, Arc::new(file))),
+                    Err(error) => tracing::error!(ino, %error, "an open local file is lost"),
+                }
+                self.restored.opened.insert(request, handle);
+                return;
+            }
             Some(mode) => {
                 node.opens += 1;
                 let content = Arc::clone(node.content.get_or_insert_default());
                 if !node.is_linked {
                     content.mark_unlinked();
                 }
-                let file = FileHandle { ino, content, can_read: mode.read, can_write: mode.write, append: mode.append };
+                let OpenMode { read, write, append, .. } = mode;
+                let file = FileHandle { ino, content, can_read: read, can_write: write, append, local: None };
                 guard(&self.files).insert(handle, Arc::new(file));
             }
             None => {

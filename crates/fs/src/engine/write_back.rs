@@ -80,7 +80,7 @@ impl Closed {
 impl Engine {
     /// A descriptor with changes is closed: stores the file, or brings it to the disk for later.
     pub(super) async fn close_changed(&self, ino: u64, content: &Arc<Content>) -> FsResult<()> {
-        let Some(policy) = self.options.write_back else { return self.store_file(ino).await };
+        let Some(policy) = self.write_back_of(ino) else { return self.store_file(ino).await };
         // Attributes alone have no record.
         let Some(dirty) = content.dirty().filter(|dirty| dirty.is_dirty() || content.is_uploading()) else {
             return self.store_file(ino).await;
@@ -187,7 +187,7 @@ impl Waiting {
                 (*ino, *closed)
             })
             .collect();
-        due.sort_by_key(|(_, closed)| closed.first);
+        due.sort_by_key(|(ino, closed)| (closed.first, *ino));
         due
     }
 

@@ -25,6 +25,16 @@ pub(crate) struct NodeNote {
     pub(crate) is_linked: bool,
     /// Attributes were changed and are not stored.
     pub(crate) is_pending: bool,
+    /// It is in the local tree.
+    pub(crate) off_bucket: bool,
+}
+
+/// A node, and the name that the local tree has it under from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Moving {
+    pub(crate) ino: u64,
+    pub(crate) parent: u64,
+    pub(crate) name: Name,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +71,8 @@ pub(crate) enum Entry {
     Ended(u64),
     /// No handle from here on was ever given.
     Handles(u64),
+    /// Something is about to have another name in the local tree; the node's own entry comes after it.
+    Moving(Moving),
 }
 
 const NO_TAG: &[u8] = b"";
@@ -83,6 +95,7 @@ impl Entry {
             Self::Begun(request) => put(log, 8, &[*request], &[]),
             Self::Handles(next) => put(log, 9, &[*next], &[]),
             Self::Ended(request) => put(log, 10, &[*request], &[]),
+            Self::Moving(Moving { ino, parent, name }) => put(log, 11, &[*ino, *parent], &[name]),
         }
         frames::end(log, at);
     }
@@ -107,6 +120,7 @@ impl Entry {
             8 => Self::Begun(rest.number()?),
             9 => Self::Handles(rest.number()?),
             10 => Self::Ended(rest.number()?),
+            11 => Self::Moving(Moving { ino: rest.number()?, parent: rest.number()?, name: rest.bytes()?.into() }),
             _ => return None,
         };
         rest.0.is_empty().then_some(entry)
@@ -122,7 +136,8 @@ impl NodeNote {
             | u64::from(self.is_pending) << 1
             | u64::from(version.is_some()) << 2
             | u64::from(self.segment.is_some()) << 3
-            | u64::from(version.is_some_and(|version| version.etag.is_some())) << 4;
+            | u64::from(version.is_some_and(|version| version.etag.is_some())) << 4
+            | u64::from(self.off_bucket) << 5;
         let [atime_secs, mtime_secs, ctime_secs, modified_secs] =
             [atime, mtime, ctime, &modified].map(|time| u64::from_ne_bytes(time.secs.to_ne_bytes()));
         let numbers = [
@@ -170,6 +185,7 @@ impl NodeNote {
             lookups,
             is_linked: bits & 1 != 0,
             is_pending: bits & 2 != 0,
+            off_bucket: bits & 32 != 0,
         })
     }
 }
@@ -255,13 +271,16 @@ mod tests {
             lookups: 3,
             is_linked: true,
             is_pending: false,
+            off_bucket: false,
         };
         check(Entry::Node(note.clone()));
         let version = Version { etag: None, size: 9, modified: UNIX_EPOCH + Duration::new(5, 7) };
         check(Entry::Node(NodeNote { version: Some(version.clone()), segment: Some("".into()), ..note.clone() }));
         let version = Version { etag: Some(ETag::new("\"tag\"")), ..version };
-        check(Entry::Node(NodeNote { version: Some(version), is_linked: false, is_pending: true, ..note }));
+        check(Entry::Node(NodeNote { version: Some(version), is_linked: false, is_pending: true, ..note.clone() }));
         check(Entry::Attributes(5, ObjectAttributes { content_type: Some("x/y".to_owned()), ..Default::default() }));
+        check(Entry::Node(NodeNote { off_bucket: true, ..note }));
+        check(Entry::Moving(Moving { ino: 5, parent: 1, name: Name::from(&b"new"[..]) }));
         check(Entry::Gone(4));
         let mode = OpenMode { read: true, append: true, ..OpenMode::default() };
         check(Entry::File { handle: 1, ino: 2, mode, request: 3 });

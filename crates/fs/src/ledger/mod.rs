@@ -8,7 +8,7 @@
 
 mod entry;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -19,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use sandpail_store::ObjectAttributes;
 
-pub(crate) use self::entry::{Entry, NodeNote};
+pub(crate) use self::entry::{Entry, Moving, NodeNote};
 use crate::engine::OpenMode;
 use crate::frames;
 use crate::tree::Name;
@@ -120,12 +120,14 @@ pub(crate) struct HandleNote {
 /// What a process that died had told the kernel.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    pub(crate) nodes: HashMap<u64, NodeNote>,
-    pub(crate) attributes: HashMap<u64, ObjectAttributes>,
-    pub(crate) handles: HashMap<u64, HandleNote>,
+    pub(crate) nodes: BTreeMap<u64, NodeNote>,
+    pub(crate) attributes: BTreeMap<u64, ObjectAttributes>,
+    pub(crate) handles: BTreeMap<u64, HandleNote>,
     pub(crate) begun: HashSet<u64>,
     /// Changes that had begun and not ended.
     pub(crate) under_way: HashSet<u64>,
+    /// Moves in the local tree of which the nodes' entries say nothing yet.
+    pub(crate) moving: Vec<Moving>,
     pub(crate) next_handle: u64,
 }
 
@@ -161,7 +163,10 @@ impl Known {
 
     fn apply(&mut self, entry: Entry) {
         match entry {
-            Entry::Node(node) => drop(self.nodes.insert(node.ino, node)),
+            Entry::Node(node) => {
+                self.moving.retain(|moving| moving.ino != node.ino);
+                self.nodes.insert(node.ino, node);
+            }
             Entry::Attributes(ino, attributes) => drop(self.attributes.insert(ino, attributes)),
             Entry::Gone(ino) => {
                 self.nodes.remove(&ino);
@@ -184,6 +189,7 @@ impl Known {
                 self.under_way.insert(change);
             }
             Entry::Ended(change) => drop(self.under_way.remove(&change)),
+            Entry::Moving(moving) => self.moving.push(moving),
             Entry::Handles(next) => self.next_handle = self.next_handle.max(next),
         }
     }
@@ -319,6 +325,13 @@ impl Ledger {
         self.write(&mut writing);
     }
 
+    /// A name of the local tree is about to change: written at once. The caller keeps the nodes still until it has.
+    pub(crate) fn moving(&self, moving: Moving) {
+        let mut writing = self.writing();
+        Entry::Moving(moving).encode(&mut writing.pending);
+        self.write(&mut writing);
+    }
+
     /// It has ended, well or not.
     pub(crate) fn ended(&self, change: u64) {
         let mut writing = self.writing();
@@ -423,6 +436,7 @@ mod tests {
             lookups,
             is_linked: true,
             is_pending: false,
+            off_bucket: false,
         }
     }
 

@@ -50,6 +50,10 @@ fn is_relied_on(node: &Node) -> bool {
 fn note_of(node: &Node) -> NodeNote {
     let segment = (node.segment.as_bytes() != &*node.name).then(|| Arc::clone(&node.segment));
     let mut attr = node.attr.clone();
+    if node.off_bucket {
+        // The local disk knows these, and they change with every write.
+        (attr.size, attr.atime, attr.mtime, attr.ctime) = Default::default();
+    }
     if let Some(content) = &node.content
         && content.dirty().is_some_and(|dirty| dirty.is_dirty())
     {
@@ -66,6 +70,7 @@ fn note_of(node: &Node) -> NodeNote {
         version: node.version.clone(),
         lookups: node.lookups,
         is_linked: node.is_linked,
+        off_bucket: node.off_bucket,
         is_pending: node.content.as_ref().is_some_and(|content| content.has_pending_attributes()),
     }
 }
@@ -125,7 +130,7 @@ impl Tree {
 
     /// Puts a node back that a process which died had. Names are linked by [`Tree::relink_restored`], once all are there.
     pub(crate) fn restore(&mut self, note: NodeNote, attributes: Option<ObjectAttributes>) {
-        let NodeNote { ino, parent, name, segment, attr, version, lookups, is_linked, .. } = note;
+        let NodeNote { ino, parent, name, segment, attr, version, lookups, is_linked, off_bucket, .. } = note;
         let mut version = version;
         if attributes.is_none()
             && let Some(version) = &mut version
@@ -150,6 +155,7 @@ impl Tree {
             dir,
             content: None,
             target: None,
+            off_bucket,
             noted: Noted::default(),
         };
         self.next_spare = if ino > 1 << 62 { self.next_spare.max(ino) } else { self.next_spare };
@@ -174,7 +180,9 @@ impl Tree {
 
     /// All nodes but the root.
     pub(crate) fn all(&self) -> Vec<u64> {
-        self.nodes.keys().copied().filter(|ino| *ino != ROOT).collect()
+        let mut all: Vec<u64> = self.nodes.keys().copied().filter(|ino| *ino != ROOT).collect();
+        all.sort_unstable();
+        all
     }
 }
 

@@ -34,7 +34,8 @@ impl Adopted {
 
     /// Whether an upload of it may have been done.
     pub(crate) fn may_be_stored(&self) -> bool {
-        self.recorded.is_storing
+        // Its process may have died before anybody else knew that it is stored.
+        self.recorded.is_storing || self.recorded.was_stored
     }
 
     /// Removes it: nobody needs it, or was told of it.

@@ -348,6 +348,8 @@ pub struct Recorded {
     pub(super) tail: Option<u64>,
     pub(super) is_stored: bool,
     pub(super) is_storing: bool,
+    /// An upload has ended well.
+    pub(super) was_stored: bool,
     pub(super) is_unlinked: bool,
     pub(super) is_kept: bool,
     pub(super) is_durable: bool,
@@ -383,6 +385,7 @@ impl Recorded {
             tail: None,
             is_stored: true,
             is_storing: false,
+            was_stored: false,
             is_unlinked: false,
             is_kept: false,
             is_durable: false,
@@ -455,7 +458,10 @@ impl Recorded {
             Event::Replaces(etag) => self.replaces = etag.as_deref().map(ETag::new),
             Event::Changed => self.change(),
             Event::Storing => self.is_storing = true,
-            Event::Stored => (self.is_stored, self.is_storing, self.is_durable) = (true, false, false),
+            Event::Stored => {
+                (self.is_stored, self.is_storing, self.is_durable) = (true, false, false);
+                self.was_stored = true;
+            }
             Event::Durable => {
                 self.is_durable = true;
                 self.sums.safe();

@@ -34,6 +34,8 @@ pub(crate) fn same(ours: Errno, theirs: rustix::io::Errno) -> bool {
         E::INVAL => Errno::EINVAL,
         // Links are followed by the kernel, not by the engine.
         E::LOOP => return true,
+        // Of several reasons each may be told.
+        E::XDEV => return matches!(ours, Errno::EXDEV | Errno::ENOENT | Errno::ENOTDIR),
         _ => return false,
     };
     // Where several are right, each may choose.

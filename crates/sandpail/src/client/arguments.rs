@@ -146,6 +146,12 @@ pub(crate) struct MountArgs {
     /// Let close return when the file is on the daemon's disk; it goes to the bucket within seconds
     #[arg(long)]
     pub(crate) write_back: bool,
+    /// When files of these paths are stored: durable, write-back or local (never; on the daemon's disk only)
+    #[arg(long = "path-class", value_name = "GLOB=CLASS", conflicts_with = "local")]
+    pub(crate) path_classes: Vec<String>,
+    /// .git is stored a little later, node_modules, target, __pycache__ and .venv stay on the daemon's disk
+    #[arg(long, conflicts_with = "local")]
+    pub(crate) agent: bool,
     /// Send the keys of this environment (AWS_*, else R2_*) with the request; without it the daemon uses its own
     #[arg(long, requires = "endpoint")]
     pub(crate) send_keys: bool,

@@ -9,6 +9,7 @@ mod shell;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use sandpail_spec::PathClasses;
 use serde_json::{Value, json};
 
 pub(crate) use self::arguments::{SandboxArgs, SandboxCommand};
@@ -102,6 +103,15 @@ fn mount_body(mount: &arguments::MountArgs) -> anyhow::Result<Value> {
     }
     if mount.write_back {
         set("writeBack", json!(true));
+    }
+    if !mount.path_classes.is_empty() {
+        // Said here, with the words of the command line.
+        PathClasses::parse(&mount.path_classes, false)?;
+        let rules = mount.path_classes.iter().filter_map(|rule| rule.rsplit_once('='));
+        set("pathClasses", rules.map(|(glob, class)| json!({ "glob": glob, "class": class })).collect());
+    }
+    if mount.agent {
+        set("agent", json!(true));
     }
     if mount.local {
         set("localBucket", json!(true));
