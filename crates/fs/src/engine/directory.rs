@@ -374,8 +374,9 @@ impl Engine {
             (self.file_key(&tree, stat.ino)?, node.version.clone())
         };
         let change = self.begin(parent, name);
-        let may_be_stored = content.as_ref().is_some_and(|content| content.may_be_stored());
-        if version.is_some() || may_be_stored {
+        // Only what nobody can have stored needs no request.
+        let is_new = content.as_ref().is_some_and(|content| content.has_unstored() && !content.may_be_stored());
+        if version.is_some() || !is_new {
             let etag = version.and_then(|version| self.believed(&version));
             self.store.delete(&key, etag.as_ref()).await.map_err(failed(|| format!("cannot remove {key}")))?;
         }

@@ -50,7 +50,7 @@ fn io(what: &str) -> impl FnOnce(std::io::Error) -> FsError {
     move |source| FsError::Io { what, source }
 }
 
-fn on_disk(what: &str) -> impl FnOnce(Errno) -> FsError {
+pub(super) fn on_disk(what: &str) -> impl FnOnce(Errno) -> FsError {
     let what = what.to_owned();
     move |source| match source {
         Errno::NOSPC | Errno::DQUOT => FsError::NoSpace { what },
@@ -61,12 +61,12 @@ fn on_disk(what: &str) -> impl FnOnce(Errno) -> FsError {
     }
 }
 
-fn other_class(name: &[u8], new_name: &[u8]) -> FsError {
+pub(super) fn other_class(name: &[u8], new_name: &[u8]) -> FsError {
     let what = format!("{:?} to {:?}", String::from_utf8_lossy(name), String::from_utf8_lossy(new_name));
     FsError::OtherClass { what }
 }
 
-fn path_in(directory: &[u8], name: &[u8]) -> Vec<u8> {
+pub(super) fn path_in(directory: &[u8], name: &[u8]) -> Vec<u8> {
     if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
 }
 
@@ -160,7 +160,7 @@ impl Engine {
     }
 
     /// The path of a name in a directory in which it may be made. The caller holds the tree's lock.
-    fn free_place(&self, tree: &Tree, parent: u64, name: &[u8]) -> FsResult<(&LocalTree, Vec<u8>)> {
+    pub(super) fn free_place(&self, tree: &Tree, parent: u64, name: &[u8]) -> FsResult<(&LocalTree, Vec<u8>)> {
         let local = self.local.as_ref().ok_or_else(|| not_found(name))?;
         check_name(name)?;
         let node = tree.get(parent).ok_or_else(|| stale(parent))?;
@@ -178,7 +178,7 @@ impl Engine {
     }
 
     /// A name has come or gone in a directory, or was to.
-    fn changed_in(&self, tree: &mut Tree, local: &LocalTree, parent: u64, is_done: bool) {
+    pub(super) fn changed_in(&self, tree: &mut Tree, local: &LocalTree, parent: u64, is_done: bool) {
         if tree.get(parent).is_some_and(|node| !node.off_bucket) {
             if is_done {
                 touch(tree, parent);
@@ -475,7 +475,13 @@ impl Engine {
         };
         let is_local = self.is_local_place(new_parent, new_name, source.attr.kind);
         if source.is_local != is_local {
-            return Err(other_class(name, new_name));
+            if source.is_local || source.attr.kind != Kind::Directory {
+                return Err(other_class(name, new_name));
+            }
+            self.note_ended(self.note_begun());
+            let is_again = matches!(begun, Begun::Before);
+            self.carry_to_local(&source, (parent, name), (new_parent, new_name), is_again).await?;
+            return Ok(Some(()));
         }
         if !is_local {
             return Ok(None);

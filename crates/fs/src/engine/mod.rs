@@ -8,6 +8,7 @@
 
 mod again;
 mod attributes;
+mod carry;
 mod directory;
 mod file;
 mod local;

@@ -78,6 +78,7 @@ impl Engine {
         let target = self.resolve(new_parent, new_name, false).await?;
         let mut tree = self.tree();
         let found = tree.get(target.ino).filter(|_| target.ino != ino);
+        let off_bucket = found.is_some_and(|node| node.off_bucket);
         if let Some((segment, attr, attributes, version)) = found.map(|node| {
             (Arc::clone(&node.segment), node.attr.clone(), Arc::clone(&node.attributes), node.version.clone())
         }) {
@@ -86,6 +87,7 @@ impl Engine {
             tree.relink(ino, new_parent, Name::from(new_name), segment);
             if let Some(node) = tree.get_mut(ino) {
                 (node.attr, node.attributes, node.version) = (attr, attributes, version);
+                node.off_bucket = off_bucket;
             }
         }
         tree.note_removed(parent, &Name::from(name), self.believed_until());
