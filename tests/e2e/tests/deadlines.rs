@@ -92,7 +92,7 @@ PY
 /// kernel again.
 fn let_go(world: &World, kill_mount: bool) -> Result<()> {
     let Some((mount, proxy)) = through(world, &["--metadata-ttl", "10m"], true)? else { return Ok(()) };
-    world.sh(&mount, "ls >/dev/null; stat d0 d0/f >/dev/null; mkdir made; ls -l made")?;
+    world.sh(&mount, "ls >/dev/null; stat d0 d0/f >/dev/null; mkdir made other; ls -l made other")?;
     proxy.set_hanging(true);
     let script = r##"
         KILL_MOUNT=@ "$PYTHON" - <<'PY'
@@ -104,7 +104,7 @@ programs = {
     "listing": (["ls", "d11"], signal.SIGINT),
     "read": (["cat", "d0/f"], signal.SIGKILL),
     "direct read": (["dd", "if=d0/f", "iflag=direct", "bs=1M"], signal.SIGTERM),
-    "mkdir": (["mkdir", "made/more"], signal.SIGKILL),
+    "mkdir": (["mkdir", "other/more"], signal.SIGKILL),
     "close": (["tee", "made/closed"], signal.SIGINT),
     "fsync": (["dd", "if=/dev/zero", "of=made/synced", "bs=1k", "count=1", "conv=fsync"], signal.SIGKILL),
     "listing of one that handles it": ([PYTHON, "-Ic", handled + "os.listdir('d14')"], signal.SIGTERM),
@@ -117,6 +117,8 @@ def worker():
         if line.startswith(MNT + "\t"): return int(line.split("pid ")[1])
 running = {}
 for what, (program, how) in programs.items():
+    # The kernel lets nobody else use a directory in which something is made or moved.
+    if what == "rename": time.sleep(2)
     running[what] = subprocess.Popen(program, cwd=MNT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=open(f"{LOCAL}/{what}", "w"), start_new_session=True)
 time.sleep(3)
 for what, process in running.items(): assert process.poll() is None, (what, process.poll(), open(f"{LOCAL}/{what}").read())

@@ -256,7 +256,7 @@ fn refused(world: &World) -> Result<()> {
             fails "$SANDPAIL" mount dir:b m --path-class target 2>err; grep -q 'write GLOB=CLASS, such as' err
             fails "$SANDPAIL" mount dir:b m --path-class 'a[=local' 2>err; grep -q '"a\[=local"' err
             fails "$SANDPAIL" mount dir:b m --path-class a=fast 2>err; grep -q 'use durable, write-back or local' err
-            [ -z "$(ls m b)" ]
+            [ -z "$(ls m)$(ls b)" ]
             "#,
         )?
         .run()?;

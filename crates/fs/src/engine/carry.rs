@@ -73,7 +73,7 @@ impl Engine {
             Err(FsError::NotFound { .. }) => {}
             other => other?,
         }
-        // The kernel takes the inode along to the new name.
+        // The kernel takes the inodes along to the new names.
         let attr = local.stat(At::Path(&path))?;
         let mut tree = self.tree();
         tree.detach(new_parent, new_name);
@@ -82,6 +82,17 @@ impl Engine {
             if let Some(node) = tree.get_mut(source.ino) {
                 (node.is_linked, node.off_bucket, node.version, node.attr) = (true, true, None, attr);
                 node.dir = Some(Box::default());
+            }
+        }
+        for (item, ino) in &items {
+            let attr = local.stat(At::Path(&path_in(&path, item)))?;
+            if tree.get(*ino).is_none() {
+                continue;
+            }
+            tree.relink(*ino, source.ino, Name::clone(item), String::from_utf8_lossy(item).into());
+            if let Some(node) = tree.get_mut(*ino) {
+                (node.is_linked, node.off_bucket, node.version, node.attr) = (true, true, None, attr);
+                node.content = None;
             }
         }
         self.changed_in(&mut tree, local, new_parent, true);
