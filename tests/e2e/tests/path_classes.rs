@@ -195,7 +195,7 @@ fn kills(world: &World) -> Result<()> {
     let mut plan = world.plan("mnt", &["--agent"])?;
     plan.survives = true;
     let mount = Mount::start(plan)?;
-    let rounds: u32 = sandpail_e2e::short_or_long(150, 3000);
+    let rounds: u32 = sandpail_e2e::short_or_long(600, 3000);
     let told = world.sh(
         &mount,
         &format!(

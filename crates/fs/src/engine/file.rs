@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use sandpail_store::{CopySource, ObjectAttributes};
+use tokio::time::Instant;
 
 use super::local::{read_local, seek_local, sync_local};
 use super::{Engine, FileHandle, Stat, failed, guard, stale, stat_of, status};
@@ -13,7 +14,7 @@ use crate::attr::{Kind, Time};
 use crate::content::Content;
 use crate::errno::{Errno, errno};
 use crate::read::{ObjectVersion, ReadContext};
-use crate::tree::Version;
+use crate::tree::{Name, Version};
 use crate::write::{Base, BaseReader, DirtyFile};
 use crate::{FsError, FsResult};
 
@@ -109,6 +110,8 @@ impl Engine {
                 node.lookups = 0;
             }
             tree.detach(parent, name);
+            // A listing that is believed has it by now.
+            tree.note_removed(parent, &Name::from(name), Instant::now());
             return Err(error);
         }
         let stat = stat_of(&self.tree(), ino)?;
