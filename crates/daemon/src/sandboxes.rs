@@ -377,8 +377,23 @@ impl Inner {
             network.close().await;
         }
         self.forget(slot);
+        self.remove_local_trees().await;
         self.events.tell("sandbox.destroyed", &slot.id, None, "");
         removed.map_err(DaemonError::from)
+    }
+
+    /// Removes what sandboxes that are gone had on this host only.
+    pub(crate) async fn remove_local_trees(self: &Arc<Self>) {
+        let inner = Arc::clone(self);
+        let removed = tokio::task::spawn_blocking(move || {
+            let is_gone = |tenant: &str| !inner.slots().keys().any(|id| id.as_str() == tenant);
+            sandpail_fs::local::remove_trees_of(&inner.state.join("staging"), is_gone)
+        });
+        match removed.await {
+            Ok(Err(error)) => tracing::warn!(%error, "local files of sandboxes that are gone cannot be removed yet"),
+            Err(error) => tracing::warn!(%error, "local files of sandboxes that are gone cannot be removed yet"),
+            Ok(Ok(_)) => {}
+        }
     }
 
     /// The slot of an id; a new one if there is room.

@@ -17,7 +17,7 @@ mod error;
 mod frames;
 mod ids;
 pub mod ledger;
-mod local;
+pub mod local;
 pub mod patience;
 pub mod read;
 pub mod receipt;

@@ -117,6 +117,7 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
             .then_some(WriteBackPlan { bytes_max: arguments.write_back_limit, age_max: arguments.write_back_age }),
         write_back_by_default: arguments.write_back,
         path_classes,
+        tenant: None,
         log: arguments.log.clone(),
         log_file: arguments.log_file.as_ref().map(std::path::absolute).transpose()?,
     })

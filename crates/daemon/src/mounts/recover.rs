@@ -41,6 +41,7 @@ pub(crate) async fn recover(inner: &Arc<Inner>) -> Result<(), DaemonError> {
         inner.state.remove(&id)?;
     }
     network::prune(inner);
+    inner.remove_local_trees().await;
     Ok(())
 }
 

@@ -127,6 +127,7 @@ pub(super) fn worker_plan(inner: &Inner, slot: &Slot, sandbox: &Sandbox, plan: &
         write_back: (plan.write_back || plan.path_classes.gives(PathClass::WriteBack)).then(WriteBackPlan::default),
         write_back_by_default: plan.write_back,
         path_classes: plan.path_classes.clone(),
+        tenant: Some(slot.id.to_string()),
         survives: config.mounts.survive,
         log: config.mounts.log.clone(),
         log_file: Some(inner.state.join("logs").join(format!("{}-{}.log", slot.id, now_ms()))),

@@ -103,6 +103,9 @@ pub struct Plan {
     /// What holds for some paths instead.
     #[serde(default)]
     pub path_classes: PathClasses,
+    /// The sandbox whose mount it is: nobody else's has its local files.
+    #[serde(default)]
+    pub tenant: Option<String>,
     /// Whether the mount goes on when its process is killed; somebody must keep it then.
     pub survives: bool,
     /// What to log.
@@ -563,6 +566,7 @@ fn engine_options(plan: &Plan) -> EngineOptions {
     });
     options.write_back_by_default = plan.write_back_by_default;
     options.path_classes = plan.path_classes.clone();
+    options.tenant.clone_from(&plan.tenant);
     options.origin = origin(plan);
     options
 }

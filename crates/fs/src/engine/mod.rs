@@ -126,6 +126,8 @@ pub struct EngineOptions {
     pub write_back_by_default: bool,
     /// Which paths are stored when; `local` ones never are.
     pub path_classes: PathClasses,
+    /// Whose local files are whose: mounts of one bucket see each other's only with the same tenant.
+    pub tenant: Option<String>,
     /// Whether another process may take the mount up when this one is killed ([`Engine::take_up`]).
     pub survives: bool,
     /// Where the files belong, for whoever finds them staged after this process died.
@@ -163,6 +165,7 @@ impl EngineOptions {
             op_timeout: Some(OP_TIMEOUT),
             write_back_by_default: true,
             path_classes: PathClasses::default(),
+            tenant: None,
             survives: false,
             origin: Origin::default(),
         }
@@ -309,7 +312,7 @@ impl Engine {
         let local = match options.path_classes.gives(PathClass::Local) {
             true => {
                 let (root, own) = staging.places();
-                Some(LocalTree::of_mount(root, own, &options.origin, &options.prefix)?)
+                Some(LocalTree::of_mount(root, own, &options.origin, &options.prefix, options.tenant.as_deref())?)
             }
             false => None,
         };

@@ -51,15 +51,21 @@ pub(crate) enum At<'a> {
 }
 
 impl LocalTree {
-    /// Opens the tree of `origin` and `prefix` under the staging directory `root`, for the process with the staging
+    /// Opens the tree of `origin`, `prefix` and `tenant` under the staging directory `root`, for the process with the staging
     /// directory `own`.
     ///
     /// # Errors
     /// [`FsError::Io`] if it cannot be made or used.
-    pub(crate) fn of_mount(root: &Path, own: &Path, origin: &Origin, prefix: &str) -> FsResult<Self> {
+    pub(crate) fn of_mount(
+        root: &Path,
+        own: &Path,
+        origin: &Origin,
+        prefix: &str,
+        tenant: Option<&str>,
+    ) -> FsResult<Self> {
         let what = || format!("cannot use {} for local files", root.join(claim::DIRECTORY).display());
         let failed = |source| FsError::Io { what: what(), source };
-        let dir = claim::claim(root, own, origin, prefix).map_err(failed)?;
+        let dir = claim::claim(root, own, origin, prefix, tenant).map_err(failed)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open =
             |name: &str| rustix::fs::open(dir.join(name), flags, Mode::empty()).map_err(|error| failed(error.into()));
@@ -84,6 +90,15 @@ impl LocalTree {
         }
         Ok(())
     }
+}
+
+/// Removes the local trees, below a staging directory, of tenants that are gone; mounts that still end keep theirs until the next
+/// time. Says how many.
+///
+/// # Errors
+/// If the disk fails.
+pub fn remove_trees_of(root: &Path, is_gone: impl Fn(&str) -> bool) -> std::io::Result<usize> {
+    claim::remove_of(root, is_gone)
 }
 
 /// A path that stays below the directory that it begins in, and leads over no link.

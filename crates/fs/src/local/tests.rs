@@ -18,7 +18,7 @@ fn world() -> World {
     let root = tempfile::tempdir().unwrap();
     let own = root.path().join("process-1-1");
     std::fs::create_dir(&own).unwrap();
-    let tree = LocalTree::of_mount(root.path(), &own, &Origin::default(), "").unwrap();
+    let tree = LocalTree::of_mount(root.path(), &own, &Origin::default(), "", None).unwrap();
     let trees: Vec<_> = std::fs::read_dir(root.path().join("local")).unwrap().flatten().collect();
     assert_eq!(trees.len(), 1);
     World { files: trees[0].path().join("files"), root, tree }
