@@ -130,7 +130,7 @@ impl Engine {
                 }
                 match waiting.next_due(&policy) {
                     Some(at) => {
-                        let _news = tokio::time::timeout_at(at.into(), waiting.news.notified()).await;
+                        let _news = tokio::time::timeout_at(at, waiting.news.notified()).await;
                     }
                     None => waiting.news.notified().await,
                 }
