@@ -138,6 +138,12 @@ impl World {
             ("GIT_COMMITTER_EMAIL", "e2e@example.invalid"),
             ("GIT_CONFIG_NOSYSTEM", "1"),
             ("GIT_CONFIG_GLOBAL", "/dev/null"),
+            // What git tidies up in the background would still use the mount when the test is over.
+            ("GIT_CONFIG_COUNT", "2"),
+            ("GIT_CONFIG_KEY_0", "gc.autoDetach"),
+            ("GIT_CONFIG_VALUE_0", "false"),
+            ("GIT_CONFIG_KEY_1", "maintenance.autoDetach"),
+            ("GIT_CONFIG_VALUE_1", "false"),
         ] {
             script = script.env(name, value);
         }
