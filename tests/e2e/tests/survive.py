@@ -44,6 +44,8 @@ def sqlite(n):
         at = connection.execute("select coalesce(max(n), 0) from t").fetchone()[0]
         if at != sqlite.last: raise AssertionError(f"{at} instead of {sqlite.last}")
         connection.execute("insert into t values (?, ?)", (at + 1, os.urandom(2000)))
+        # It stays as large as it is: a long run shall show what grows by itself.
+        connection.execute("delete from t where n < ?", (at - 200,))
         connection.commit()
         sqlite.last = at + 1
     if n % 10 == 0 and connection.execute("pragma integrity_check").fetchone() != ("ok",): raise AssertionError("damaged")
@@ -54,8 +56,9 @@ sqlite.last = 0
 
 
 def git(n):
-    tree = MNT / "repo"
-    if n == 0:
+    tree, commits = MNT / "repo", n % 25 + 1
+    if commits == 1:
+        if n: shutil.rmtree(tree)
         tree.mkdir()
         sh("git init -q -b main . && git config user.email a@b && git config user.name n && git config gc.auto 0", tree)
     rng = random.Random(SEED * 1000 + n)
@@ -65,7 +68,7 @@ def git(n):
     if sh(["git", "status", "--porcelain"], tree): raise AssertionError("not clean")
     if n % 5 == 4:
         sh(["git", "fsck", "--strict"], tree)
-        if int(sh(["git", "rev-list", "--count", "HEAD"], tree)) != n + 1: raise AssertionError("commits are missing")
+        if int(sh(["git", "rev-list", "--count", "HEAD"], tree)) != commits: raise AssertionError("commits are missing")
 
 
 def tar(n):
@@ -114,6 +117,9 @@ def files(n):
             if name != new: model[new] = model.pop(name)
         elif action == 5:
             data = rng.randbytes(rng.randrange(1, 3000))
+            if len(model["log"]) > 300000:
+                os.ftruncate(files.appended.fileno(), 0)
+                model["log"] = b""
             files.appended.write(data)
             model["log"] += data
         elif action == 6:
