@@ -109,7 +109,7 @@ impl LocalTree {
             At::Path(path) => {
                 let (parent, name) = split(path);
                 // Nothing but a name: what `*at` calls do with it cannot lead elsewhere.
-                if matches!(name, b"" | b"." | b"..") {
+                if matches!(name, b"" | b"." | b"..") || path.starts_with(b"/") {
                     return Err(Errno::INVAL);
                 }
                 let name = CString::new(name).map_err(|_| Errno::INVAL)?;
