@@ -26,13 +26,14 @@ use sandpail_store::{Capabilities, Condition, ListRequest, ObjectAttributes, Obj
 use sandpail_testkit::faults::{FaultPlan, Faults, Random};
 use sandpail_testkit::model::{Content, Model, NodeId, Outcome, Replace};
 
-use self::reference::{Tree, alike, model_of, same, short, split, tree_of, walk};
+use self::reference::{
+    DIRECTORIES, Tree, alike, any_bytes, any_index, any_path, any_range, kind_of, model_of, same, short, split,
+    tree_of, walk,
+};
 
 const FILE_LEN_MAX: u64 = 200_000;
 /// What an engine has heard, it believes for this long at least.
 const BELIEVED: Duration = Duration::from_millis(130);
-const DIRECTORIES: [&str; 5] = ["", "d0", "d1", "d0/e", "d1/e"];
-const NAMES: [&str; 6] = ["a", "b", "c", "ü %+", "d0", "e"];
 
 struct Open {
     handle: u64,
@@ -123,32 +124,23 @@ impl Run {
     }
 
     fn path(&mut self) -> String {
-        let directory = *self.random.pick(&DIRECTORIES);
-        let name = *self.random.pick(&NAMES);
-        if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
+        any_path(&mut self.random)
     }
 
     fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.random.below(len as u64)).unwrap()
+        any_index(&mut self.random, len)
     }
 
     fn range(&mut self) -> Range<usize> {
-        let start = usize::try_from(self.random.below(FILE_LEN_MAX)).unwrap();
-        let len = usize::try_from(self.random.below(FILE_LEN_MAX / 4)).unwrap() + 1;
-        start..start + len
+        any_range(&mut self.random, FILE_LEN_MAX)
     }
 
     fn bytes(&mut self, len: usize) -> Vec<u8> {
-        let byte = u8::try_from(self.random.below(255)).unwrap() + 1;
-        (0..len).map(|at| byte.wrapping_add(u8::try_from(at % 251).unwrap())).collect()
+        any_bytes(&mut self.random, len)
     }
 
     fn kind(&self, path: &str) -> Option<Kind> {
-        self.model.get(path).ok().map(|node| match node.content {
-            Content::File(_) => Kind::File,
-            Content::Directory(_) => Kind::Directory,
-            Content::Symlink(_) => Kind::Symlink,
-        })
+        kind_of(&self.model, path)
     }
 
     fn is_local(&self, path: &str, kind: Kind) -> bool {

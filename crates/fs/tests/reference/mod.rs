@@ -1,12 +1,50 @@
 //! An engine beside the reference tree: what both show, and whether that is the same.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use sandpail_fs::attr::Kind;
 use sandpail_fs::engine::{Engine, OpenMode};
 use sandpail_fs::errno::Errno;
+use sandpail_testkit::faults::Random;
 use sandpail_testkit::model::{Content, Model};
+
+pub(crate) const DIRECTORIES: [&str; 5] = ["", "d0", "d1", "d0/e", "d1/e"];
+const NAMES: [&str; 6] = ["a", "b", "c", "ü %+", "d0", "e"];
+
+/// One of few paths, so that many operations meet.
+pub(crate) fn any_path(random: &mut Random) -> String {
+    let directory = *random.pick(&DIRECTORIES);
+    let name = *random.pick(&NAMES);
+    if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
+}
+
+/// Less than `len`.
+pub(crate) fn any_index(random: &mut Random, len: usize) -> usize {
+    usize::try_from(random.below(len as u64)).unwrap()
+}
+
+/// A range that begins in a file of `len_max` bytes.
+pub(crate) fn any_range(random: &mut Random, len_max: u64) -> Range<usize> {
+    let start = usize::try_from(random.below(len_max)).unwrap();
+    let len = usize::try_from(random.below(len_max / 4)).unwrap() + 1;
+    start..start + len
+}
+
+/// So many bytes, of which the first is not zero.
+pub(crate) fn any_bytes(random: &mut Random, len: usize) -> Vec<u8> {
+    let byte = u8::try_from(random.below(255)).unwrap() + 1;
+    (0..len).map(|at| byte.wrapping_add(u8::try_from(at % 251).unwrap())).collect()
+}
+
+pub(crate) fn kind_of(model: &Model, path: &str) -> Option<Kind> {
+    model.get(path).ok().map(|node| match node.content {
+        Content::File(_) => Kind::File,
+        Content::Directory(_) => Kind::Directory,
+        Content::Symlink(_) => Kind::Symlink,
+    })
+}
 
 /// What a path is, for comparisons.
 #[derive(Clone, Debug, PartialEq, Eq)]

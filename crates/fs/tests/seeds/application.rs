@@ -16,12 +16,13 @@ use sandpail_testkit::model::{Content, Model, NodeId, Outcome, Replace};
 use sandpail_testkit::weather::Tally;
 
 use crate::process::{Places, Process, Start};
-use crate::reference::{Seen, Tree, alike, model_of, same, short, split, tree_of, walk};
+use crate::reference::{
+    DIRECTORIES, Seen, Tree, alike, any_bytes, any_index, any_path, any_range, kind_of, model_of, same, short, split,
+    tree_of, walk,
+};
 use crate::world::{After, World};
 
 const FILE_LEN_MAX: u64 = 20_000;
-const DIRECTORIES: [&str; 5] = ["", "d0", "d1", "d0/e", "d1/e"];
-const NAMES: [&str; 6] = ["a", "b", "c", "ü %+", "d0", "e"];
 /// So many processes may die in a row before one lives on.
 const DEATHS_MAX: u64 = 30;
 
@@ -338,24 +339,19 @@ impl Application {
     }
 
     fn path(&mut self) -> String {
-        let directory = *self.random.pick(&DIRECTORIES);
-        let name = *self.random.pick(&NAMES);
-        if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
+        any_path(&mut self.random)
     }
 
     fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.random.below(len as u64)).unwrap()
+        any_index(&mut self.random, len)
     }
 
     fn range(&mut self) -> Range<usize> {
-        let start = usize::try_from(self.random.below(FILE_LEN_MAX)).unwrap();
-        let len = usize::try_from(self.random.below(FILE_LEN_MAX / 4)).unwrap() + 1;
-        start..start + len
+        any_range(&mut self.random, FILE_LEN_MAX)
     }
 
     fn bytes(&mut self, len: usize) -> Vec<u8> {
-        let byte = u8::try_from(self.random.below(255)).unwrap() + 1;
-        (0..len).map(|at| byte.wrapping_add(u8::try_from(at % 251).unwrap())).collect()
+        any_bytes(&mut self.random, len)
     }
 
     fn seen(&self, path: &str) -> Option<Seen> {
@@ -363,11 +359,7 @@ impl Application {
     }
 
     fn kind(&self, path: &str) -> Option<Kind> {
-        self.model.get(path).ok().map(|node| match node.content {
-            Content::File(_) => Kind::File,
-            Content::Directory(_) => Kind::Directory,
-            Content::Symlink(_) => Kind::Symlink,
-        })
+        kind_of(&self.model, path)
     }
 
     /// What `path` is now may be lost by a change that is not yet safe.
