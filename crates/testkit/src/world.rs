@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -20,6 +20,8 @@ use sandpail_store::dir::{DirOptions, DirStore};
 use sandpail_store::memory::MemoryStore;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
+
+use crate::ports::free_ports;
 
 /// Key pair of every test server.
 const KEY_ID: &str = "sandpailtest";
@@ -281,19 +283,6 @@ impl Drop for Seaweed {
 
 fn project_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-/// Ports that no one listened on a moment ago.
-fn free_ports<const N: usize>() -> Result<[u16; N]> {
-    let mut ports = [0; N];
-    // All are held until all are known, or the same one came twice.
-    let mut held = Vec::with_capacity(N);
-    for port in &mut ports {
-        let listener = TcpListener::bind(("127.0.0.1", 0))?;
-        *port = listener.local_addr()?.port();
-        held.push(listener);
-    }
-    Ok(ports)
 }
 
 /// The status of an answer to a request without a body.

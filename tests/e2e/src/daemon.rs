@@ -7,8 +7,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use sandpail_testkit::ports::free_port;
 
-use crate::server::{ACCESS_KEY, SECRET_KEY, free_port, sandpail};
+use crate::server::{ACCESS_KEY, SECRET_KEY, sandpail};
 use crate::{Script, World, python, repository};
 
 /// How long a daemon may take to answer first.

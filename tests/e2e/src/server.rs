@@ -1,13 +1,14 @@
 //! S3 servers for the tests.
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use sandpail_testkit::ports::free_port;
 
 use crate::{Script, python, repository};
 
@@ -53,14 +54,6 @@ pub struct Server {
     next_bucket: AtomicUsize,
     // Removed last, after the child has ended.
     directory: tempfile::TempDir,
-}
-
-/// A port that is free now.
-///
-/// # Errors
-/// When there is none.
-pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// The built program: `SANDPAIL_E2E_BIN`, or what Cargo builds beside this test.
