@@ -1,10 +1,11 @@
 //! The data of one file while it is open or not yet stored.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::time::Instant;
 
+use crate::guard;
 use crate::read::{ObjectVersion, ReadContext, Reader};
 use crate::receipt::Failure;
 use crate::write::DirtyFile;
@@ -28,14 +29,10 @@ pub struct Content {
     may_be_stored: AtomicBool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Content {
     /// The reader of `version`, made if need be.
     pub(crate) fn reader(&self, context: &Arc<ReadContext>, version: &ObjectVersion) -> Arc<Reader> {
-        let mut slot = lock(&self.reader);
+        let mut slot = guard(&self.reader);
         match &*slot {
             Some(reader) if reader.version() == version => Arc::clone(reader),
             _ => {
@@ -48,19 +45,19 @@ impl Content {
 
     /// Ends the read-ahead of a handle.
     pub(crate) fn forget_handle(&self, handle: u64) {
-        if let Some(reader) = &*lock(&self.reader) {
+        if let Some(reader) = &*guard(&self.reader) {
             reader.forget_handle(handle);
         }
     }
 
     /// The staged file, if there is one.
     pub(crate) fn dirty(&self) -> Option<Arc<DirtyFile>> {
-        lock(&self.dirty).clone()
+        guard(&self.dirty).clone()
     }
 
     /// The staged file, made if need be.
     pub(crate) fn dirty_or<E>(&self, make: impl FnOnce() -> Result<Arc<DirtyFile>, E>) -> Result<Arc<DirtyFile>, E> {
-        let mut slot = lock(&self.dirty);
+        let mut slot = guard(&self.dirty);
         match &*slot {
             Some(dirty) => Ok(Arc::clone(dirty)),
             None => {
@@ -73,7 +70,7 @@ impl Content {
 
     /// Lets go of the staged file.
     pub(crate) fn drop_dirty(&self) {
-        lock(&self.dirty).take();
+        guard(&self.dirty).take();
     }
 
     /// Whether something is not in the bucket yet: changed since the last upload began, or on its way.
@@ -88,18 +85,18 @@ impl Content {
     }
 
     pub(crate) fn set_attributes_pending(&self, pending: bool) {
-        let mut since = lock(&self.attributes_pending);
+        let mut since = guard(&self.attributes_pending);
         *since = pending.then(|| since.unwrap_or_else(Instant::now));
     }
 
     pub(crate) fn has_pending_attributes(&self) -> bool {
-        lock(&self.attributes_pending).is_some()
+        guard(&self.attributes_pending).is_some()
     }
 
     /// Since when something waits to be stored, and how many bytes.
     pub(crate) fn waiting(&self) -> (Option<Instant>, u64) {
         let (since, bytes) = self.dirty().map_or((None, 0), |dirty| dirty.waiting());
-        (since.into_iter().chain(*lock(&self.attributes_pending)).min(), bytes)
+        (since.into_iter().chain(*guard(&self.attributes_pending)).min(), bytes)
     }
 
     pub(crate) fn is_uploading(&self) -> bool {
@@ -114,11 +111,11 @@ impl Content {
 
     /// How the last try to store it failed, if it did.
     pub(crate) fn failure(&self) -> Option<Failure> {
-        lock(&self.failure).clone()
+        guard(&self.failure).clone()
     }
 
     pub(crate) fn set_failure(&self, failure: Option<Failure>) {
-        *lock(&self.failure) = failure;
+        *guard(&self.failure) = failure;
     }
 
     /// Remembers that someone chose the times, so that a stored time may not differ from them.

@@ -27,3 +27,8 @@ pub mod tree;
 pub mod write;
 
 pub use error::{FsError, FsResult};
+
+/// Locks, also after a panic of another holder: what these locks guard is right between any two statements.
+fn guard<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -11,7 +11,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use sandpail_store::{ETag, StoreError};
+use sandpail_store::{ETag, Proof, StoreError};
 use serde_json::{Value, json};
 
 use crate::FsError;
@@ -99,6 +99,8 @@ pub struct Receipt {
     pub size: u64,
     /// The stored version's tag; told only of what is stored.
     pub etag: Option<ETag>,
+    /// The stored version's checksum and id, where the store says them.
+    pub proof: Proof,
     /// Bytes that are not acknowledged.
     pub unstored_bytes: u64,
     /// How long something has been waiting.
@@ -115,6 +117,12 @@ impl Receipt {
             FileState::Stored => {
                 if let Some(etag) = &self.etag {
                     shown["etag"] = etag.as_str().into();
+                }
+                let Proof { checksum, version_id } = &self.proof;
+                for (name, value) in [("checksum", checksum), ("version", version_id)] {
+                    if let Some(value) = value {
+                        shown[name] = value.as_str().into();
+                    }
                 }
             }
             FileState::Dirty | FileState::Uploading => {
@@ -206,6 +214,7 @@ mod tests {
             state: FileState::Dirty,
             size: 7,
             etag: Some(ETag::new("\"old\"")),
+            proof: Proof { checksum: Some("md5:old".to_owned()), version_id: Some("7".to_owned()) },
             unstored_bytes: 3,
             waiting: Some(Duration::from_millis(1500)),
             failure: Some(Failure::of(&denied, SystemTime::now())),
@@ -220,6 +229,9 @@ mod tests {
         );
         assert!(!text.contains('\n'), "{text}");
         let stored = Receipt { state: FileState::Stored, ..receipt };
-        assert_eq!(stored.to_json(), json!({ "state": "stored", "size": 7, "etag": "old" }));
+        assert_eq!(
+            stored.to_json(),
+            json!({ "state": "stored", "size": 7, "etag": "old", "checksum": "md5:old", "version": "7" })
+        );
     }
 }

@@ -80,6 +80,11 @@ pub enum PutBack {
         /// The key.
         key: ObjectKey,
     },
+    /// The object is gone: its process died after it was removed and before it knew.
+    WasRemoved {
+        /// The key.
+        key: ObjectKey,
+    },
 }
 
 impl KeptFile {
@@ -379,6 +384,9 @@ async fn put_back(
         let tagging = store.tagging(&key).await;
         attributes.tagging =
             tagging.map_err(|source| FsError::Store { what: format!("cannot read the tags of {key}"), source })?;
+    }
+    if present.is_none() && recorded.is_removing {
+        return Ok(PutBack::WasRemoved { key });
     }
     let present = present.map(|info| (info.etag, info.size));
     if let Some((etag, size)) = &present
@@ -690,6 +698,34 @@ mod tests {
         let Ok(PutBack::Beside { key: beside }) = world.upload() else { panic!() };
         assert!(beside.as_str().starts_with("dir/key (recovered "), "{beside}");
         assert_eq!((world.object(&key(KEY)), world.object(&beside)), (b"another text".to_vec(), b"all of it".to_vec()));
+        assert!(world.is_empty());
+    }
+
+    #[test]
+    fn what_was_removed_already_does_not_come_back() {
+        let remove = |world: &World| {
+            world.runtime.block_on(world.store.delete(&key(KEY), None)).unwrap();
+        };
+        let world = World::new();
+        world.kept().discard(&world.only()).unwrap();
+        let die = |is_written_after: bool| {
+            world.die_with(|file| {
+                file.truncate(0).unwrap();
+                file.write(0, b"all of it").unwrap();
+                file.note_removing();
+                if is_written_after {
+                    file.truncate(3).unwrap();
+                }
+            });
+        };
+        die(false);
+        remove(&world);
+        assert_eq!(world.upload().unwrap(), PutBack::WasRemoved { key: key(KEY) });
+        assert!(world.is_empty());
+        // The removal has failed, and it was gone on with.
+        die(true);
+        let Ok(PutBack::Beside { key: beside }) = world.upload() else { panic!() };
+        assert_eq!(world.object(&beside), b"all");
         assert!(world.is_empty());
     }
 

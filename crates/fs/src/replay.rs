@@ -115,6 +115,7 @@ async fn pass(engine: &Engine, kept: &KeptFiles) -> FsResult<Replayed> {
 fn tell(put_back: &PutBack) {
     match put_back {
         PutBack::Stored { key } => tracing::info!(?key, "stored: it was closed before its mount ended"),
+        PutBack::WasRemoved { key } => tracing::debug!(?key, "was removed already"),
         PutBack::WasStored { key } => tracing::debug!(?key, "was stored already"),
         PutBack::Beside { key } => {
             tracing::warn!(kept = ?key, "the object was changed since; both versions are kept");

@@ -45,6 +45,14 @@ impl ChecksumKind {
         all.into_iter().find(|kind| kind.header() == Some(name))
     }
 
+    /// The name that people are told: `crc64nvme`.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::ContentMd5 => Some("md5"),
+            kind => kind.header()?.strip_prefix("x-amz-checksum-"),
+        }
+    }
+
     /// The name in `x-amz-checksum-algorithm`.
     pub fn algorithm(self) -> Option<&'static str> {
         match self {
@@ -156,5 +164,7 @@ mod tests {
         assert_eq!(of(ChecksumKind::None, data), None);
         assert_eq!(ChecksumKind::of_header("x-amz-checksum-sha256"), Some(ChecksumKind::Sha256));
         assert_eq!(ChecksumKind::of_header("x-amz-checksum-md4"), None);
+        assert_eq!(ChecksumKind::Crc64Nvme.name(), Some("crc64nvme"));
+        assert_eq!(ChecksumKind::ContentMd5.name(), Some("md5"));
     }
 }

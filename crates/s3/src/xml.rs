@@ -274,11 +274,20 @@ pub fn parse_copy(bytes: &[u8]) -> Result<Outcome<CopyResult>, XmlError> {
     }))
 }
 
-/// Reads the answer to CompleteMultipartUpload: the ETag.
+/// What CompleteMultipartUpload answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompleteResult {
+    /// The new object's tag, as it is written.
+    pub etag: String,
+    /// Base64 CRC64NVME of the whole object.
+    pub full_crc64nvme: Option<String>,
+}
+
+/// Reads the answer to CompleteMultipartUpload.
 ///
 /// # Errors
 /// [`XmlError`] if it is neither a result nor an error.
-pub fn parse_complete(bytes: &[u8]) -> Result<Outcome<String>, XmlError> {
+pub fn parse_complete(bytes: &[u8]) -> Result<Outcome<CompleteResult>, XmlError> {
     let root = Element::parse(bytes)?;
     if let Some(error) = ErrorDocument::from_element(&root) {
         return Ok(Err(error));
@@ -287,7 +296,10 @@ pub fn parse_complete(bytes: &[u8]) -> Result<Outcome<String>, XmlError> {
     if root.name != document {
         return Err(XmlError::Root { expected: document, got: root.name });
     }
-    root.some_text_of("ETag").map(|etag| Ok(etag.to_owned())).ok_or(XmlError::Field { document, field: "ETag" })
+    let etag = root.some_text_of("ETag").ok_or(XmlError::Field { document, field: "ETag" })?.to_owned();
+    // This algorithm has no sums of sums.
+    let full_crc64nvme = root.some_text_of("ChecksumCRC64NVME").map(str::to_owned);
+    Ok(Ok(CompleteResult { etag, full_crc64nvme }))
 }
 
 /// Reads the answer to GetObjectTagging: names and values.

@@ -250,7 +250,7 @@ pub(crate) struct UmountArgs {
     /// How long storing may take
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
-    /// Print one line of JSON: what was stored now (path, size, etag), what was not (path, reason), whether it is unmounted
+    /// Print one line of JSON: what was stored now (path, size, etag, checksum, version), what was not (path, reason), whether it is unmounted
     #[arg(long)]
     pub(crate) json: bool,
 }

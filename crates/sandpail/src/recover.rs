@@ -161,6 +161,7 @@ async fn upload(kept: &KeptFiles, file: &KeptFile, damage: Damage, stores: &mut 
     drop(waiting);
     Ok(match done.map_err(advice)? {
         PutBack::Stored { key } => format!("{} is stored", shown(origin, key.as_str())),
+        PutBack::WasRemoved { key } => format!("{} was removed before its process died", shown(origin, key.as_str())),
         PutBack::WasStored { key } => format!("{} was stored already", shown(origin, key.as_str())),
         PutBack::Beside { key } if damage == Damage::Accept => {
             format!("there is another object of that name; both are kept, this one as {}", shown(origin, key.as_str()))

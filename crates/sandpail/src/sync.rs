@@ -151,10 +151,16 @@ mod tests {
             Outcome::Failed(files.clone(), Vec::new()).told(timeout),
             "2 file(s) could not be stored:\n  /a: access denied\n  /d/b: dirty"
         );
-        let stored = StoredFile { path: "/c".to_owned(), size: 3, etag: Some("tag".to_owned()) };
+        let stored = StoredFile {
+            path: "/c".to_owned(),
+            size: 3,
+            etag: Some("tag".to_owned()),
+            checksum: Some("md5:sum".to_owned()),
+            version: None,
+        };
         assert_eq!(
             Outcome::Failed(files[..1].to_vec(), vec![stored]).to_json(),
-            json!({ "stored": [{ "path": "/c", "size": 3, "etag": "tag" }], "notStored": [{ "path": "/a", "reason": "access denied" }] })
+            json!({ "stored": [{ "path": "/c", "size": 3, "etag": "tag", "checksum": "md5:sum" }], "notStored": [{ "path": "/a", "reason": "access denied" }] })
         );
         let late = Outcome::Late(files).told(timeout);
         assert!(late.starts_with("not everything is stored after 3s; still waiting:\n  /a: "), "{late}");

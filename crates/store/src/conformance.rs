@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use sandpail_s3::{ChecksumKind, checksum};
 
 use crate::{
     Condition, CopySource, ETag, ListRequest, ObjectAttributes, ObjectKey, Part, PutBody, Store, StoreError,
@@ -58,6 +59,7 @@ cases![
     attributes_are_replaced_whole,
     bodies_come_from_files_and_chains,
     a_new_version_has_a_new_tag,
+    what_is_said_of_a_version_is_right,
     creation_is_exclusive,
     replacement_is_conditional,
     one_of_many_creators_wins,
@@ -410,6 +412,21 @@ async fn a_new_version_has_a_new_tag(t: &Case<'_>) {
     let second = t.put("object", "two").await;
     assert_ne!(first, second, "{}", t.name);
     assert_eq!(t.ok(t.store.head(&t.key("object")).await).etag, second, "{}", t.name);
+}
+
+async fn what_is_said_of_a_version_is_right(t: &Case<'_>) {
+    let (key, data) = (t.key("object"), &b"what a checksum is of"[..]);
+    let body = Bytes::from_static(data).into();
+    let stored = t.ok(t.store.put(&key, body, &ObjectAttributes::default(), &Condition::Always).await);
+    let kept = t.ok(t.store.proof(&key, &stored.etag).await);
+    let kinds = [ChecksumKind::Crc64Nvme, ChecksumKind::Crc32c, ChecksumKind::Crc32, ChecksumKind::ContentMd5];
+    let right = kinds.map(|kind| format!("{}:{}", kind.name().unwrap(), checksum::of(kind, data).unwrap()));
+    assert!(stored.proof.checksum.is_some(), "{}: nobody compared the bytes", t.name);
+    for told in [&stored.proof, &kept].into_iter().filter_map(|proof| proof.checksum.as_ref()) {
+        assert!(right.contains(told), "{}: {told}, not one of {right:?}", t.name);
+    }
+    t.refused(t.store.proof(&key, &ETag::new("another")).await, is_precondition);
+    t.refused(t.store.proof(&t.key("nothing"), &stored.etag).await, StoreError::is_not_found);
 }
 
 async fn creation_is_exclusive(t: &Case<'_>) {

@@ -23,5 +23,5 @@ pub use keys::{InvalidKey, KEY_LEN_MAX, ObjectKey};
 pub use store::{BodyStream, Download, Store, collect};
 pub use types::{
     Capabilities, Condition, CopySource, ETag, ListPage, ListRequest, ListedObject, ListedPart, METADATA_LEN_MAX,
-    ObjectAttributes, ObjectInfo, Part, PutBody, PutOutcome, UploadId, UploadInProgress,
+    ObjectAttributes, ObjectInfo, Part, Proof, PutBody, PutOutcome, UploadId, UploadInProgress,
 };

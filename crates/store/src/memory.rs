@@ -14,8 +14,8 @@ use crate::cursor::{Cursor, PageBuilder, just_after_prefix};
 use crate::digest::{TagHasher, multipart_tag};
 use crate::{
     Capabilities, Condition, CopySource, Download, ETag, ListPage, ListRequest, ListedObject, ListedPart,
-    ObjectAttributes, ObjectInfo, ObjectKey, Part, PutBody, PutOutcome, Store, StoreError, StoreResult, UploadId,
-    UploadInProgress,
+    ObjectAttributes, ObjectInfo, ObjectKey, Part, Proof, PutBody, PutOutcome, Store, StoreError, StoreResult,
+    UploadId, UploadInProgress,
 };
 
 /// Downloads come in pieces, as from every other store.
@@ -109,7 +109,9 @@ impl State {
         if !holds {
             return Err(StoreError::changed(key));
         }
-        let outcome = PutOutcome { etag: object.info.etag.clone(), last_modified: Some(object.info.last_modified) };
+        let ObjectInfo { etag, last_modified, .. } = &object.info;
+        let outcome =
+            PutOutcome { etag: etag.clone(), last_modified: Some(*last_modified), proof: Proof::of_md5_tag(etag) };
         self.objects.insert(key.as_str().to_owned(), object);
         Ok(outcome)
     }

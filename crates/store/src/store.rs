@@ -10,7 +10,7 @@ use futures_util::Stream;
 
 use crate::{
     Capabilities, Condition, CopySource, ETag, ListPage, ListRequest, ListedPart, ObjectAttributes, ObjectInfo,
-    ObjectKey, Part, PutBody, PutOutcome, StoreError, StoreResult, UploadId, UploadInProgress,
+    ObjectKey, Part, Proof, PutBody, PutOutcome, StoreError, StoreResult, UploadId, UploadInProgress,
 };
 
 /// The bytes of a download, chunk by chunk. An `Err` is the last item.
@@ -62,6 +62,16 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::NotFound`] if there is none.
     async fn head(&self, key: &ObjectKey) -> StoreResult<ObjectInfo>;
+
+    /// What the store says of the version `etag` of an object besides its tag, where it says something. A store that does
+    /// not say has tags that are MD5s.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] if there is no such object, [`StoreError::Precondition`] if it is another version.
+    async fn proof(&self, key: &ObjectKey, etag: &ETag) -> StoreResult<Proof> {
+        let info = self.head(key).await?;
+        if info.etag == *etag { Ok(Proof::of_md5_tag(etag)) } else { Err(StoreError::changed(key)) }
+    }
 
     /// The tags of an object, in the form of [`ObjectAttributes::tagging`]; `None` if it has none.
     ///

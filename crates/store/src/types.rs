@@ -7,6 +7,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
 use crate::ObjectKey;
@@ -206,6 +208,26 @@ pub struct PutOutcome {
     pub etag: ETag,
     /// When it was stored, where the answer says so (copies do, uploads mostly do not).
     pub last_modified: Option<SystemTime>,
+    /// What else the store said of it.
+    pub proof: Proof,
+}
+
+/// What a store says of a version besides its tag, where it does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proof {
+    /// A checksum of all of the object's bytes, which the store has compared or keeps: the algorithm's name in lower case, a
+    /// colon, and the sum in Base64, as in `crc64nvme:AAAAAAAAAAA=`.
+    pub checksum: Option<String>,
+    /// The version's id in a bucket that keeps versions (`x-amz-version-id`).
+    pub version_id: Option<String>,
+}
+
+impl Proof {
+    /// For stores whose tag of 32 digits is the MD5 of the bytes.
+    pub(crate) fn of_md5_tag(etag: &ETag) -> Self {
+        let md5 = hex::decode(etag.as_str()).ok().filter(|md5| md5.len() == 16);
+        Self { checksum: md5.map(|md5| format!("md5:{}", STANDARD.encode(md5))), version_id: None }
+    }
 }
 
 /// The name of a multipart upload.

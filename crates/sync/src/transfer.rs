@@ -161,7 +161,7 @@ impl Sides {
             Body::File(file) => self.upload_parts(path, &key, file, &stamp, &attributes, &condition).await,
         };
         match sent {
-            Ok(PutOutcome { etag, last_modified }) => {
+            Ok(PutOutcome { etag, last_modified, .. }) => {
                 self.unanswered().remove(path);
                 let modified = last_modified.map(millis);
                 Ok(BaseFile { local: stamp, racy, hash, etag: etag.as_str().to_owned(), modified, leaving: false })

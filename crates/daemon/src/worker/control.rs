@@ -66,11 +66,18 @@ pub struct StoredFile {
     /// The tag of the version in the bucket, without quotes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
+    /// A checksum of its bytes that the store has compared, with the algorithm's name: `crc64nvme:…`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
+    /// The version's id, in a bucket that keeps versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
 }
 
 impl From<engine::StoredFile> for StoredFile {
     fn from(file: engine::StoredFile) -> Self {
-        Self { path: file.path, size: file.size, etag: file.etag.map(|etag| etag.as_str().to_owned()) }
+        let (etag, proof) = (file.etag.map(|etag| etag.as_str().to_owned()), file.proof);
+        Self { path: file.path, size: file.size, etag, checksum: proof.checksum, version: proof.version_id }
     }
 }
 

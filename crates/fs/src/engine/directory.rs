@@ -157,7 +157,7 @@ impl Engine {
     async fn snapshot(&self, ino: u64) -> FsResult<Vec<DirItem>> {
         let (since, prefix, is_fresh) = {
             let mut tree = self.tree();
-            let since = tree.tick();
+            let since = tree.ask();
             self.notice(&mut tree, ino);
             let node = tree.get(ino).ok_or_else(|| stale(ino))?;
             if !node.is_linked {
@@ -172,7 +172,7 @@ impl Engine {
         };
         if !is_fresh && let Some((mut entries, has_marker)) = self.list_directory(&prefix, true).await? {
             self.show_only(ino, &mut entries);
-            self.tree().install_listing(ino, since, entries, has_marker, self.believed_until());
+            self.tree().install_listing(ino, &since, entries, has_marker, self.believed_until());
         }
         let tree = self.tree();
         let dir = tree.dir(ino).ok_or_else(|| stale(ino))?;
@@ -205,7 +205,7 @@ impl Engine {
         let mut keys: Vec<(Name, ObjectKey, bool)> = Vec::new();
         let since = {
             let mut tree = self.tree();
-            let since = tree.tick();
+            let since = tree.ask();
             let prefix = self.dir_prefix(&tree, parent);
             for item in items {
                 let Some(dir) = tree.dir(parent) else { break };
@@ -242,7 +242,7 @@ impl Engine {
             // What fails here is asked again, and reported, by the lookup of that name alone.
             let Ok(info) = info else { continue };
             let mut tree = self.tree();
-            if tree.is_outdated(parent, &name, since) {
+            if tree.is_outdated(parent, &name, &since) {
                 continue;
             }
             if is_directory {
@@ -378,6 +378,9 @@ impl Engine {
         let is_new = content.as_ref().is_some_and(|content| content.has_unstored() && !content.may_be_stored());
         if version.is_some() || !is_new {
             let etag = version.and_then(|version| self.believed(&version));
+            if let Some(dirty) = content.as_ref().and_then(|content| content.dirty()) {
+                dirty.note_removing();
+            }
             self.store.delete(&key, etag.as_ref()).await.map_err(failed(|| format!("cannot remove {key}")))?;
         }
         self.removed(parent, name);
@@ -620,6 +623,8 @@ impl Engine {
             node.opens = 1;
         }
         tree.note_stored(ino);
+        // Who asked before does not know of it.
+        tree.end_mutation(parent, name);
         touch(&mut tree, parent);
         (ino, content)
     }

@@ -287,8 +287,9 @@ impl Engine {
         if let Some(local) = &file.local {
             return read_local(local, offset, len);
         }
-        // A rename moves the object to another key: what fails under the old one is tried under the new one.
-        let mut tried: Option<ObjectVersion> = None;
+        // An upload of our own replaces the object, a rename moves it to another key: what fails while that goes on is tried
+        // again when it is done.
+        let (mut has_waited, mut tried) = (false, None::<ObjectVersion>);
         loop {
             if let Some(dirty) = file.content.dirty() {
                 let end = offset.saturating_add(len).min(dirty.size());
@@ -296,12 +297,17 @@ impl Engine {
                     return Ok(Vec::new());
                 }
                 let base = self.base_of(&file.content);
-                let read = dirty.read(handle, offset..end, &base).await;
-                if !matches!(read, Err(FsError::InUpload { .. })) {
+                let mut read = dirty.read(handle, offset..end, &base).await;
+                if matches!(read, Err(FsError::InUpload { .. })) {
+                    self.store_file(file.ino).await?;
+                    read = dirty.read(handle, offset..end, &base).await;
+                }
+                if has_waited || !matches!(read, Err(FsError::Changed { .. })) {
                     return read;
                 }
-                self.store_file(file.ino).await?;
-                return dirty.read(handle, offset..end, &base).await;
+                has_waited = true;
+                self.own_change_ends(&file.content).await;
+                continue;
             }
             let Some(version) = self.object_version(file.ino)? else { return Ok(Vec::new()) };
             let end = offset.saturating_add(len).min(version.size);
@@ -310,18 +316,19 @@ impl Engine {
             }
             let reader = file.content.reader(&self.reading, &version);
             match reader.read(handle, offset..end).await {
-                Err(FsError::Changed { .. })
-                    if tried.as_ref().is_some_and(|tried| *tried != version) || tried.is_none() =>
-                {
-                    let now = self.object_version(file.ino)?;
-                    if now.as_ref() == Some(&version) && file.content.dirty().is_none() {
-                        return Err(FsError::Changed { what: version.key.to_string() });
-                    }
+                Err(FsError::Changed { .. }) if tried.as_ref() != Some(&version) => {
+                    self.own_change_ends(&file.content).await;
                     tried = Some(version);
                 }
                 other => return other,
             }
         }
+    }
+
+    /// Returns when nothing that this host does to the object of a file is under way.
+    async fn own_change_ends(&self, content: &Content) {
+        let _shared = self.structure.read().await;
+        drop(content.commit.lock().await);
     }
 
     /// Writes `data` at `offset` (at the end, for a handle in append mode). Returns how many bytes were taken.

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate};
 use rustix::io::Errno;
 use sandpail_spec::PathClass;
+use sandpail_store::Proof;
 
 use super::directory::{DirItem, touch};
 use super::file::clear_set_id;
@@ -636,7 +637,15 @@ impl Engine {
         let Some(stat) = self.local_stat(ino)? else { return Ok(None) };
         let state = if stat.is_linked { FileState::Local } else { FileState::Removed };
         let size = stat.attr.size;
-        Ok(Some(Receipt { state, size, etag: None, unstored_bytes: 0, waiting: None, failure: None }))
+        Ok(Some(Receipt {
+            state,
+            size,
+            etag: None,
+            proof: Proof::default(),
+            unstored_bytes: 0,
+            waiting: None,
+            failure: None,
+        }))
     }
 
     /// Does something with the extended attributes of what is local. `None`: it is not.

@@ -12,7 +12,7 @@ use super::directory::DirItem;
 use super::{Engine, Stat, failed, not_found, object_key, stale, stat_of};
 use crate::attr::{Attr, Kind};
 use crate::tree::names::{Asked, asked_for, name_of, shadowed_name_of};
-use crate::tree::{Entry, Name, ROOT, Tree, Version};
+use crate::tree::{Entry, Name, ROOT, Since, Tree, Version};
 use crate::{FsError, FsResult};
 
 /// After so many questions for single names of a directory it is listed instead.
@@ -30,7 +30,7 @@ enum Step {
 }
 
 struct Question {
-    since: u64,
+    since: Since,
     what: What,
 }
 
@@ -109,7 +109,7 @@ impl Engine {
         }
         let believes = |until: Instant| dir.believes(until, self.believed_for());
         if let Some(child) = dir.children.get(name).and_then(|ino| tree.get(*ino))
-            && (child.is_local() || believes(child.fresh_until) || (child.version.is_none() && child.opens > 0))
+            && (child.is_ours_to_tell() || believes(child.fresh_until))
         {
             return Ok(Step::Known(child.ino));
         }
@@ -125,7 +125,7 @@ impl Engine {
                 None => Arc::from(String::from_utf8_lossy(name)),
             };
             let is_directory = entry.is_directory();
-            let since = tree.tick();
+            let since = tree.ask();
             let key = format!("{}{segment}", self.dir_prefix(tree, parent));
             let ahead = ahead_of(tree, parent, name);
             let what = if is_directory {
@@ -146,7 +146,7 @@ impl Engine {
         let shall_list = !dir.is_huge && (was_listed || dir.probes >= PROBES_BEFORE_LISTING);
         let known = dir.children.get(name).and_then(|ino| tree.get(*ino)).filter(|child| child.version.is_some());
         let known = known.map(|child| (Arc::clone(&child.segment), child.dir.is_some()));
-        let since = tree.tick();
+        let since = tree.ask();
         let prefix = self.dir_prefix(tree, parent);
         if matches!(asked, Asked::Shortened) || shall_list {
             let whole = matches!(asked, Asked::Shortened);
@@ -177,8 +177,8 @@ impl Engine {
     }
 
     async fn answer(&self, parent: u64, name: &[u8], question: Question) -> FsResult<()> {
-        let since = question.since;
-        match question.what {
+        let Question { since, what } = question;
+        match what {
             What::List { prefix, whole } => {
                 let mut listed = self.list_directory(&prefix, whole).await?;
                 if let Some((entries, _)) = &mut listed {
@@ -187,7 +187,7 @@ impl Engine {
                 let mut tree = self.tree();
                 match listed {
                     Some((entries, has_marker)) => {
-                        tree.install_listing(parent, since, entries, has_marker, self.believed_until());
+                        tree.install_listing(parent, &since, entries, has_marker, self.believed_until());
                     }
                     None => {
                         if let Some(dir) = tree.dir_mut(parent) {
@@ -201,7 +201,7 @@ impl Engine {
             What::File { key, ahead } => match self.head_with(parent, &key, &ahead).await? {
                 Some(info) => {
                     let mut tree = self.tree();
-                    if !tree.is_outdated(parent, name, since)
+                    if !tree.is_outdated(parent, name, &since)
                         && let Some(entry) = tree.dir_mut(parent).and_then(|dir| dir.entries.get_mut(name))
                     {
                         entry.version = Some(version_of(&info));
@@ -210,7 +210,7 @@ impl Engine {
                 }
                 None => {
                     let mut tree = self.tree();
-                    if !tree.is_outdated(parent, name, since) {
+                    if !tree.is_outdated(parent, name, &since) {
                         let until = self.believed_until();
                         tree.detach(parent, name);
                         tree.note_removed(parent, &Name::from(name), until);
@@ -220,7 +220,7 @@ impl Engine {
             What::Again { key, segment } => {
                 let info = self.head(&key).await?;
                 let mut tree = self.tree();
-                if tree.is_outdated(parent, name, since) {
+                if tree.is_outdated(parent, name, &since) {
                     return Ok(());
                 }
                 match info {
@@ -243,7 +243,7 @@ impl Engine {
             What::Marker { key, ahead } => {
                 let marker = self.head_with(parent, &key, &ahead).await?;
                 let mut tree = self.tree();
-                if !tree.is_outdated(parent, name, since) {
+                if !tree.is_outdated(parent, name, &since) {
                     let segment = tree.dir(parent).and_then(|dir| dir.entries.get(name)?.segment.clone());
                     let segment = segment.unwrap_or_else(|| Arc::from(String::from_utf8_lossy(name)));
                     self.apply(&mut tree, parent, name, Found::Directory { segment, marker, marker_known: true });
@@ -255,7 +255,7 @@ impl Engine {
                 if matches!(found, Found::Directory { .. }) && self.hides(&tree, parent, name, true) {
                     found = Found::Nothing;
                 }
-                if !tree.is_outdated(parent, name, since) {
+                if !tree.is_outdated(parent, name, &since) {
                     self.apply(&mut tree, parent, name, found);
                 }
             }
@@ -392,6 +392,15 @@ impl Engine {
         }
     }
 
+    pub(super) fn attr_of_file(&self, attributes: &ObjectAttributes, version: &Version) -> Attr {
+        let defaults = &self.options.defaults;
+        if self.has_posix_metadata() {
+            Attr::of_object(attributes, version.size, version.modified, false, defaults)
+        } else {
+            Attr::plain(Kind::File, version.size, version.modified, defaults)
+        }
+    }
+
     fn place_file(
         &self,
         tree: &mut Tree,
@@ -403,12 +412,7 @@ impl Engine {
     ) -> u64 {
         let attributes = attributes.unwrap_or_default();
         let until = self.believed_until();
-        let defaults = &self.options.defaults;
-        let attr = if self.has_posix_metadata() {
-            Attr::of_object(&attributes, version.size, version.modified, false, defaults)
-        } else {
-            Attr::plain(Kind::File, version.size, version.modified, defaults)
-        };
+        let attr = self.attr_of_file(&attributes, &version);
         let reusable = tree.child(parent, name).and_then(|node| {
             let is_same = node.version.as_ref().is_some_and(|known| known.has_same_bytes(&version));
             // An open file keeps the version that it was opened with: the new one is another inode.
@@ -430,6 +434,9 @@ impl Engine {
             if node.version.as_ref().is_none_or(|known| !known.has_same_bytes(&version)) {
                 node.content = None;
                 node.target = None;
+            }
+            if node.version.as_ref().is_none_or(|known| !known.is_same(&version)) {
+                node.proof = None;
             }
             node.attr = attr;
             node.version = Some(version);

@@ -26,7 +26,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use sandpail_spec::{PathClass, PathClasses};
@@ -56,7 +56,7 @@ use crate::local::LocalTree;
 use crate::read::{MemoryBudget, ReadContext};
 use crate::tree::{Name, Tree};
 use crate::write::{Origin, StagingArea, WriteContext, WriteOptions};
-use crate::{FsError, FsResult};
+use crate::{FsError, FsResult, guard};
 
 /// Whether POSIX attributes are kept in the objects' metadata.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -257,10 +257,6 @@ pub struct Engine {
     reading: Arc<ReadContext>,
     writing: Arc<WriteContext>,
     runtime: tokio::runtime::Handle,
-}
-
-fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Adds to a store's error what was being done, and finds out what it means for a file.

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use futures_util::StreamExt;
 use sandpail_spec::PathClass;
-use sandpail_store::ETag;
+use sandpail_store::{ETag, Proof};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -34,6 +34,8 @@ pub struct StoredFile {
     pub size: u64,
     /// The tag of the version in the bucket.
     pub etag: Option<ETag>,
+    /// What else the store said of it.
+    pub proof: Proof,
 }
 
 /// What a barrier did.
@@ -80,6 +82,7 @@ fn receipt_of(node: &Node) -> Receipt {
         state: FileState::of(node.is_linked, has_changes, is_uploading),
         size: dirty_size.or_else(|| version.map(|version| version.size)).unwrap_or(node.attr.size),
         etag: version.and_then(|version| version.etag.clone()),
+        proof: node.proof().cloned().unwrap_or_default(),
         unstored_bytes,
         waiting: since.map(|since| since.elapsed()),
         failure: content.and_then(Content::failure),
@@ -107,6 +110,16 @@ impl Engine {
         // Some providers leave tags out of listings.
         if receipt.state == FileState::Stored && receipt.etag.is_none() {
             receipt.etag = self.head(&key).await?.filter(|info| info.size == receipt.size).map(|info| info.etag);
+        }
+        // Who has not stored it asks what the bucket says. Without that the receipt is shorter, and as true.
+        if receipt.state == FileState::Stored
+            && receipt.proof.checksum.is_none()
+            && let Some(etag) = &receipt.etag
+        {
+            match self.store.proof(&key, etag).await {
+                Ok(proof) => receipt.proof = proof,
+                Err(error) => tracing::debug!(?key, %error, "nothing is known of a version besides its tag"),
+            }
         }
         Ok(receipt)
     }
@@ -146,7 +159,8 @@ impl Engine {
         let tree = self.tree();
         let node = tree.get(ino).filter(|node| node.is_linked)?;
         let version = node.version.as_ref()?;
-        Some(StoredFile { path: tree.path_of(ino), size: version.size, etag: version.etag.clone() })
+        let proof = node.proof().cloned().unwrap_or_default();
+        Some(StoredFile { path: tree.path_of(ino), size: version.size, etag: version.etag.clone(), proof })
     }
 
     /// Up to `count_max` files that are not stored, without trying to store them; how the last try failed, if there was

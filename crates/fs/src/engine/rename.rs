@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{FutureExt, StreamExt};
-use sandpail_store::{CopySource, ListRequest, ListedObject, ObjectKey, PutOutcome, StoreError};
+use sandpail_store::{CopySource, ListRequest, ListedObject, ObjectKey, Proof, PutOutcome, StoreError};
 
 use super::directory::{note_unlinked, touch};
-use super::{Engine, failed, object_key, stale};
+use super::lookup::version_of;
+use super::{Engine, failed, not_found, object_key, stale};
 use crate::attr::{Kind, Time};
 use crate::read::ObjectVersion;
 use crate::tree::names::{Asked, asked_for};
-use crate::tree::{Name, Version};
+use crate::tree::{Name, Node, Version};
 use crate::{FsError, FsResult};
 
 /// How often a rename that a process which died had begun is looked at again.
@@ -76,13 +77,33 @@ impl Engine {
             return self.rename_as(parent, name, new_parent, new_name, Begun::Before).await;
         }
         let target = self.resolve(new_parent, new_name, false).await?;
+        let staged_key = {
+            let tree = self.tree();
+            let is_staged = |node: &Node| node.dir.is_none() && !node.off_bucket && node.is_ours_to_tell();
+            let is_staged = target.ino != ino && tree.get(target.ino).is_some_and(is_staged);
+            is_staged.then(|| self.file_key(&tree, target.ino)).transpose()?
+        };
+        // What is staged there is what was replaced, and the bucket says by what.
+        let moved = match staged_key {
+            Some(key) => Some(self.head(&key).await?.ok_or_else(|| not_found(name))?),
+            None => None,
+        };
         let mut tree = self.tree();
         let found = tree.get(target.ino).filter(|_| target.ino != ino);
         let off_bucket = found.is_some_and(|node| node.off_bucket);
         if let Some((segment, attr, attributes, version)) = found.map(|node| {
-            (Arc::clone(&node.segment), node.attr.clone(), Arc::clone(&node.attributes), node.version.clone())
+            let segment = Arc::clone(&node.segment);
+            match moved {
+                Some(info) => {
+                    let version = version_of(&info);
+                    let attr = self.attr_of_file(&info.attributes, &version);
+                    (segment, attr, Arc::new(info.attributes), Some(version))
+                }
+                None => (segment, node.attr.clone(), Arc::clone(&node.attributes), node.version.clone()),
+            }
         }) {
             self.follow(&tree, ino, new_parent, new_name)?;
+            note_unlinked(&tree, new_parent, new_name);
             tree.detach(new_parent, new_name);
             tree.relink(ino, new_parent, Name::from(new_name), segment);
             if let Some(node) = tree.get_mut(ino) {
@@ -322,8 +343,15 @@ impl Engine {
     fn moved(&self, tree: &mut crate::tree::Tree, ino: u64, key: &ObjectKey, outcome: &PutOutcome, size: u64) {
         let until = self.believed_until();
         let Some(node) = tree.get_mut(ino) else { return };
-        let modified = outcome.last_modified.unwrap_or_else(std::time::SystemTime::now);
-        node.version = Some(Version { etag: Some(outcome.etag.clone()), size, modified });
+        let before = node.proof().and_then(|proof| proof.checksum.clone());
+        node.set_stored(outcome, size);
+        // The bytes are the same.
+        if let Some(checksum) = before
+            && outcome.proof.checksum.is_none()
+        {
+            let proof = Proof { checksum: Some(checksum), ..outcome.proof.clone() };
+            node.proof = Some(Arc::new((outcome.etag.clone(), proof)));
+        }
         node.fresh_until = until;
         node.attr.ctime = Time::now();
         if let Some(dirty) = node.content.as_ref().and_then(|content| content.dirty()) {

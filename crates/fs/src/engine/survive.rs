@@ -87,13 +87,21 @@ impl Engine {
         let ledger = Ledger::resume(file, &known).map_err(failed())?;
         let staging = StagingArea::adopt(&options.staging_dir, left.staging, options.staging_limit)?;
         let mut engine = Self::on(store, options, runtime, staging, Some(ledger))?;
-        if let Err(error) = engine.restore(known) {
-            #[expect(clippy::disallowed_methods, reason = "it would remove what is staged, which the next try needs")]
-            std::mem::forget(engine);
-            return Err(error);
-        }
+        let spent = match engine.restore(known) {
+            Ok(spent) => spent,
+            Err(error) => {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "it would remove what is staged, which the next try needs"
+                )]
+                std::mem::forget(engine);
+                return Err(error);
+            }
+        };
         let engine = Arc::new(engine);
         engine.settle();
+        // Only now: what they alone knew stands in the ledger.
+        spent.into_iter().for_each(Adopted::remove);
         Ok(engine)
     }
 
@@ -177,7 +185,8 @@ impl Engine {
         self.settle();
     }
 
-    fn restore(&mut self, known: Known) -> FsResult<()> {
+    /// Gives the staged files that are not needed any more.
+    fn restore(&mut self, known: Known) -> FsResult<Vec<Adopted>> {
         let Known { nodes, mut attributes, handles, begun, under_way, moving, next_handle } = known;
         self.next_handle.store(next_handle.max(1), Ordering::Relaxed);
         self.restored.begun = begun;
@@ -189,14 +198,19 @@ impl Engine {
                 tree.restore(note, attributes.remove(&ino));
             }
             tree.relink_restored();
+            if !self.restored.unheard.is_empty() {
+                // A change of attributes may have been done, which no listing tells within the same second.
+                tree.all().into_iter().for_each(|ino| tree.doubt(ino));
+            }
         }
         self.finish_moves(moving);
         for (handle, note) in handles {
             self.restore_handle(handle, note);
         }
         self.clean_parked()?;
+        let mut spent = Vec::new();
         for file in self.writing.adopted()? {
-            self.restore_staged(file)?;
+            spent.extend(self.restore_staged(file)?);
         }
         for ino in pending {
             if let Some(content) = self.tree().get(ino).and_then(|node| node.content.clone()) {
@@ -216,7 +230,7 @@ impl Engine {
         for ino in closed {
             self.store_later(ino);
         }
-        Ok(())
+        Ok(spent)
     }
 
     fn restore_handle(&mut self, handle: u64, note: HandleNote) {
@@ -258,13 +272,13 @@ impl Engine {
         self.restored.opened.insert(request, handle);
     }
 
-    fn restore_staged(&self, file: Adopted) -> FsResult<()> {
+    /// Goes on with a staged file, or gives it back: the bucket has it, or nobody wants it.
+    fn restore_staged(&self, file: Adopted) -> FsResult<Option<Adopted>> {
         let ino = file.node;
         let found = self.tree().get(ino).map(|node| (node.is_linked, node.opens > 0));
         let Some((is_linked, is_open)) = found else {
             // Its making was never answered.
-            file.remove();
-            return Ok(());
+            return Ok(Some(file));
         };
         // One without a base may be the only copy: of an object whose removal had begun.
         if file.is_stored() && (!is_open || is_linked && file.recorded.base.is_some()) {
@@ -281,19 +295,16 @@ impl Engine {
                 }
                 node.attr.size = file.recorded.size;
             }
-            drop(tree);
-            file.remove();
-            return Ok(());
+            return Ok(Some(file));
         }
         if !is_linked && !is_open {
-            file.remove();
-            return Ok(());
+            return Ok(Some(file));
         }
         let (modified, times_set, may_be_stored) = (file.modified, file.recorded.times_set, file.may_be_stored());
         let is_stored = file.is_stored();
         let dirty = DirtyFile::adopt(Arc::clone(&self.writing), file)?;
         let mut tree = self.tree();
-        let Some(node) = tree.get_mut(ino) else { return Ok(()) };
+        let Some(node) = tree.get_mut(ino) else { return Ok(None) };
         let content = Arc::clone(node.content.get_or_insert_default());
         if is_stored {
             fill_times(&mut node.attr, modified.into());
@@ -312,7 +323,7 @@ impl Engine {
             content.set_may_be_stored();
         }
         // Never fails, and there is none yet but by a second record of the same file.
-        content.dirty_or(|| Ok::<_, crate::FsError>(dirty)).map(drop)
+        content.dirty_or(|| Ok::<_, crate::FsError>(dirty)).map(|_| None)
     }
 
     /// A file is closed and not stored: it goes up as soon as may be.

@@ -247,8 +247,7 @@ impl Engine {
         let until = self.believed_until();
         let has_posix_metadata = self.has_posix_metadata();
         let Some(node) = tree.get_mut(ino) else { return };
-        let modified = outcome.last_modified.unwrap_or_else(SystemTime::now);
-        node.version = Some(Version { etag: Some(outcome.etag.clone()), size, modified });
+        node.set_stored(outcome, size);
         let is_unchanged = node.content.as_ref().is_none_or(|content| !content.has_changes());
         if is_unchanged {
             node.attr.size = size;

@@ -14,7 +14,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use sandpail_store::ObjectAttributes;
@@ -22,6 +22,7 @@ use sandpail_store::ObjectAttributes;
 pub(crate) use self::entry::{Entry, Moving, NodeNote};
 use crate::engine::OpenMode;
 use crate::frames;
+use crate::guard;
 use crate::tree::Name;
 
 /// With the format's version.
@@ -263,7 +264,7 @@ impl Ledger {
     }
 
     fn writing(&self) -> MutexGuard<'_, Writing> {
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+        guard(&self.writing)
     }
 
     /// A descriptor for the mount's keeper.

@@ -1,7 +1,7 @@
 //! One ranged GET, under way or done.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -9,7 +9,7 @@ use sandpail_store::{StoreError, StoreResult};
 use tokio::sync::Notify;
 
 use super::{ObjectVersion, Permit, ReadContext};
-use crate::{FsError, FsResult};
+use crate::{FsError, FsResult, guard};
 
 /// A range of an object whose bytes have come or are coming.
 #[derive(Debug)]
@@ -36,10 +36,6 @@ enum Failure {
     Store(Option<StoreError>),
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Part {
     /// Begins to fetch `range` of `version`.
     pub(super) fn fetch(
@@ -62,17 +58,17 @@ impl Part {
             let result = Self::run(&own, &shared, &version, range.clone()).await;
             let Some(part) = own.upgrade() else { return };
             if let Err(error) = result {
-                lock(&part.state).failure = Some(match error {
+                guard(&part.state).failure = Some(match error {
                     StoreError::Precondition { .. } | StoreError::NotFound { .. } => Failure::Changed,
                     other => Failure::Store(Some(other)),
                 });
             } else if let Some(cache) = &shared.cache {
-                let chunks = lock(&part.state).chunks.clone();
+                let chunks = guard(&part.state).chunks.clone();
                 cache.insert(&version, range.start, chunks);
             }
             part.arrived.notify_waiters();
         });
-        *lock(&part.task) = Some(task.abort_handle());
+        *guard(&part.task) = Some(task.abort_handle());
         part
     }
 
@@ -95,7 +91,7 @@ impl Part {
                 return Err(StoreError::Integrity { message: format!("more bytes than asked for of {}", version.key) });
             }
             let Some(part) = own.upgrade() else { return Ok(()) };
-            let mut state = lock(&part.state);
+            let mut state = guard(&part.state);
             state.filled = filled;
             state.chunks.push(chunk);
             drop(state);
@@ -117,7 +113,7 @@ impl Part {
             // Registered before the look, so that no arrival is missed.
             arrived.as_mut().enable();
             {
-                let mut state = lock(&self.state);
+                let mut state = guard(&self.state);
                 if state.filled >= until {
                     return Ok(slice(&state.chunks, wanted.start - self.range.start..until));
                 }
@@ -138,14 +134,14 @@ impl Part {
 
     /// Whether the fetch failed.
     pub(super) fn has_failed(&self) -> bool {
-        lock(&self.state).failure.is_some()
+        guard(&self.state).failure.is_some()
     }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
         // Nobody will read what is still to come.
-        if let Some(task) = lock(&self.task).take() {
+        if let Some(task) = guard(&self.task).take() {
             task.abort();
         }
     }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 
 use super::part::Part;
 use super::{ObjectVersion, ReadAhead, ReadContext};
-use crate::FsResult;
+use crate::{FsResult, guard};
 
 const MIB: u64 = 1 << 20;
 /// One GET of a long stream.
@@ -47,7 +47,7 @@ impl Reader {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        guard(&self.state)
     }
 
     /// Reads `range` (byte offsets, half-open), cut at the object's end, as a chain of buffers.

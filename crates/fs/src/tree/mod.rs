@@ -7,16 +7,17 @@
 pub mod names;
 mod notes;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sandpail_store::{ETag, ObjectAttributes};
+use sandpail_store::{ETag, ObjectAttributes, Proof, PutOutcome};
 use tokio::time::Instant;
 
 use crate::attr::{Attr, Defaults, Kind};
 use crate::content::Content;
+use crate::guard;
 
 /// The root's inode number, as FUSE wants it.
 pub const ROOT: u64 = 1;
@@ -85,8 +86,11 @@ pub struct Directory {
     pub complete_until: Option<Instant>,
     /// Names that were found absent, and until when that may be believed.
     pub absent: HashMap<Name, Instant>,
-    /// Names that were changed here: when the change ended, or `u64::MAX` while it goes on.
+    /// Names that were changed here: when the change ended, or `u64::MAX` while it goes on. Those that are older than
+    /// every question under way are forgotten in time.
     pub mutations: HashMap<Name, u64>,
+    /// When the listing was asked for that `entries` began with.
+    pub listed_at: u64,
     /// Lookups that had to ask for one name since the last listing.
     pub probes: u32,
     /// The last value of this directory's slot that was seen (what other mounts of this host say).
@@ -125,6 +129,8 @@ pub struct Node {
     pub attr: Attr,
     /// The object's version; `None` while there is none (a new file, an implicit directory).
     pub version: Option<Version>,
+    /// What the store said of a version besides, when it was stored from here; of `version` if the tags are the same.
+    pub proof: Option<Arc<(ETag, Proof)>>,
     /// What the object carries; edits keep it.
     pub attributes: Arc<ObjectAttributes>,
     /// Until when all this may be believed without asking.
@@ -146,9 +152,42 @@ pub struct Node {
 }
 
 impl Node {
+    /// Whether what is here counts more than what the store says of this name: something is not stored yet.
+    pub fn is_ours_to_tell(&self) -> bool {
+        self.is_local() || self.version.is_none() && self.opens > 0
+    }
+
+    /// Takes what the store answered to a write or a copy of this object.
+    pub fn set_stored(&mut self, outcome: &PutOutcome, size: u64) {
+        let modified = outcome.last_modified.unwrap_or_else(SystemTime::now);
+        self.version = Some(Version { etag: Some(outcome.etag.clone()), size, modified });
+        let is_silent = outcome.proof == Proof::default();
+        self.proof = (!is_silent).then(|| Arc::new((outcome.etag.clone(), outcome.proof.clone())));
+    }
+
+    /// What the store said of the present version besides its tag.
+    pub fn proof(&self) -> Option<&Proof> {
+        let (etag, proof) = &**self.proof.as_ref()?;
+        (self.version.as_ref()?.etag.as_ref()? == etag).then_some(proof)
+    }
+
     /// Whether this host knows better than the bucket: bytes or attributes that are not stored yet.
     pub fn is_local(&self) -> bool {
         self.content.as_ref().is_some_and(|content| content.has_unstored())
+    }
+}
+
+/// A moment at which the store was asked for something. As long as this lives, what is changed here after it is
+/// remembered, so that the answer can be told from what is older.
+#[derive(Debug)]
+pub struct Since {
+    at: u64,
+    asked: Arc<Mutex<BTreeSet<u64>>>,
+}
+
+impl Drop for Since {
+    fn drop(&mut self) {
+        guard(&self.asked).remove(&self.at);
     }
 }
 
@@ -158,6 +197,8 @@ pub struct Tree {
     nodes: HashMap<u64, Node>,
     next_spare: u64,
     clock: u64,
+    /// Moments of the questions under way.
+    asked: Arc<Mutex<BTreeSet<u64>>>,
     news: notes::News,
     /// What objects without metadata get.
     pub defaults: Defaults,
@@ -175,6 +216,7 @@ impl Tree {
             is_linked: true,
             attr: Attr::plain(Kind::Directory, 0, now, &defaults),
             version: None,
+            proof: None,
             attributes: Arc::default(),
             fresh_until: Instant::now(),
             lookups: 1,
@@ -189,6 +231,7 @@ impl Tree {
             nodes: HashMap::from([(ROOT, root)]),
             next_spare: 1 << 62,
             clock: 1,
+            asked: Arc::default(),
             news: notes::News::default(),
             defaults,
         }
@@ -222,9 +265,21 @@ impl Tree {
     }
 
     /// A moment: later calls give larger numbers.
-    pub fn tick(&mut self) -> u64 {
+    fn tick(&mut self) -> u64 {
         self.clock += 1;
         self.clock
+    }
+
+    /// Begins a question to the store.
+    pub fn ask(&mut self) -> Since {
+        let at = self.tick();
+        guard(&self.asked).insert(at);
+        Since { at, asked: Arc::clone(&self.asked) }
+    }
+
+    /// Every question under way was asked at this moment or later.
+    fn oldest_question(&self) -> u64 {
+        guard(&self.asked).first().copied().unwrap_or(self.clock)
     }
 
     /// The key prefix of a directory below the mount's prefix: empty, or ending in `/`.
@@ -283,6 +338,7 @@ impl Tree {
             is_linked: true,
             attr,
             version: None,
+            proof: None,
             attributes: Arc::default(),
             fresh_until: Instant::now(),
             lookups: 0,
@@ -429,8 +485,11 @@ impl Tree {
 
     /// Says that a name is being changed here; answers about it that are under way are void.
     pub fn begin_mutation(&mut self, parent: u64, name: &[u8]) {
+        let oldest = self.oldest_question();
         if let Some(dir) = self.dir_mut(parent) {
-            dir.mutations.insert(name.into(), u64::MAX);
+            if dir.mutations.insert(name.into(), u64::MAX).is_none() && is_time_to_clean(dir.mutations.len()) {
+                dir.mutations.retain(|_, at| *at > oldest);
+            }
             dir.absent.remove(name);
         }
     }
@@ -443,9 +502,10 @@ impl Tree {
         }
     }
 
-    /// Whether an answer that was asked for at `since` is too old for this name.
-    pub fn is_outdated(&self, parent: u64, name: &[u8], since: u64) -> bool {
-        self.dir(parent).is_none_or(|dir| dir.mutations.get(name).is_some_and(|at| *at > since))
+    /// Whether an answer that was asked for at `since` is too old for this name, or the store cannot know better.
+    pub fn is_outdated(&self, parent: u64, name: &[u8], since: &Since) -> bool {
+        self.dir(parent).is_none_or(|dir| dir.mutations.get(name).is_some_and(|at| *at > since.at))
+            || self.child(parent, name).is_some_and(Node::is_ours_to_tell)
     }
 
     /// Writes into the listing what this host has just stored under a name.
@@ -468,7 +528,10 @@ impl Tree {
     pub fn note_removed(&mut self, parent: u64, name: &Name, believed_until: Instant) {
         if let Some(dir) = self.dir_mut(parent) {
             dir.entries.remove(name);
-            dir.absent.insert(Arc::clone(name), believed_until);
+            if dir.absent.insert(Arc::clone(name), believed_until).is_none() && is_time_to_clean(dir.absent.len()) {
+                let now = Instant::now();
+                dir.absent.retain(|_, until| *until > now);
+            }
         }
     }
 
@@ -486,18 +549,21 @@ impl Tree {
         }
     }
 
-    /// Takes a whole listing that was asked for at `since`. Names changed here since then stay as they are.
+    /// Takes a whole listing that was asked for at `since`. Names changed here since then stay as they are. One that was
+    /// overtaken by a later one is not taken.
     pub fn install_listing(
         &mut self,
         ino: u64,
-        since: u64,
+        since: &Since,
         mut listed: BTreeMap<Name, Entry>,
         has_marker: bool,
         believed_until: Instant,
     ) {
-        let Some(dir) = self.nodes.get_mut(&ino).and_then(|node| node.dir.take()) else { return };
-        let mut dir = dir;
-        dir.mutations.retain(|_, at| *at > since);
+        let oldest = self.oldest_question();
+        let Some(node) = self.nodes.get_mut(&ino) else { return };
+        let Some(mut dir) = node.dir.take_if(|dir| dir.listed_at <= since.at) else { return };
+        dir.listed_at = since.at;
+        dir.mutations.retain(|_, at| *at > oldest);
         for (name, entry) in &mut listed {
             let old = dir.entries.get(name);
             if let Some(old) = old
@@ -506,7 +572,7 @@ impl Tree {
                 entry.attributes.clone_from(&old.attributes);
             }
         }
-        for name in dir.mutations.keys() {
+        for (name, _) in dir.mutations.iter().filter(|(_, at)| **at > since.at) {
             match dir.children.get(name).and_then(|child| self.nodes.get(child)) {
                 Some(node) if !node.off_bucket => listed.insert(Arc::clone(name), entry_of(node)),
                 _ => listed.remove(name),
@@ -518,7 +584,7 @@ impl Tree {
             if node.off_bucket {
                 continue;
             }
-            if node.is_local() || (node.version.is_none() && node.opens > 0) {
+            if node.is_ours_to_tell() {
                 listed.insert(Arc::clone(name), entry_of(node));
                 continue;
             }
@@ -558,6 +624,11 @@ impl Tree {
     }
 }
 
+/// Whether a table that has just grown to `len` is looked through for what is too old: seldom, and less the larger it is.
+fn is_time_to_clean(len: usize) -> bool {
+    len >= 64 && len.is_power_of_two()
+}
+
 fn same_entry(a: &Entry, b: &Entry) -> bool {
     match (&a.version, &b.version) {
         (Some(a), Some(b)) => a.is_same(b),
@@ -580,4 +651,77 @@ fn hashed_ino(parent: u64, name: &[u8]) -> u64 {
     hasher.write_u64(parent);
     hasher.write(name);
     (hasher.finish() & ((1 << 62) - 1)).max(ROOT + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(etag: &str) -> Version {
+        Version { etag: Some(ETag::new(etag)), size: 3, modified: UNIX_EPOCH }
+    }
+
+    fn listing(etag: &str) -> BTreeMap<Name, Entry> {
+        let entry = Entry { segment: None, version: Some(version(etag)), attributes: None };
+        BTreeMap::from([(Name::from(&b"db"[..]), entry)])
+    }
+
+    /// A tree with one open file, stored as version `1`.
+    fn tree() -> (Tree, u64) {
+        let mut tree = Tree::new(Defaults { uid: 0, gid: 0, file_perm: 0o644, dir_perm: 0o755 });
+        let attr = Attr::plain(Kind::File, 3, UNIX_EPOCH, &tree.defaults);
+        let ino = tree.insert(ROOT, Name::from(&b"db"[..]), Arc::from("db"), attr);
+        let node = tree.get_mut(ino).unwrap();
+        (node.version, node.opens) = (Some(version("1")), 1);
+        (tree, ino)
+    }
+
+    fn store(tree: &mut Tree, ino: u64, etag: &str) {
+        tree.begin_mutation(ROOT, b"db");
+        tree.get_mut(ino).unwrap().version = Some(version(etag));
+        tree.end_mutation(ROOT, b"db");
+    }
+
+    #[test]
+    fn a_listing_that_was_overtaken_does_not_take_an_open_file_for_replaced() {
+        let (mut tree, ino) = tree();
+        let until = Instant::now();
+        let slow = tree.ask();
+        store(&mut tree, ino, "2");
+        let fast = tree.ask();
+        tree.install_listing(ROOT, &fast, listing("2"), true, until);
+        drop(fast);
+        assert!(tree.is_outdated(ROOT, b"db", &slow), "what was stored since is forgotten");
+        tree.install_listing(ROOT, &slow, listing("1"), true, until);
+        assert!(tree.get(ino).is_some_and(|node| node.is_linked), "the file has lost its name");
+        assert_eq!(tree.dir(ROOT).unwrap().entries[&b"db"[..]].version, Some(version("2")));
+    }
+
+    #[test]
+    fn a_file_that_somebody_else_replaced_is_another_one() {
+        let (mut tree, ino) = tree();
+        let since = tree.ask();
+        tree.install_listing(ROOT, &since, listing("other"), true, Instant::now());
+        assert!(tree.get(ino).is_some_and(|node| !node.is_linked));
+    }
+
+    #[test]
+    fn changes_are_forgotten_when_no_question_is_older() {
+        let (mut tree, ino) = tree();
+        store(&mut tree, ino, "2");
+        let since = tree.ask();
+        tree.install_listing(ROOT, &since, listing("2"), true, Instant::now());
+        assert!(tree.dir(ROOT).unwrap().mutations.is_empty());
+        drop(since);
+        // Also where nobody lists.
+        for number in 0..1000 {
+            let name = format!("{number}");
+            tree.begin_mutation(ROOT, name.as_bytes());
+            tree.end_mutation(ROOT, name.as_bytes());
+            tree.note_removed(ROOT, &Name::from(name.as_bytes()), Instant::now());
+            drop(tree.ask());
+        }
+        let dir = tree.dir(ROOT).unwrap();
+        assert!(dir.mutations.len() <= 64 && dir.absent.len() <= 64, "{} {}", dir.mutations.len(), dir.absent.len());
+    }
 }

@@ -148,6 +148,7 @@ impl Tree {
             is_linked,
             attr,
             version,
+            proof: None,
             attributes: attributes.map(Arc::new).unwrap_or_default(),
             fresh_until: Instant::now(),
             lookups,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use sandpail_store::{
-    Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, PutBody, PutOutcome, StoreError, UploadId,
+    Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, Proof, PutBody, PutOutcome, StoreError, UploadId,
     multipart_tag, put_tag,
 };
 use tokio::time::Instant;
@@ -378,7 +378,8 @@ impl DirtyFile {
             Err(error @ StoreError::NotFound { .. }) => match store.head(&attempt.key).await {
                 // The same bytes as before have the same tag.
                 Ok(info) if tag.as_ref() == Some(&info.etag) || attempt.made(&info) => {
-                    Ok(PutOutcome { etag: info.etag, last_modified: Some(info.last_modified) })
+                    let proof = Proof::default();
+                    Ok(PutOutcome { etag: info.etag, last_modified: Some(info.last_modified), proof })
                 }
                 _ => Err(error),
             },

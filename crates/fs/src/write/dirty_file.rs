@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use sandpail_store::{ETag, ObjectAttributes, ObjectInfo, ObjectKey};
@@ -18,7 +18,7 @@ use super::stream::Stream;
 use super::sums::{Summed, Sums};
 use super::{Base, BaseReader, RangeSet, WriteContext};
 use crate::read::ObjectVersion;
-use crate::{FsError, FsResult};
+use crate::{FsError, FsResult, guard};
 
 /// Buffers of local bytes are this long at most.
 pub(super) const CHUNK_LEN: u64 = 1 << 20;
@@ -176,7 +176,7 @@ impl DirtyFile {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        guard(&self.state)
     }
 
     /// Length in bytes.
@@ -228,6 +228,11 @@ impl DirtyFile {
         let mut state = self.state();
         state.journal.note(&[Event::Unlinked]);
         self.stay_here(&mut state);
+    }
+
+    /// The object is about to be removed: nobody wants the file back if this process dies and it is gone.
+    pub fn note_removing(&self) {
+        self.state().journal.note(&[Event::Removing]);
     }
 
     /// What is written from now on goes up with the next commit, if there is one, and not before.
@@ -301,23 +306,24 @@ impl DirtyFile {
     ///
     /// # Errors
     /// [`FsError::NoSpace`] if it cannot be staged; [`FsError::Damaged`] if it would stand beside staged bytes that are. Then
-    /// nothing changed.
+    /// nothing changed but, perhaps, bytes of the range that were staged before.
     pub fn write(self: &Arc<Self>, offset: u64, data: &[u8]) -> FsResult<()> {
         if data.is_empty() {
             return Ok(());
         }
         let range = offset..offset + data.len() as u64;
         let mut state = self.state();
-        let new: u64 = state
-            .local
-            .split(range.clone())
-            .into_iter()
-            .filter(|(_, is_local)| !is_local)
-            .map(|(r, _)| r.end - r.start)
-            .sum();
+        let (here, missing): (Vec<_>, Vec<_>) =
+            state.local.split(range.clone()).into_iter().partition(|(_, is_local)| *is_local);
+        let new: u64 = missing.iter().map(|(part, _)| part.end - part.start).sum();
         self.staged.reserve(new)?;
         if let Err(error) = self.stage_written(&mut state, &range, data, new > 0) {
             self.staged.give_back(new);
+            // Some of it may have replaced what was here: that is what readers see, so it is what is stored.
+            if !here.is_empty() {
+                here.into_iter().for_each(|(part, _)| state.dirty.insert(part));
+                state.changed();
+            }
             return Err(error);
         }
         state.local.insert(range.clone());

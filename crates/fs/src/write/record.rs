@@ -209,6 +209,8 @@ pub(super) enum Event {
     /// Bytes that have sums are about to change, for the first time since `Durable`: until the next one, what a machine that
     /// stops leaves may be older or newer than the sums that it leaves.
     Touched,
+    /// The object is about to be removed: if it is gone, nobody wants the file back.
+    Removing,
 }
 
 /// What a record says of sums, as entries of bounded length.
@@ -246,6 +248,7 @@ impl Event {
             Self::Summed(sums) => (23, &[], Some(sums::encode(sums))),
             Self::Unsummed(range) => (24, &[range.start, range.end], None),
             Self::Touched => (25, &[], None),
+            Self::Removing => (26, &[], None),
         };
         log.push(tag);
         numbers.iter().for_each(|number| log.extend(number.to_le_bytes()));
@@ -286,6 +289,7 @@ impl Event {
             23 => Self::Summed(sums::decode(rest)?),
             24 => Self::Unsummed(two()?),
             25 => Self::Touched,
+            26 => Self::Removing,
             _ => return None,
         })
     }
@@ -351,6 +355,8 @@ pub struct Recorded {
     /// An upload has ended well.
     pub(super) was_stored: bool,
     pub(super) is_unlinked: bool,
+    /// Its removal had begun, and nothing has happened to it since.
+    pub(crate) is_removing: bool,
     pub(super) is_kept: bool,
     pub(super) is_durable: bool,
     /// The tag of the object that an upload was to make, whose end is not known.
@@ -387,6 +393,7 @@ impl Recorded {
             is_storing: false,
             was_stored: false,
             is_unlinked: false,
+            is_removing: false,
             is_kept: false,
             is_durable: false,
             completing: None,
@@ -457,18 +464,19 @@ impl Recorded {
             }
             Event::Replaces(etag) => self.replaces = etag.as_deref().map(ETag::new),
             Event::Changed => self.change(),
-            Event::Storing => self.is_storing = true,
+            Event::Storing => (self.is_storing, self.is_removing) = (true, false),
             Event::Stored => {
                 (self.is_stored, self.is_storing, self.is_durable) = (true, false, false);
                 self.was_stored = true;
             }
             Event::Durable => {
-                self.is_durable = true;
+                (self.is_durable, self.is_removing) = (true, false);
                 self.sums.safe();
             }
             Event::Completing(tag) => self.completing = Some(ETag::new(&tag)),
             Event::Node(ino) => self.node = Some(ino),
             Event::Unlinked => self.is_unlinked = true,
+            Event::Removing => self.is_removing = true,
             Event::TimesFree => self.times_set = false,
             Event::Summed(sums) => self.sums.add(sums)?,
             Event::Unsummed(range) => self.sums.void(&range),
@@ -483,6 +491,7 @@ impl Recorded {
     }
 
     fn change(&mut self) {
+        self.is_removing = false;
         self.is_stored = false;
     }
 
@@ -688,6 +697,7 @@ mod tests {
             Event::Summed(vec![Summed { range: 5..9, crc: 7 }, Summed { range: 1024..2048, crc: u32::MAX }]),
             Event::Touched,
             Event::Unsummed(0..1024),
+            Event::Removing,
         ]
     }
 

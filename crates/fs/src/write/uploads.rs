@@ -18,7 +18,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use rustix::fs::{FlockOperation, flock};
 use sandpail_store::{ObjectKey, Store, StoreError, UploadId};
@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Origin;
 use super::kept::{PROCESS, is_record, kept_directory, read_record};
+use crate::guard;
 
 const DIRECTORY: &str = "uploads";
 
@@ -80,7 +81,7 @@ impl Uploads {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        guard(&self.state)
     }
 
     /// An upload was begun.

@@ -240,6 +240,16 @@ impl Process {
         answer.filter(|_| !self.fate.is_dead())
     }
 
+    /// Lets somebody ask it for something, beside everything else and for as long as that takes.
+    pub(crate) fn spectate<F>(&self, look: impl FnOnce(Arc<Engine>) -> F)
+    where
+        F: Future<Output = FsResult<()>> + Send + 'static,
+    {
+        let looks = look(Arc::clone(&self.engine));
+        // What they are told is not what this is about.
+        self.runtime.as_ref().unwrap().spawn(async move { drop(looks.await) });
+    }
+
     /// What happens when it is dead.
     pub(crate) fn die(mut self, lands: f64) -> Legacy {
         assert!(self.fate.is_dead());

@@ -41,8 +41,8 @@ use self::list::NameCache;
 use crate::cursor::Cursor;
 use crate::{
     BodyStream, Capabilities, Condition, CopySource, Download, ETag, ListPage, ListRequest, ListedPart,
-    ObjectAttributes, ObjectInfo, ObjectKey, Part, PutBody, PutOutcome, Store, StoreError, StoreResult, UploadId,
-    UploadInProgress,
+    ObjectAttributes, ObjectInfo, ObjectKey, Part, Proof, PutBody, PutOutcome, Store, StoreError, StoreResult,
+    UploadId, UploadInProgress,
 };
 
 const MARKER: &str = "sandpail-bucket.json";
@@ -302,7 +302,8 @@ impl Inner {
         let _lock = self.lock(key)?;
         self.check_condition(key, condition)?;
         temp.publish(&self.objects, &self.path_of(key), self.options.durable).map_err(failed)?;
-        Ok(PutOutcome { etag: info.etag.clone(), last_modified: Some(info.last_modified) })
+        let proof = Proof::of_md5_tag(&info.etag);
+        Ok(PutOutcome { etag: info.etag.clone(), last_modified: Some(info.last_modified), proof })
     }
 
     fn put(

@@ -262,7 +262,7 @@ fn check(reply: Reply, key: &ObjectKey, range: &Range<u64>, etag: Option<&ETag>)
 }
 
 /// The checksum that an answer says of the object's bytes. One of the sums of its parts is none.
-fn sum_of_whole(reply: &Reply) -> Option<(ChecksumKind, String)> {
+pub(super) fn sum_of_whole(reply: &Reply) -> Option<(ChecksumKind, String)> {
     if reply.header("x-amz-checksum-type").is_some_and(|kind| kind.eq_ignore_ascii_case("COMPOSITE")) {
         return None;
     }

@@ -70,11 +70,11 @@ use self::headers::{object_info, with_attributes, with_placement, with_tagging};
 use self::limiter::Limiter;
 use self::origin::{Origin, Target};
 use self::send::{Reply, Shared};
-use self::sums::Sums;
+use self::sums::{Sent, Sums};
 use crate::{
     Capabilities, Condition, CopySource, Download, ETag, ListPage, ListRequest, ListedObject, ListedPart,
-    ObjectAttributes, ObjectInfo, ObjectKey, Part, PutBody, PutOutcome, Store, StoreError, StoreResult, UploadId,
-    UploadInProgress,
+    ObjectAttributes, ObjectInfo, ObjectKey, Part, Proof, PutBody, PutOutcome, Store, StoreError, StoreResult,
+    UploadId, UploadInProgress,
 };
 
 /// Most keys of one DeleteObjects.
@@ -410,7 +410,7 @@ impl HttpStore {
     }
 
     /// Sends a body with its checksum. Gives the answer and the checksum.
-    async fn upload(&self, call: Call, body: &PutBody) -> Result<(Reply, Option<String>), Failure> {
+    async fn upload(&self, call: Call, body: &PutBody) -> Result<(Reply, Option<Sent>), Failure> {
         let sums = &self.shared.sums;
         let is_conditional = call.headers.contains_key("if-match") || call.headers.contains_key("if-none-match");
         let mut differed = false;
@@ -423,7 +423,6 @@ impl HttpStore {
                     sent.push((*kind, sum));
                 }
             }
-            let last = sent.last().map(|(_, sum)| sum.clone());
             let result = self.shared.exchange(&call, Some(body), false, self.shared.retry_deadline).await;
             if let Ok(reply) = &result
                 && let Some(difference) = sums.difference(&sent, reply)
@@ -438,8 +437,9 @@ impl HttpStore {
             }
             match result {
                 // Stored, but nobody checked the bytes: once more, where that does no harm.
-                Ok(reply) if !sums.answered(kinds, last.as_deref(), &reply) && !is_conditional => {}
-                Ok(reply) => return Ok((reply, last)),
+                Ok(reply) if !sums.answered(kinds, sent.last().map(|(_, sum)| &**sum), &reply) && !is_conditional => {}
+                // The table's, if there are two: the other is still being tried.
+                Ok(reply) => return Ok((reply, sent.into_iter().next())),
                 Err(failure) if sums.refused(kinds, &failure) => {}
                 Err(failure) => return Err(failure),
             }
@@ -467,7 +467,10 @@ impl HttpStore {
             Err(_) => return Err(unclear(key)),
         };
         match is_ours(&stored) {
-            Some(true) => Ok(PutOutcome { etag: stored.etag, last_modified: Some(stored.last_modified) }),
+            Some(true) => {
+                let proof = Proof::default();
+                Ok(PutOutcome { etag: stored.etag, last_modified: Some(stored.last_modified), proof })
+            }
             Some(false) => Err(refusal),
             None => Err(unclear(key)),
         }
@@ -592,6 +595,18 @@ impl Store for HttpStore {
         Ok(info)
     }
 
+    async fn proof(&self, key: &ObjectKey, etag: &ETag) -> StoreResult<Proof> {
+        let mut call = Call::head(key.as_str());
+        if self.shared.sums.are_kept() {
+            call = call.with_checksum();
+        }
+        let reply = self.ask(&call).await.map_err(|failure| failure.error)?;
+        if self.etag_of("HeadObject", key, &reply)? != *etag {
+            return Err(StoreError::changed(key));
+        }
+        Ok(proof_of(&reply))
+    }
+
     async fn tagging(&self, key: &ObjectKey) -> StoreResult<Option<String>> {
         let call = Call::get_tagging(key.as_str());
         let reply = self.ask(&call).await.map_err(|failure| failure.error)?;
@@ -617,7 +632,14 @@ impl Store for HttpStore {
         let call =
             with_condition(with_tagging(with_attributes(Call::put(key.as_str()), attributes)?, attributes)?, condition);
         match self.upload(call, &body).await {
-            Ok((reply, _)) => Ok(PutOutcome { etag: self.etag_of("PutObject", key, &reply)?, last_modified: None }),
+            Ok((reply, sent)) => {
+                let etag = self.etag_of("PutObject", key, &reply)?;
+                let mut proof = proof_of(&reply);
+                if let (None, Some((kind, sum))) = (&proof.checksum, sent) {
+                    proof.checksum = kind.name().map(|name| format!("{name}:{sum}"));
+                }
+                Ok(PutOutcome { etag, last_modified: None, proof })
+            }
             Err(failure) if failure.maybe_done && matches!(failure.error, StoreError::Precondition { .. }) => {
                 let md5 = md5_hex(&body).await?;
                 self.settle(key, failure.error, |stored| {
@@ -678,7 +700,11 @@ impl Store for HttpStore {
         };
         match self.ask(&call).await {
             Ok(reply) => match xml::parse_copy(reply.bytes()).map_err(not_s3(&call))? {
-                Ok(result) => Ok(PutOutcome { etag: ETag::new(&result.etag), last_modified: result.last_modified }),
+                Ok(result) => {
+                    // The sum is of parts if the source was made of them, and the answer does not say so.
+                    let proof = Proof { checksum: None, ..proof_of(&reply) };
+                    Ok(PutOutcome { etag: ETag::new(&result.etag), last_modified: result.last_modified, proof })
+                }
                 Err(error) => Err(StoreError::Server { message: format!("copy to {target:?}: {}", error.code) }),
             },
             Err(failure) if failure.maybe_done && matches!(failure.error, StoreError::Precondition { .. }) => {
@@ -786,7 +812,8 @@ impl Store for HttpStore {
         let call = Call::upload_part(key.as_str(), &id.0, number);
         let (reply, sum) = self.upload(call, &body).await.map_err(|failure| failure.error)?;
         let etag = self.etag_of("UploadPart", key, &reply)?;
-        Ok(Part { number, etag, checksum: sum.filter(|_| self.shared.quirks.checksum == ChecksumKind::Crc64Nvme) })
+        let sum = sum.filter(|(kind, _)| *kind == ChecksumKind::Crc64Nvme);
+        Ok(Part { number, etag, checksum: sum.map(|(_, sum)| sum) })
     }
 
     async fn upload_part_copy(
@@ -823,7 +850,11 @@ impl Store for HttpStore {
         let failure = match self.ask(&call).await {
             Ok(reply) => {
                 return match xml::parse_complete(reply.bytes()).map_err(not_s3(&call))? {
-                    Ok(etag) => Ok(PutOutcome { etag: ETag::new(&etag), last_modified: None }),
+                    Ok(result) => {
+                        let checksum = result.full_crc64nvme.map(|sum| format!("crc64nvme:{sum}"));
+                        let proof = Proof { checksum, ..proof_of(&reply) };
+                        Ok(PutOutcome { etag: ETag::new(&result.etag), last_modified: None, proof })
+                    }
                     Err(error) => Err(StoreError::Server { message: format!("completion of {key:?}: {}", error.code) }),
                 };
             }
@@ -906,6 +937,13 @@ impl Store for HttpStore {
             marker = page.next;
         }
     }
+}
+
+/// What the headers of an answer say of the object's version besides its tag.
+fn proof_of(reply: &Reply) -> Proof {
+    let version_id = reply.header("x-amz-version-id").filter(|id| !id.is_empty() && *id != "null");
+    let checksum = download::sum_of_whole(reply).and_then(|(kind, sum)| Some(format!("{}:{sum}", kind.name()?)));
+    Proof { checksum, version_id: version_id.map(str::to_owned) }
 }
 
 /// The MD5 of a body in hexadecimal: what many stores take as its ETag.
