@@ -26,6 +26,7 @@ pub struct Content {
     failure: Mutex<Option<Failure>>,
     times_were_set: AtomicBool,
     unlinked: AtomicBool,
+    replaced: AtomicBool,
     may_be_stored: AtomicBool,
 }
 
@@ -79,6 +80,11 @@ impl Content {
         self.is_uploading() || self.has_changes()
     }
 
+    /// The same for bytes alone.
+    pub(crate) fn has_unstored_bytes(&self) -> bool {
+        self.is_uploading() || self.dirty().is_some_and(|dirty| dirty.is_dirty())
+    }
+
     /// Whether something was changed since the last upload began.
     pub(crate) fn has_changes(&self) -> bool {
         self.has_pending_attributes() || self.dirty().is_some_and(|dirty| dirty.is_dirty())
@@ -129,6 +135,21 @@ impl Content {
 
     pub(crate) fn mark_unlinked(&self) {
         self.unlinked.store(true, Ordering::Release);
+    }
+
+    /// The bucket has another object under the name, or none: somebody else's doing, which those who have this one open
+    /// for writing do not know of.
+    pub(crate) fn mark_replaced(&self) {
+        self.replaced.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Acquire)
+    }
+
+    /// It has its name again.
+    pub(crate) fn mark_reclaimed(&self) {
+        self.replaced.store(false, Ordering::Release);
     }
 
     pub(crate) fn is_unlinked(&self) -> bool {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sandpail_fs::engine::{Engine, EngineOptions, OpenMode};
+use sandpail_fs::FsError;
+use sandpail_fs::engine::{Engine, EngineOptions, OnConflict, OpenMode};
 use sandpail_store::memory::MemoryStore;
-use sandpail_store::{ObjectKey, Store, collect};
+use sandpail_store::{Condition, ObjectAttributes, ObjectKey, Store, collect};
 use sandpail_testkit::faults::{FaultPlan, Faults};
 
 const ROOT: u64 = 1;
@@ -22,12 +23,17 @@ struct World {
 impl World {
     /// What goes wrong goes wrong only after `resume`. By this seed the first operation takes more than 100 ms.
     fn new(refusals: f64) -> Self {
+        Self::with(refusals, |_| {})
+    }
+
+    fn with(refusals: f64, change: impl FnOnce(&mut EngineOptions)) -> Self {
         let staging = tempfile::tempdir().unwrap();
         let bucket = MemoryStore::new();
         let plan = FaultPlan { seed: 3, refusals, delay_max: Duration::from_millis(800), ..FaultPlan::default() };
         let (store, faults) = Faults::new(Arc::new(bucket.clone()), plan);
         faults.pause();
-        let options = EngineOptions::new(staging.path().to_owned());
+        let mut options = EngineOptions::new(staging.path().to_owned());
+        change(&mut options);
         let engine = Engine::new(store, options, tokio::runtime::Handle::current()).unwrap();
         Self { engine, bucket, faults, _staging: staging }
     }
@@ -67,6 +73,36 @@ async fn who_syncs_or_closes_during_an_upload_waits_for_it() {
         }
         assert_eq!(world.stored().await.as_deref(), Some(through.as_bytes()), "{through} came back too early");
         first.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_over_anothers_change_is_stored_or_refused() {
+    for on_conflict in [OnConflict::Overwrite, OnConflict::Fail] {
+        let world = World::with(0.0, |options| {
+            options.on_conflict = on_conflict;
+            options.metadata_ttl = Duration::ZERO;
+        });
+        let (ino, handle) = world.written(b"mine").await;
+        world.engine.flush(handle).await.unwrap();
+        let key = ObjectKey::new("a").unwrap();
+        let (theirs, plain) = (Bytes::from_static(b"theirs"), ObjectAttributes::default());
+        world.bucket.put(&key, theirs.into(), &plain, &Condition::Always).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        // Whoever looks sees the other's file, and the open one has no name.
+        let seen = world.engine.lookup(ROOT, b"a").await.unwrap();
+        assert_ne!(seen.ino, ino);
+        assert_eq!(world.engine.write(handle, 0, b"mine again", false).unwrap(), 10);
+        assert_eq!(world.engine.lookup(ROOT, b"a").await.unwrap().ino, ino);
+        match (on_conflict, world.engine.flush(handle).await) {
+            (OnConflict::Overwrite, Ok(())) => {
+                assert_eq!(world.stored().await.as_deref(), Some(&b"mine again"[..]));
+            }
+            (OnConflict::Fail, Err(FsError::Changed { .. } | FsError::Store { .. })) => {
+                assert_eq!(world.stored().await.as_deref(), Some(&b"theirs"[..]));
+            }
+            (_, other) => panic!("{on_conflict:?}: {other:?}"),
+        }
     }
 }
 

@@ -23,6 +23,8 @@ const ABORT_GRACE: Duration = Duration::from_secs(60);
 
 /// Lines of a failure's cause that are shown again at the end.
 const CAUSE_LINE_COUNT: usize = 20;
+/// Tests that the end of the output names, with their times.
+const SLOWEST_SHOWN: usize = 25;
 
 type Body = fn(&World) -> Result<()>;
 
@@ -178,6 +180,7 @@ fn run(cases: Vec<Case>, thread_count: usize) -> Result<bool> {
     };
     let queue = Mutex::new(VecDeque::from(cases));
     let failed = Mutex::new(Vec::new());
+    let times = Mutex::new(Vec::with_capacity(total));
     std::thread::scope(|scope| {
         for _ in 0..thread_count {
             scope.spawn(|| {
@@ -186,6 +189,7 @@ fn run(cases: Vec<Case>, thread_count: usize) -> Result<bool> {
                     let begun = Instant::now();
                     let result = run_guarded(case, seaweedfs.clone());
                     let took = begun.elapsed().as_secs_f64();
+                    lock(&times).push((took, case.name()));
                     match result {
                         Ok(()) => println!("test {} ... ok ({took:.1} s)", case.name()),
                         Err(error) => {
@@ -204,6 +208,11 @@ fn run(cases: Vec<Case>, thread_count: usize) -> Result<bool> {
         failed.push(("nothing is left".to_owned(), error.to_string()));
     }
     println!("\n{} of {total} passed in {:.0} s", total.saturating_sub(failed.len()), start.elapsed().as_secs_f64());
+    let mut times = times.into_inner().unwrap_or_else(PoisonError::into_inner);
+    times.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let slowest: Vec<String> =
+        times.iter().take(SLOWEST_SHOWN).map(|(took, name)| format!("{name} {took:.0} s")).collect();
+    println!("the slowest: {}", slowest.join(", "));
     // With the cause once more: whoever keeps only the end of a long output sees why.
     for (name, cause) in &failed {
         println!("    FAILED {name}\n{cause}");

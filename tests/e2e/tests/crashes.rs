@@ -5,6 +5,7 @@ use sandpail_e2e::{Fault, Mount, Test, World, on_peer};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("crashes::closed_files_survive_kill", closed_files_survive_kill),
+    Test::new("crashes::uploads_of_the_dead_are_aborted", abandoned),
     Test::new("crashes::the_mountpoint_can_be_used_again", mount_again),
     Test::new("crashes::storms_are_waited_out", storms).minutes(8, 8),
     Test::new("crashes::answers_cut_short_are_no_data", cut_short).minutes(8, 8),
@@ -33,6 +34,39 @@ fn closed_files_survive_kill(world: &World) -> Result<()> {
     );
     let mount = Mount::start(plan)?;
     world.sh(&mount, "(cd d; sha256sum --quiet -c \"$LOCAL/sums\"); sha256sum --quiet -c \"$LOCAL/sums2\"; ls -l >/dev/null; echo works >new")?;
+    mount.unmount()
+}
+
+/// Parts cost money: what a killed process left is aborted with the next mount, what is somebody else's stays.
+fn abandoned(world: &World) -> Result<()> {
+    if on_peer() {
+        return Ok(());
+    }
+    let uploads_become = |wanted: &str| {
+        world.python(&format!(
+            r"
+import time
+end = time.monotonic() + 120
+while True:
+    found = sorted({{upload['Key'] for upload in s3.list_multipart_uploads(Bucket=bucket).get('Uploads', [])}})
+    if found == {wanted}: break
+    assert time.monotonic() < end, found
+    time.sleep(0.2)
+"
+        ))
+    };
+    world.python("s3.create_multipart_upload(Bucket=bucket, Key='theirs')")?;
+    let mount = world.mount(&[])?;
+    world.sh(
+        &mount,
+        "(exec 7>large; head -c 40000000 /dev/urandom >&7; sleep 300) >/dev/null 2>&1 & echo $! >\"$LOCAL/pid\"",
+    )?;
+    uploads_become("['large', 'theirs']")?;
+    let plan = mount.crash()?;
+    uploads_become("['large', 'theirs']")?;
+    let mount = Mount::start(plan)?;
+    uploads_become("['theirs']")?;
+    world.sh(&mount, r#"pid=$(cat "$LOCAL/pid"); pkill -P $pid || true; kill $pid || true"#)?;
     mount.unmount()
 }
 

@@ -258,6 +258,7 @@ impl Engine {
     /// Contents changed: times move, and set-id bits go where asked.
     fn modified(&self, ino: u64, keep_set_id: bool) {
         let mut tree = self.tree();
+        tree.reclaim(ino);
         if let Some(node) = tree.get_mut(ino) {
             let now = Time::now();
             node.attr.mtime = now;

@@ -212,7 +212,7 @@ impl Engine {
                     let mut tree = self.tree();
                     if !tree.is_outdated(parent, name, &since) {
                         let until = self.believed_until();
-                        tree.detach(parent, name);
+                        tree.detach_replaced(parent, name);
                         tree.note_removed(parent, &Name::from(name), until);
                     }
                 }
@@ -316,7 +316,7 @@ impl Engine {
         let until = self.believed_until();
         match found {
             Found::Nothing => {
-                tree.detach(parent, name);
+                tree.detach_replaced(parent, name);
                 tree.note_removed(parent, &Name::from(name), until);
             }
             Found::File { segment, info } => {

@@ -11,6 +11,7 @@ use super::directory::{note_unlinked, touch};
 use super::lookup::version_of;
 use super::{Engine, failed, not_found, object_key, stale};
 use crate::attr::{Kind, Time};
+use crate::content::Content;
 use crate::read::ObjectVersion;
 use crate::tree::names::{Asked, asked_for};
 use crate::tree::{Name, Node, Version};
@@ -64,7 +65,9 @@ impl Engine {
     }
 
     async fn rename_rest(&self, parent: u64, name: &[u8], new_parent: u64, new_name: &[u8]) -> FsResult<()> {
-        let known = self.tree().child(parent, name).map(|node| (node.ino, node.is_local() || node.off_bucket));
+        // Attributes that wait say nothing of the bytes: they were stored under the old name first.
+        let has_bytes = |node: &Node| node.content.as_ref().is_some_and(|content| content.has_unstored_bytes());
+        let known = self.tree().child(parent, name).map(|node| (node.ino, has_bytes(node) || node.off_bucket));
         let Some((ino, is_local)) = known else {
             // It is known to be done, or the bucket must say.
             return match self.resolve(parent, name, false).await {
@@ -77,6 +80,12 @@ impl Engine {
             return self.rename_as(parent, name, new_parent, new_name, Begun::Before).await;
         }
         let target = self.resolve(new_parent, new_name, false).await?;
+        let _shared = self.structure.read().await;
+        let contents = self.contents_of(ino, Some(target.ino));
+        let mut locks = Vec::new();
+        for content in &contents {
+            locks.push(content.commit.lock().await);
+        }
         let staged_key = {
             let tree = self.tree();
             let is_staged = |node: &Node| node.dir.is_none() && !node.off_bucket && node.is_ours_to_tell();
@@ -85,7 +94,25 @@ impl Engine {
         };
         // What is staged there is what was replaced, and the bucket says by what.
         let moved = match staged_key {
-            Some(key) => Some(self.head(&key).await?.ok_or_else(|| not_found(name))?),
+            Some(key) => match self.head(&key).await {
+                Ok(found) => Some(found.ok_or_else(|| not_found(name))?),
+                Err(error) => {
+                    // It is done all the same: only that the old name is gone says so, and it must not be undone by what is
+                    // staged. The rest is asked for when somebody wants to know.
+                    tracing::debug!(%key, %error, "moved by the process before");
+                    let mut tree = self.tree();
+                    let Some(segment) = tree.get(target.ino).map(|node| Arc::clone(&node.segment)) else {
+                        return Err(stale(target.ino));
+                    };
+                    self.follow(&tree, ino, new_parent, new_name)?;
+                    note_unlinked(&tree, new_parent, new_name);
+                    tree.detach(new_parent, new_name);
+                    tree.relink(ino, new_parent, Name::from(new_name), segment);
+                    tree.doubt(ino);
+                    tree.note_removed(parent, &Name::from(name), self.believed_until());
+                    return Ok(());
+                }
+            },
             None => None,
         };
         let mut tree = self.tree();
@@ -184,6 +211,15 @@ impl Engine {
         Ok(())
     }
 
+    /// What is to be locked for a move. Always in the order of inode numbers, so that two never wait for each other.
+    fn contents_of(&self, ino: u64, target: Option<u64>) -> Vec<Arc<Content>> {
+        let tree = self.tree();
+        let mut both: Vec<_> = [Some(ino), target].into_iter().flatten().collect();
+        both.sort_unstable();
+        both.dedup();
+        both.into_iter().filter_map(|ino| tree.get(ino)?.content.clone()).collect()
+    }
+
     async fn rename_file(
         &self,
         ino: u64,
@@ -198,13 +234,7 @@ impl Engine {
         // What is not stored yet is stored under its old name first, so that one path does all the work.
         self.store_file(ino).await?;
         let _shared = self.structure.read().await;
-        let contents = {
-            let tree = self.tree();
-            // Always in the order of inode numbers, so that two renames never wait for each other.
-            let mut both: Vec<_> = [Some(ino), target].into_iter().flatten().collect();
-            both.sort_unstable();
-            both.into_iter().filter_map(|ino| tree.get(ino)?.content.clone()).collect::<Vec<_>>()
-        };
+        let contents = self.contents_of(ino, target);
         let mut locks = Vec::new();
         for content in &contents {
             locks.push(content.commit.lock().await);

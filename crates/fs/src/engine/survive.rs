@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use sandpail_store::Store;
 
+use tokio::time::Instant;
+
 use super::{DirHandle, Engine, EngineOptions, FileHandle, OpenMode, Opened, failed_io, guard, stat_of};
 use crate::FsResult;
 use crate::attr::{Attr, Time};
@@ -25,6 +27,8 @@ use crate::write::{Adopted, DirtyFile, StagingArea};
 
 /// See [`Engine::wait_until_quiet`].
 const QUIET_TIME: Duration = Duration::from_millis(400);
+/// What the process before had not answered has been asked for again by then, and answered.
+const ASKED_AGAIN_WITHIN: Duration = Duration::from_secs(5);
 
 tokio::task_local! {
     /// The kernel's number of the request that is being answered.
@@ -90,11 +94,8 @@ impl Engine {
         let spent = match engine.restore(known) {
             Ok(spent) => spent,
             Err(error) => {
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "it would remove what is staged, which the next try needs"
-                )]
-                std::mem::forget(engine);
+                // The next try needs what is staged.
+                engine.writing.leave();
                 return Err(error);
             }
         };
@@ -301,9 +302,16 @@ impl Engine {
             return Ok(Some(file));
         }
         let (modified, times_set, may_be_stored) = (file.modified, file.recorded.times_set, file.may_be_stored());
-        let is_stored = file.is_stored();
+        let (is_stored, recorded_key) = (file.is_stored(), file.recorded.key.clone());
         let dirty = DirtyFile::adopt(Arc::clone(&self.writing), file)?;
         let mut tree = self.tree();
+        if is_linked
+            && let key = self.file_key(&tree, ino)?
+            && key != recorded_key
+        {
+            // Of a move that was not answered the record may tell, and the ledger not yet. Then it is not done.
+            dirty.retarget(key);
+        }
         let Some(node) = tree.get_mut(ino) else { return Ok(None) };
         let content = Arc::clone(node.content.get_or_insert_default());
         if is_stored {
@@ -329,7 +337,10 @@ impl Engine {
     /// A file is closed and not stored: it goes up as soon as may be.
     fn store_later(&self, ino: u64) {
         if self.options.write_back.is_some() {
-            self.waiting.add(ino);
+            // A rename over it may have been done, and not be known here until it is asked for again: then it is not wanted.
+            let not_before =
+                (!self.restored.unheard.is_empty()).then(|| Instant::now() + QUIET_TIME + ASKED_AGAIN_WITHIN);
+            self.waiting.add_again(ino, not_before);
         } else {
             guard(&self.failures).insert(ino, "the mount's process was killed before it was stored".to_owned());
         }

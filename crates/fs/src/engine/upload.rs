@@ -227,7 +227,7 @@ impl Engine {
         let mut tree = self.tree();
         if let Some(node) = tree.get(ino) {
             let (parent, name) = (node.parent, Arc::clone(&node.name));
-            tree.detach(parent, &name);
+            tree.detach_replaced(parent, &name);
             if let Some(dir) = tree.dir_mut(parent) {
                 dir.complete_until = None;
             }

@@ -173,6 +173,14 @@ impl Waiting {
         self.news.notify_one();
     }
 
+    /// A file was closed before, in another process. It goes up no sooner than `not_before`.
+    pub(super) fn add_again(&self, ino: u64, not_before: Option<Instant>) {
+        self.add(ino);
+        if let Some(closed) = guard(&self.files).get_mut(&ino) {
+            closed.retry = not_before.map(|at| (at, RETRY_PAUSE_MIN));
+        }
+    }
+
     pub(super) fn holds(&self, ino: u64) -> bool {
         guard(&self.files).contains_key(&ino)
     }

@@ -328,7 +328,7 @@ impl Tree {
     /// Adds a node under a name, replacing what the name stood for.
     pub fn insert(&mut self, parent: u64, name: Name, segment: Arc<str>, attr: Attr) -> u64 {
         let ino = self.free_ino(parent, &name);
-        self.detach(parent, &name);
+        self.detach_replaced(parent, &name);
         let dir = (attr.kind == Kind::Directory).then(Box::default);
         let node = Node {
             ino,
@@ -359,15 +359,48 @@ impl Tree {
 
     /// Takes a name's node out of the tree; it lives on while it is open or the kernel knows it.
     pub fn detach(&mut self, parent: u64, name: &[u8]) -> Option<u64> {
+        self.detach_as(parent, name, Content::mark_unlinked)
+    }
+
+    /// The same because the bucket has something else under the name. Who writes to the file takes the name back.
+    pub fn detach_replaced(&mut self, parent: u64, name: &[u8]) -> Option<u64> {
+        self.detach_as(parent, name, Content::mark_replaced)
+    }
+
+    fn detach_as(&mut self, parent: u64, name: &[u8], mark: impl FnOnce(&Content)) -> Option<u64> {
         let ino = self.dir_mut(parent)?.children.remove(name)?;
         if let Some(node) = self.get_mut(ino) {
             node.is_linked = false;
             if let Some(content) = &node.content {
-                content.mark_unlinked();
+                mark(content);
             }
         }
         self.drop_unused(ino);
         Some(ino)
+    }
+
+    /// A file was written to. If somebody else had replaced its object meanwhile, it has its name again: what is done about
+    /// the other object is settled when it is stored, by the mount's policy. Otherwise what is written would go nowhere.
+    pub fn reclaim(&mut self, ino: u64) {
+        let Some(node) = self.nodes.get(&ino) else { return };
+        let Some(content) = node.content.clone().filter(|content| !node.is_linked && content.is_replaced()) else {
+            return;
+        };
+        let (parent, name) = (node.parent, Arc::clone(&node.name));
+        let is_directory = self.child(parent, &name).is_some_and(|node| node.dir.is_some());
+        if is_directory || !self.get(parent).is_some_and(|parent| parent.is_linked && parent.dir.is_some()) {
+            return;
+        }
+        content.mark_reclaimed();
+        self.detach_replaced(parent, &name);
+        if let Some(dir) = self.dir_mut(parent) {
+            dir.children.insert(Arc::clone(&name), ino);
+        }
+        if let Some(node) = self.get_mut(ino) {
+            node.is_linked = true;
+        }
+        self.note_stored(ino);
+        self.end_mutation(parent, &name);
     }
 
     /// Moves a node to another name. What stood there must have been detached.
@@ -619,7 +652,7 @@ impl Tree {
             node.dir = Some(dir);
         }
         for name in gone {
-            self.detach(ino, &name);
+            self.detach_replaced(ino, &name);
         }
     }
 }
@@ -703,6 +736,26 @@ mod tests {
         let since = tree.ask();
         tree.install_listing(ROOT, &since, listing("other"), true, Instant::now());
         assert!(tree.get(ino).is_some_and(|node| !node.is_linked));
+    }
+
+    #[test]
+    fn who_writes_to_a_file_that_somebody_else_replaced_takes_its_name_back() {
+        let (mut tree, ino) = tree();
+        let content = Arc::new(Content::default());
+        tree.get_mut(ino).unwrap().content = Some(Arc::clone(&content));
+        let since = tree.ask();
+        tree.install_listing(ROOT, &since, listing("other"), true, Instant::now());
+        let attr = Attr::plain(Kind::File, 3, UNIX_EPOCH, &tree.defaults);
+        let other = tree.insert(ROOT, Name::from(&b"db"[..]), Arc::from("db"), attr);
+        tree.get_mut(other).unwrap().opens = 1;
+        tree.reclaim(ino);
+        assert_eq!(tree.child(ROOT, b"db").map(|node| node.ino), Some(ino));
+        assert!(tree.get(other).is_some_and(|node| !node.is_linked));
+        assert!(tree.is_outdated(ROOT, b"db", &since), "what was asked before would take it away again");
+        // What was removed here is not.
+        tree.detach(ROOT, b"db");
+        tree.reclaim(ino);
+        assert!(tree.child(ROOT, b"db").is_none());
     }
 
     #[test]

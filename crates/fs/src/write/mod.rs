@@ -190,6 +190,11 @@ impl WriteContext {
         self.staging.share_lock()
     }
 
+    /// Leaves what is staged to another process.
+    pub(crate) fn leave(&self) {
+        self.staging.leave();
+    }
+
     /// Removes the staging directory of this process, unless something in it must be kept.
     pub(crate) fn end(&self) {
         self.staging.end();

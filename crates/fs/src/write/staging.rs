@@ -45,6 +45,8 @@ pub struct StagingArea {
     count_max: AtomicU64,
     /// Multipart uploads that are under way.
     pub(super) uploads: Uploads,
+    /// Everything here is another process's now.
+    is_left: AtomicBool,
 }
 
 /// One staging file; removed when dropped with its record, unless its bytes must be kept.
@@ -90,7 +92,8 @@ impl StagingArea {
         let names = Names::new(lock, File::open(root)?);
         let uploads = Uploads::open(root, &own);
         let (count, count_max) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
-        Ok(Self { root: root.to_owned(), own, names, limit, used, next, can_punch, count, count_max, uploads })
+        let (root, is_left) = (root.to_owned(), AtomicBool::new(false));
+        Ok(Self { root, own, names, limit, used, next, can_punch, count, count_max, uploads, is_left })
     }
 
     /// The staging directory, and this process's in it.
@@ -162,8 +165,16 @@ fn own_directory(root: &Path) -> std::io::Result<(PathBuf, File)> {
 }
 
 impl StagingArea {
+    /// Leaves everything as it is to another process: nothing is removed from now on.
+    pub(crate) fn leave(&self) {
+        self.is_left.store(true, Ordering::Release);
+    }
+
     /// Removes the directory of this process.
     pub(crate) fn end(&self) {
+        if self.is_left.load(Ordering::Acquire) {
+            return;
+        }
         self.uploads.end();
         // Not empty if something is left that must be kept; the next process finds it.
         let _ = disk::remove_dir(&self.own);
@@ -311,7 +322,7 @@ impl Drop for Staged {
     fn drop(&mut self) {
         self.give_back(u64::MAX);
         self.area.count.fetch_sub(1, Ordering::Relaxed);
-        if self.is_kept.load(Ordering::Acquire) {
+        if self.is_kept.load(Ordering::Acquire) || self.area.is_left.load(Ordering::Acquire) {
             return;
         }
         // The record last: a file without one would be taken for something that was not stored.
