@@ -5,12 +5,17 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use sandpail_e2e::{Daemon, Mount, Script, Test, World, is_long, on_peer, short_or_long};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use sandpail_e2e::{Daemon, Mount, Script, ServerKind, Test, World, is_long, on_peer, short_or_long};
 
 use crate::survive::SURVIVED;
 
-pub(crate) const TESTS: &[Test] = &[Test::new("daemon_kills::programs_see_no_error", programs).minutes(8, 110)];
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("daemon_kills::programs_see_no_error", programs).minutes(8, 110),
+    Test::new("daemon_kills::nor_while_a_mount_gets_another_process", overlapping)
+        .on(&[ServerKind::Embedded])
+        .minutes(8, 20),
+];
 
 /// The mounts, by their paths and prefixes.
 const NAMES: [&str; 2] = ["through", "back"];
@@ -22,23 +27,46 @@ const AWAY_MS: u64 = 300;
 const START_MS: u64 = 150;
 
 fn programs(world: &World) -> Result<()> {
+    let (kills, seed) = (short_or_long(10, 1000), if is_long() { 2 } else { 1 });
+    under_programs(world, seed, |daemon| {
+        let clients = script(daemon, &format!("clients {seed}"))?.limit(Duration::from_secs(short_or_long(400, 6500)));
+        std::thread::scope(|scope| {
+            let clients = scope.spawn(move || clients.run());
+            let killed = kill_again_and_again(daemon, kills, &mut Random(seed));
+            let stopped = daemon.command("touch stop").and_then(|stop| stop.run());
+            let called = clients.join().map_err(|_| anyhow!("the clients panicked"));
+            let killed = killed?;
+            stopped?;
+            Ok(format!("{killed}\n{}", called??.trim()))
+        })
+    })
+}
+
+/// The process behind a mount is killed, and then the daemon, which has just given the mount to another one.
+fn overlapping(world: &World) -> Result<()> {
+    let kills = short_or_long(5, 100);
+    under_programs(world, 3, |daemon| {
+        for kill in 1..=kills {
+            script(daemon, "overlap")?.run()?;
+            daemon.kill()?;
+            daemon.start_again()?;
+            script(daemon, "check")?.run().with_context(|| format!("after {kill} kills"))?;
+        }
+        Ok(format!("{kills} kills of both"))
+    })
+}
+
+/// Kills under programs that must not notice, and compares the bucket with what they were told.
+fn under_programs(world: &World, seed: u64, kills: impl FnOnce(&mut Daemon) -> Result<String>) -> Result<()> {
     if on_peer() {
         return Ok(());
     }
-    let (kills, seed) = (short_or_long(10, 1000), if is_long() { 2 } else { 1 });
     let mut daemon = Daemon::start(world)?;
     script(&daemon, &format!("begin {seed}"))?.run().with_context(|| daemon.log())?;
-    let clients = script(&daemon, &format!("clients {seed}"))?.limit(Duration::from_secs(short_or_long(400, 6500)));
-    let (killed, called) = std::thread::scope(|scope| {
-        let clients = scope.spawn(move || clients.run());
-        let killed = kill_again_and_again(&mut daemon, kills, &mut Random(seed));
-        let stopped = daemon.command("touch stop").and_then(|stop| stop.run());
-        (killed.and_then(|told| stopped.map(|_| told)), clients.join())
-    });
-    let told = killed.with_context(|| daemon.log())?;
-    let called = called.map_err(|_| anyhow::anyhow!("the clients panicked"))?.with_context(|| daemon.log())?;
+    let told = kills(&mut daemon).with_context(|| daemon.log())?;
     let kept = script(&daemon, &format!("end '{}'", world.local().display()))?.run().with_context(|| daemon.log())?;
-    println!("{}: seed {seed}; {told}\n{}\n{}", world.kind().name(), called.trim(), kept.trim());
+    println!("{}: seed {seed}; {told}\n{}", world.kind().name(), kept.trim());
+    script(&daemon, "workers")?.run().with_context(|| daemon.log())?;
     for name in NAMES {
         in_the_bucket(world, name).with_context(|| daemon.log())?;
     }
@@ -53,7 +81,7 @@ fn script(daemon: &Daemon, what: &str) -> Result<Script> {
 
 /// Returns what it did.
 fn kill_again_and_again(daemon: &mut Daemon, kills: u32, random: &mut Random) -> Result<String> {
-    let (mut killed, mut at_start, mut workers) = (0, 0, 0);
+    let (mut killed, mut at_start) = (0, 0);
     while killed < kills {
         random.wait(WORK_MS);
         daemon.kill()?;
@@ -68,13 +96,9 @@ fn kill_again_and_again(daemon: &mut Daemon, kills: u32, random: &mut Random) ->
         }
         daemon.start_again()?;
         script(daemon, "check")?.run().with_context(|| format!("after {killed} kills"))?;
-        if random.below(4) == 0 {
-            script(daemon, "worker")?.run().with_context(|| format!("a worker, after {killed} kills"))?;
-            workers += 1;
-        }
     }
     ensure!(killed == kills, "{killed} kills");
-    Ok(format!("{killed} kills of the daemon, {at_start} of them while it started; {workers} of workers between them"))
+    Ok(format!("{killed} kills of the daemon, {at_start} of them while it started"))
 }
 
 /// Compares the bucket with what the programs were told: object by object, then as another mount shows it.

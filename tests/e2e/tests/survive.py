@@ -139,7 +139,8 @@ def files(n):
             if os.readlink(base / "d" / "l") != "x": raise AssertionError("link")
             os.unlink(base / "d" / "l")
             os.rmdir(base / "d")
-    if sorted(os.listdir(base)) != sorted(model): raise AssertionError(sorted(set(os.listdir(base)) ^ set(model)))
+    listed = set(os.listdir(base))
+    if listed != set(model): raise AssertionError(f"listed, but not there: {sorted(listed - set(model))}; not listed: {sorted(set(model) - listed)}")
     for name in rng.sample(sorted(model), min(6, len(model))):
         found = (base / name).read_bytes()
         if found != model[name]: raise AssertionError(f"{name}: {len(found)} bytes, {len(model[name])} expected; " + first_difference(found, model[name]))

@@ -3,8 +3,9 @@
     daemon_kills.py begin SEED      makes the sandbox and starts the programs in it
     daemon_kills.py clients SEED    calls the API until `stop` is there; what was acknowledged must be so, also at the end
     daemon_kills.py check           after a restart: everything is as it was
-    daemon_kills.py worker          the daemon of now goes on with a mount whose process is killed
+    daemon_kills.py overlap         kills the process behind a mount, and the daemon when another one has the mount
     daemon_kills.py end TO          ends the programs and leaves below TO what they were told is stored
+    daemon_kills.py workers         the daemon of now, too, goes on with mounts whose processes are killed
 
 What one of them learns for the others stands in the working directory.
 """
@@ -21,7 +22,7 @@ import tarfile
 import time
 import urllib.parse
 
-from client import Api, Failed, until
+from client import Api, Failed, arguments_of, until
 
 ENDPOINT, BUCKET = os.environ["ENDPOINT"], os.environ["BUCKET"]
 TESTS = pathlib.Path(os.environ["SCRIPTS"]).parent
@@ -61,32 +62,58 @@ def logs(box, name):
     return f"{name}: {told['stdout']}{told['stderr']}".strip()
 
 
-def check():
-    box = SANDBOX.read_text()
+def serving(box):
+    """Everything is there, and works."""
     found = api.must("GET", "/v1/sandbox").json()["sandboxes"]
     assert [(one["id"], one["running"]) for one in found] == [(box, True)], found
     assert api.call("GET", f"/v1/sandbox/{box}/running").json() == {"running": True}
     states = {one["mountPath"]: one["state"] for one in api.mounts(box)}
     assert states == {f"/{name}": "serving" for name in MOUNTS}, api.mounts(box)
-    assert programs(box) == {name: "running" for name in MOUNTS}, [logs(box, name) for name in MOUNTS]
     for name in MOUNTS:
         word = f"{time.time_ns()}\n"
         assert api.sh(box, f"echo -n '{word}' >/{name}/checked; cat /{name}/checked") == word
 
 
-def workers(box):
-    """The processes behind the mounts, as a daemon that is started now would find them."""
-    record = json.loads((pathlib.Path(os.environ["STATE"]) / "registry" / f"{box}.json").read_text())
-    return {mount["shown"]["path"]: mount["worker"]["pid"] for mount in record["mounts"]}
-
-
-def worker():
+def check():
     box = SANDBOX.read_text()
-    path = random.choice([f"/{name}" for name in MOUNTS])
-    pid = workers(box)[path]
-    os.kill(pid, signal.SIGKILL)
-    until("another process goes on", lambda: workers(box)[path] != pid, DAEMON_LIMIT)
-    check()
+    assert programs(box) == {name: "running" for name in MOUNTS}, [logs(box, name) for name in MOUNTS]
+    serving(box)
+
+
+def processes(box):
+    """Those behind the mounts, as a daemon that is started now would find them."""
+    record = json.loads((pathlib.Path(os.environ["STATE"]) / "registry" / f"{box}.json").read_text())
+    return {mount["worker"]["pid"] for mount in record["mounts"]}
+
+
+def workers():
+    box = SANDBOX.read_text()
+    before = processes(box)
+    assert len(before) == len(MOUNTS), before
+    for pid in before: os.kill(pid, signal.SIGKILL)
+    until("others go on", lambda: len(processes(box) - before) == len(MOUNTS), DAEMON_LIMIT)
+    serving(box)
+
+
+def children(pid):
+    tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
+    return {int(child) for task in tasks for child in (task / "children").read_text().split()}
+
+
+def has_mount(pid):
+    # Until it has become another program, it has all that the daemon has.
+    if b"mount-worker" not in arguments_of(pid): return False
+    try: return any(os.readlink(link) == "/dev/fuse" for link in pathlib.Path(f"/proc/{pid}/fd").iterdir())
+    except OSError: return False
+
+
+def overlap():
+    box = SANDBOX.read_text()
+    daemon = next(pid for pid in children(os.environ["SUPERVISOR"]) if b"\0serve\0" in arguments_of(pid))
+    before = processes(box)
+    os.kill(random.choice(sorted(before)), signal.SIGKILL)
+    while not any(has_mount(pid) for pid in children(daemon) - before): pass
+    os.kill(daemon, signal.SIGKILL)
 
 
 class Client:
@@ -208,4 +235,4 @@ def end(to):
         with tarfile.open(fileobj=io.BytesIO(api.get(box, f"/workspace/{name}.tar"))) as archive: archive.extractall(pathlib.Path(to) / name, filter="data")
 
 
-{"begin": begin, "clients": clients, "check": check, "worker": worker, "end": end}[sys.argv[1]](*sys.argv[2:])
+{"begin": begin, "clients": clients, "check": check, "overlap": overlap, "end": end, "workers": workers}[sys.argv[1]](*sys.argv[2:])
