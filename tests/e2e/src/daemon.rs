@@ -149,12 +149,20 @@ credentials = {{ access_key_id = "file:{root}/access", secret_access_key = "file
         Ok(line.trim().to_owned())
     }
 
-    /// Starts the daemon that was killed or stopped, and waits until it answers.
+    /// Starts the daemon that was killed or stopped, and does not wait for it; returns its pid.
+    ///
+    /// # Errors
+    /// When the supervisor is gone.
+    pub fn begin(&mut self) -> Result<String> {
+        self.ask("start")
+    }
+
+    /// The same, and waits until it answers.
     ///
     /// # Errors
     /// With its log when it ends or does not answer in time.
     pub fn start_again(&mut self) -> Result<()> {
-        let pid = self.ask("start")?;
+        let pid = self.begin()?;
         let start = Instant::now();
         while !self.is_healthy() {
             ensure!(Path::new(&format!("/proc/{pid}/exe")).exists(), "the daemon ended:\n{}", self.log());

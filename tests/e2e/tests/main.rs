@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crashes;
+mod daemon_kills;
 mod deadlines;
 mod demo;
 mod everyday;
@@ -44,6 +45,7 @@ fn main() -> std::process::ExitCode {
         write_back::TESTS,
         path_classes::TESTS,
         survive::TESTS,
+        daemon_kills::TESTS,
         deadlines::TESTS,
     ];
     sandpail_e2e::runner::main(&tests.concat())

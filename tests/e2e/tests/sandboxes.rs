@@ -127,6 +127,11 @@ fn daemon_killed(world: &World) -> Result<()> {
         api.mount(a, "/local", binding="SECOND", options={"localBucket": True})
         api.must("POST", f"/v1/sandbox/{a}/processes", {"processId": "counter", "argv": ["sh", "-c", "n=0; while :; do n=$((n+1)); echo $n >/data/count.tmp; mv /data/count.tmp /data/count; sleep 0.05; done"]})
         api.exec(a, "export", "KEPT=yes", session="s")
+        # What prints, and whoever asked for it is gone: a command, a session's, and what a command left behind.
+        words = "while :; do echo word; echo word >&2; echo x >>/workspace/{}; sleep 0.05; done"
+        for name, session, script in [("command", None, words), ("session", "t", words), ("left", None, "(" + words + ") &")]:
+            threading.Thread(target=lambda *given: Api().exec(a, "bash", "-c", given[1], session=given[0]), args=(session, script.format(name)), daemon=True).start()
+            until(f"the {name} is at work", lambda: api.exec(a, "test", "-e", f"/workspace/{name}").code == 0)
         # A fourth is unused, a fifth is destroyed at the moment of the crash.
         keep(d=api.create())
         until("the inits are seen", lambda: sorted(inits()) == list("abc"))
@@ -144,6 +149,10 @@ fn daemon_killed(world: &World) -> Result<()> {
                 except OSError: pass
         before = count()
         until("work goes on without a daemon", lambda: count() > before + 5)
+        for name in ["command", "session", "left"]:
+            words = lambda: os.stat(f"/proc/{a}/root/workspace/{name}").st_size
+            before = words()
+            until(f"the {name} goes on without a daemon", lambda: words() > before + 10)
         os.kill(c, signal.SIGKILL)
         "#,
     )?;
@@ -164,6 +173,10 @@ fn daemon_killed(world: &World) -> Result<()> {
             reply = api.call("POST", f"/v1/sandbox/{box}/mount", {"binding": "MY_BUCKET", "mountPath": "/data", "options": {}})
             assert reply.status == 502 and "Mount path already in use: /data" in reply.error()[0], reply
         assert api.exec(a, "sh", "-c", "echo $KEPT", session="s").out in (b"yes\n", b"\n")
+        for name in ["command", "session", "left"]:
+            size = lambda: int(api.sh(a, f"stat -c %s /workspace/{name}"))
+            before = size()
+            until(f"the {name} goes on with another daemon", lambda: size() > before + 10)
         # The sync of the plain directory goes on.
         api.sh(a, "echo from inside >/local/inside")
         api.put_object("SECOND", "outside", b"from outside")

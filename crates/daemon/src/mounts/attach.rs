@@ -148,7 +148,8 @@ async fn attach(
     let Device { requests, mount: detached } =
         made.map_err(|error| failed(format!("the file system cannot be made: {error}")))?;
     let told = worker_plan(inner, slot, sandbox, plan).map_err(failed)?;
-    let worker = Worker::spawn(&inner.program, &told, Given::Device(&requests)).await.map_err(failed)?;
+    let starting = Worker::start(&inner.program).map_err(failed)?;
+    let worker = starting.serve(&told, Given::Device(&requests)).await.map_err(failed)?;
     let survives = told.survives;
     drop(told);
     // Without one that is kept the worker holds the only one: when it ends, nobody waits for answers.

@@ -29,7 +29,7 @@ use self::state::{Action, MountEvent, MountState, next};
 use crate::MountInfo;
 use crate::network::SandboxNetwork;
 use crate::sandboxes::{Inner, Slot, random_text};
-use crate::state::{MountRecord, Shown};
+use crate::state::{MountRecord, Shown, WorkerRecord};
 use crate::worker::control::Ask;
 use crate::worker::keeper::{Kept, Lives};
 use crate::worker::start::Given;
@@ -60,6 +60,8 @@ struct Now {
     state: MountState,
     /// What moves the bytes.
     engine: Option<Engine>,
+    /// The process that shall follow a killed one.
+    next: Option<WorkerRecord>,
     /// What keeps the file system alive when its process is killed.
     kept: Option<Arc<Kept>>,
     /// The way of S3 clients inside.
@@ -100,6 +102,7 @@ impl Mount {
         let now = Now {
             state: MountState::Reserved,
             engine: None,
+            next: None,
             kept: None,
             door: None,
             made: None,
@@ -185,7 +188,7 @@ impl Mount {
             made: now.made.clone(),
             is_serving: now.state != MountState::Starting,
             worker: match &now.engine {
-                Some(Engine::Worker(worker)) => Some(worker.record()),
+                Some(Engine::Worker(worker)) => now.next.or_else(|| Some(worker.record())),
                 _ => None,
             },
             device: now.device,
@@ -280,13 +283,14 @@ async fn take_up(inner: &Arc<Inner>, slot: &Slot, mount: &Mount, lives: &mut Liv
             tracing::error!(sandbox = slot.id.as_str(), path, "the mount's processes die one after the other");
             return None;
         }
-        match Worker::spawn(&inner.program, &kept.plan, Given::Mount(&kept)).await {
+        match start_next(inner, slot, mount, &kept).await {
             Ok(next) => {
                 let is_wanted = {
                     let mut now = mount.now();
                     let is_wanted = matches!(now.state, MountState::Serving | MountState::Draining);
                     if is_wanted {
                         now.engine = Some(Engine::Worker(next.clone()));
+                        now.next = None;
                     }
                     is_wanted
                 };
@@ -310,6 +314,15 @@ async fn take_up(inner: &Arc<Inner>, slot: &Slot, mount: &Mount, lives: &mut Liv
             }
         }
     }
+}
+
+/// Starts a process, writes down that the mount is its from now on, and gives it the mount: a daemon that is started at any
+/// time finds whoever has it.
+async fn start_next(inner: &Inner, slot: &Slot, mount: &Mount, kept: &Kept) -> Result<Worker, String> {
+    let starting = Worker::start(&inner.program)?;
+    mount.now().next = Some(starting.record());
+    inner.persist_or_warn(slot);
+    starting.serve(&kept.plan, Given::Mount(kept)).await
 }
 
 /// The file in which a local bucket remembers what was equal.

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
@@ -24,6 +25,9 @@ use crate::worker::{ARGUMENT, FAILED, Plan, READY, registry};
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a killed process takes to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time between two tries to reach one that does not serve yet.
+const KEEP_PAUSE: Duration = Duration::from_millis(20);
 
 /// A worker. Cheap to clone; dropping it ends nothing.
 #[derive(Clone, Debug)]
@@ -46,20 +50,26 @@ impl Drop for KillOnDrop {
     }
 }
 
-impl Worker {
-    /// Starts a worker for `plan` on what is `given`, and returns when its bucket has answered and it serves.
+/// A worker's process that does not know its mount yet. Dropping it ends it.
+pub(crate) struct Starting {
+    child: Child,
+    socket: UnixStream,
+    record: WorkerRecord,
+    handle: Arc<OwnedFd>,
+    guard: KillOnDrop,
+}
+
+impl Starting {
+    pub(crate) fn record(&self) -> WorkerRecord {
+        self.record
+    }
+
+    /// Tells it what it shall do, and returns when its bucket has answered and it serves.
     ///
     /// # Errors
     /// Why not, in words for people. No process is left then.
-    pub(crate) async fn spawn(program: &Path, plan: &Plan, given: Given<'_>) -> Result<Self, String> {
-        let (command, socket) = start::command(program, ARGUMENT).map_err(|error| format!("{error:#}"))?;
-        let mut command = tokio::process::Command::from(command);
-        let mut child = command.spawn().map_err(|error| format!("cannot start the mount's process: {error}"))?;
-        // The worker's end of the socket is in there.
-        drop(command);
-        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).ok_or("the mount's process has no pid")?;
-        let handle = open_handle(pid).map_err(|error| format!("cannot watch the mount's process: {error}"))?;
-        let mut guard = KillOnDrop(Some(Arc::clone(&handle)));
+    pub(crate) async fn serve(self, plan: &Plan, given: Given<'_>) -> Result<Worker, String> {
+        let Self { mut child, socket, record, handle, mut guard } = self;
         let output = child.stdout.take().ok_or("the mount's process has no output")?;
         start::hand_plan(&socket, plan, given).map_err(|error| format!("{error:#}"))?;
         let mut line = String::new();
@@ -80,11 +90,29 @@ impl Worker {
                 return Err(reason);
             }
         }
-        let started = started(pid).ok_or("the mount's process has ended")?;
         guard.0 = None;
         let (tell, ended) = watch::channel(None);
         tokio::spawn(reap(child, tell));
-        Ok(Self { record: WorkerRecord { pid, started }, handle, ended })
+        Ok(Worker { record, handle, ended })
+    }
+}
+
+impl Worker {
+    /// Starts a process for a mount.
+    ///
+    /// # Errors
+    /// Why not, in words for people. No process is left then.
+    pub(crate) fn start(program: &Path) -> Result<Starting, String> {
+        let (command, socket) = start::command(program, ARGUMENT).map_err(|error| format!("{error:#}"))?;
+        let mut command = tokio::process::Command::from(command);
+        let child = command.spawn().map_err(|error| format!("cannot start the mount's process: {error}"))?;
+        // The worker's end of the socket is in there.
+        drop(command);
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).ok_or("the mount's process has no pid")?;
+        let handle = open_handle(pid).map_err(|error| format!("cannot watch the mount's process: {error}"))?;
+        let guard = KillOnDrop(Some(Arc::clone(&handle)));
+        let started = started(pid).ok_or("the mount's process has ended")?;
+        Ok(Starting { child, socket, record: WorkerRecord { pid, started }, handle, guard })
     }
 
     /// Finds the worker of an earlier daemon; `None` if it is not alive.
@@ -108,14 +136,23 @@ impl Worker {
         registry::socket_of(pid).map_err(|error| format!("{error:#}"))
     }
 
-    /// What keeps its mount alive without it.
+    /// What keeps its mount alive without it. One that does not serve yet is waited for.
     ///
     /// # Errors
     /// When it does not hand that over.
     pub(crate) async fn keep(&self) -> Result<Kept, String> {
-        let socket = self.socket()?;
-        let kept = tokio::task::spawn_blocking(move || control::keep(&socket, KEEP_TIMEOUT)).await;
-        kept.map_err(|error| error.to_string())?.map_err(|error| format!("{error:#}"))
+        let begun = Instant::now();
+        loop {
+            let socket = self.socket()?;
+            let asked = tokio::task::spawn_blocking(move || control::keep(&socket, KEEP_TIMEOUT)).await;
+            match asked.map_err(|error| error.to_string())? {
+                Err(error)
+                    if is_not_there(&error)
+                        && begun.elapsed() < KEEP_TIMEOUT
+                        && self.ended_within(KEEP_PAUSE).await.is_none() => {}
+                kept => return kept.map_err(|error| format!("{error:#}")),
+            }
+        }
     }
 
     /// Asks it.
@@ -169,6 +206,13 @@ impl Worker {
     fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
         pidfd_send_signal(self.handle.as_fd(), signal)
     }
+}
+
+/// Whether nobody listens at a socket.
+fn is_not_there(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
 }
 
 fn text_of(reason: Result<watch::Ref<'_, Option<String>>, watch::error::RecvError>) -> String {

@@ -28,9 +28,11 @@ pub(super) fn send(socket: &UnixStream, text: &[u8], descriptors: &[BorrowedFd<'
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::Error::other("the descriptors do not fit into the message"));
     }
-    sendmsg(socket, &[IoSlice::new(&GREETING)], &mut control, SendFlags::NOSIGNAL)?;
+    // In one call: whoever has the descriptors has the text, too, when this process is killed.
+    let all = [IoSlice::new(&GREETING), IoSlice::new(text)];
+    let sent = sendmsg(socket, &all, &mut control, SendFlags::NOSIGNAL)?;
     let mut writer = socket;
-    writer.write_all(text)?;
+    writer.write_all(text.get(sent.saturating_sub(GREETING.len())..).unwrap_or_default())?;
     socket.shutdown(std::net::Shutdown::Write)
 }
 

@@ -223,8 +223,9 @@ pub fn main() -> ExitCode {
         // Away from the terminal and its signals.
         rustix::process::setsid().context("cannot leave the terminal")?;
         run(&plan, Begin::with(descriptors), || {
-            println!("{READY}");
-            std::io::stdout().flush()
+            let mut output = std::io::stdout();
+            writeln!(output, "{READY}")?;
+            output.flush()
         })
     });
     match result {
@@ -414,7 +415,15 @@ fn serve_engine(
         entry.write()?;
         control::serve(&socket, Arc::clone(engine), remote, kept)
     });
-    if let Err(error) = registered.and_then(|()| Ok(ready()?)) {
+    let told = registered.and_then(|()| match ready() {
+        // A daemon that was killed after it had given the mount to this process; the next one knows it by its record.
+        Err(error) if is_taken_up => {
+            tracing::warn!(%error, "nobody hears that the mount goes on");
+            Ok(())
+        }
+        told => Ok(told?),
+    });
+    if let Err(error) = told {
         entry.remove();
         if let Attached::Host(mounted) = attached
             && !is_taken_up

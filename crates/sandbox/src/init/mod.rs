@@ -18,6 +18,7 @@ mod child;
 mod devices;
 mod failure;
 mod net;
+mod outputs;
 mod pid1;
 mod processes;
 mod rootfs;

@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use signal_hook::SigId;
 
 use super::child::{self, StandardStreams};
+use super::outputs::Outputs;
 use super::processes;
 use crate::packet::{self, Packet};
 use crate::wire::{End, Kept, Order, Program, Report, Start};
@@ -42,6 +43,8 @@ pub(super) fn run(control: OwnedFd, open_files: u64) -> io::Result<()> {
         signal,
         open_files,
         daemons: Vec::new(),
+        daemon_count: 0,
+        outputs: Outputs::default(),
         children: BTreeMap::new(),
         next_id: 1,
     };
@@ -58,12 +61,17 @@ struct Init {
     open_files: u64,
     /// Usually one; two for a moment when a daemon restarts.
     daemons: Vec<Daemon>,
+    /// How many there have been.
+    daemon_count: u64,
+    /// Of commands that are not kept for the next daemon.
+    outputs: Outputs,
     children: BTreeMap<u64, Child>,
     /// Ids from here on were never used.
     next_id: u64,
 }
 
 struct Daemon {
+    number: u64,
     socket: OwnedFd,
     waiting: VecDeque<Packet>,
     is_gone: bool,
@@ -92,6 +100,8 @@ impl Init {
                 let wish = if daemon.waiting.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
                 PollFd::new(&daemon.socket, wish)
             }));
+            let is_there = |number| self.daemons.iter().any(|daemon| daemon.number == number);
+            fds.extend(self.outputs.wishes(is_there));
             match rustix::event::poll(&mut fds, timeout.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -103,7 +113,9 @@ impl Init {
             while matches!(rustix::io::read(&self.children_ended, &mut bytes), Ok(1..)) {}
             self.reap();
         }
-        for (index, flags) in ready.iter().skip(2).enumerate() {
+        let (daemons, outputs) = ready.get(2..).unwrap_or_default().split_at(self.daemons.len());
+        self.outputs.read(outputs);
+        for (index, flags) in daemons.iter().enumerate() {
             if flags.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
                 self.listen_to(index);
             }
@@ -122,7 +134,8 @@ impl Init {
     fn accept(&mut self) {
         // It may be gone already; then there is nobody to tell.
         if let Ok(socket) = rustix::net::accept_with(&self.control, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            self.daemons.push(Daemon { socket, waiting: VecDeque::new(), is_gone: false });
+            self.daemon_count += 1;
+            self.daemons.push(Daemon { number: self.daemon_count, socket, waiting: VecDeque::new(), is_gone: false });
         }
     }
 
@@ -172,7 +185,8 @@ impl Init {
             }
             Order::Forget { id } => {
                 if let Some(child) = self.children.get_mut(&id) {
-                    child.kept.clear();
+                    // What it left behind may go on writing.
+                    self.outputs.hold(self.daemons.get(from).map_or(0, |daemon| daemon.number), child.kept.drain(..));
                     child.is_kept = false;
                     if child.end.is_some() {
                         self.children.remove(&id);
@@ -206,6 +220,9 @@ impl Init {
             signal_hook::low_level::unregister(signal);
             child::main(&order, &streams, &tell, open_files)
         })?;
+        if !is_kept {
+            self.outputs.hold(self.daemons.get(from).map_or(0, |daemon| daemon.number), kept.drain(..));
+        }
         let mut told = Vec::new();
         if let Some(terminal) = terminal {
             told.push(terminal.try_clone()?);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -166,7 +166,13 @@ async fn begin(control: &Control, order: Start, stdin: Bytes, ids: IdMap) -> Res
         Ok((input, pipe_to_us(Some(ids))?, pipe_to_us(Some(ids))?))
     };
     let (input, output, errors) = pipes().map_err(system("a command's pipes"))?;
-    let started = control.start(order, vec![input.1, output.1, errors.1]).await?;
+    // Init reads on when this process is gone, so that the command is not killed by its next word.
+    let held = [&output.0, &errors.0].map(|pipe| pipe.as_fd().try_clone_to_owned());
+    let [held_output, held_errors] = held;
+    let held_output = held_output.map_err(system("a command's pipes"))?;
+    let held_errors = held_errors.map_err(system("a command's pipes"))?;
+    let fds = vec![input.1, output.1, errors.1, held_output, held_errors];
+    let started = control.start(order, fds).await?;
     let stdin = input.0.map(|mut to| {
         tokio::spawn(async move {
             // A command need not read what it is given.
