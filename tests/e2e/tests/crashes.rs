@@ -1,6 +1,6 @@
 //! What was closed is whole in the bucket, whatever dies; and servers that fail do not make wrong bytes.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use sandpail_e2e::{Fault, Mount, Test, World, on_peer};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -57,16 +57,31 @@ while True:
     };
     world.python("s3.create_multipart_upload(Bucket=bucket, Key='theirs')")?;
     let mount = world.mount(&[])?;
-    world.sh(
-        &mount,
-        "(exec 7>large; head -c 40000000 /dev/urandom >&7; sleep 300) >/dev/null 2>&1 & echo $! >\"$LOCAL/pid\"",
+    // One process, which has it open until the process behind the mount is dead: each one's end would store it.
+    let dead = world.local().join("dead");
+    let writes = world.script_in(
+        mount.path(),
+        r#""$PYTHON" - <<'PY'
+import os, time
+file = open("large", "wb", buffering=0)
+try:
+    for _ in range(40): file.write(os.urandom(1 << 20))
+except OSError: pass
+while not os.path.exists(os.environ["LOCAL"] + "/dead"): time.sleep(0.1)
+os._exit(0)
+PY"#,
     )?;
-    uploads_become("['large', 'theirs']")?;
-    let plan = mount.crash()?;
+    let plan = std::thread::scope(|scope| {
+        let writing = scope.spawn(move || writes.run());
+        let begun = uploads_become("['large', 'theirs']");
+        let plan = mount.crash();
+        std::fs::write(&dead, "")?;
+        writing.join().map_err(|_| anyhow!("the writer panicked"))??;
+        begun.and(plan)
+    })?;
     uploads_become("['large', 'theirs']")?;
     let mount = Mount::start(plan)?;
     uploads_become("['theirs']")?;
-    world.sh(&mount, r#"pid=$(cat "$LOCAL/pid"); pkill -P $pid || true; kill $pid || true"#)?;
     mount.unmount()
 }
 
