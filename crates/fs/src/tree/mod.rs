@@ -4,20 +4,22 @@
 //! An answer that began before a local change of the same name is never believed: each directory
 //! remembers which names were changed here, and when ([`Directory::mutations`]).
 
+mod asked;
 pub mod names;
 mod notes;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hasher};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sandpail_store::{ETag, ObjectAttributes, Proof, PutOutcome};
 use tokio::time::Instant;
 
+use self::asked::Questions;
+pub use self::asked::Since;
 use crate::attr::{Attr, Defaults, Kind};
 use crate::content::Content;
-use crate::guard;
 
 /// The root's inode number, as FUSE wants it.
 pub const ROOT: u64 = 1;
@@ -177,28 +179,13 @@ impl Node {
     }
 }
 
-/// A moment at which the store was asked for something. As long as this lives, what is changed here after it is
-/// remembered, so that the answer can be told from what is older.
-#[derive(Debug)]
-pub struct Since {
-    at: u64,
-    asked: Arc<Mutex<BTreeSet<u64>>>,
-}
-
-impl Drop for Since {
-    fn drop(&mut self) {
-        guard(&self.asked).remove(&self.at);
-    }
-}
-
 /// All nodes of a mount.
 #[derive(Debug)]
 pub struct Tree {
     nodes: HashMap<u64, Node>,
     next_spare: u64,
     clock: u64,
-    /// Moments of the questions under way.
-    asked: Arc<Mutex<BTreeSet<u64>>>,
+    asked: Questions,
     news: notes::News,
     /// What objects without metadata get.
     pub defaults: Defaults,
@@ -231,7 +218,7 @@ impl Tree {
             nodes: HashMap::from([(ROOT, root)]),
             next_spare: 1 << 62,
             clock: 1,
-            asked: Arc::default(),
+            asked: Questions::default(),
             news: notes::News::default(),
             defaults,
         }
@@ -273,13 +260,12 @@ impl Tree {
     /// Begins a question to the store.
     pub fn ask(&mut self) -> Since {
         let at = self.tick();
-        guard(&self.asked).insert(at);
-        Since { at, asked: Arc::clone(&self.asked) }
+        self.asked.begin(at)
     }
 
     /// Every question under way was asked at this moment or later.
     fn oldest_question(&self) -> u64 {
-        guard(&self.asked).first().copied().unwrap_or(self.clock)
+        self.asked.oldest().unwrap_or(self.clock)
     }
 
     /// The key prefix of a directory below the mount's prefix: empty, or ending in `/`.
@@ -537,7 +523,7 @@ impl Tree {
 
     /// Whether an answer that was asked for at `since` is too old for this name, or the store cannot know better.
     pub fn is_outdated(&self, parent: u64, name: &[u8], since: &Since) -> bool {
-        self.dir(parent).is_none_or(|dir| dir.mutations.get(name).is_some_and(|at| *at > since.at))
+        self.dir(parent).is_none_or(|dir| dir.mutations.get(name).is_some_and(|at| *at > since.at()))
             || self.child(parent, name).is_some_and(Node::is_ours_to_tell)
     }
 
@@ -594,8 +580,8 @@ impl Tree {
     ) {
         let oldest = self.oldest_question();
         let Some(node) = self.nodes.get_mut(&ino) else { return };
-        let Some(mut dir) = node.dir.take_if(|dir| dir.listed_at <= since.at) else { return };
-        dir.listed_at = since.at;
+        let Some(mut dir) = node.dir.take_if(|dir| dir.listed_at <= since.at()) else { return };
+        dir.listed_at = since.at();
         dir.mutations.retain(|_, at| *at > oldest);
         for (name, entry) in &mut listed {
             let old = dir.entries.get(name);
@@ -605,7 +591,7 @@ impl Tree {
                 entry.attributes.clone_from(&old.attributes);
             }
         }
-        for (name, _) in dir.mutations.iter().filter(|(_, at)| **at > since.at) {
+        for (name, _) in dir.mutations.iter().filter(|(_, at)| **at > since.at()) {
             match dir.children.get(name).and_then(|child| self.nodes.get(child)) {
                 Some(node) if !node.off_bucket => listed.insert(Arc::clone(name), entry_of(node)),
                 _ => listed.remove(name),
