@@ -236,7 +236,8 @@ fn daemon_killed(world: &World) -> Result<()> {
                     if one["state"] == "serving": assert api.exec(box, "ls", one["mountPath"], timeout_ms=10000).code == 0
             # What a killed client had asked for may still come.
             until("no sandbox is left", lambda: not [api.destroy(box) for box in api.sandboxes()])
-            until("nothing is left", lambda: len(family()) == 1)
+            try: until("nothing is left", lambda: len(family()) == 1)
+            except Failed: raise Failed(f"left: {[(pid, pathlib.Path(f'/proc/{pid}/cmdline').read_bytes(), pathlib.Path(f'/proc/{pid}/status').read_text()) for pid in family()]}")
             "#,
         )?;
     }

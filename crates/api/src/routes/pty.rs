@@ -21,6 +21,8 @@ const MESSAGE_LEN_MAX: usize = 1 << 20;
 
 /// How often a silent client is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a client that was told to close may take.
+const CLOSING_TIME: Duration = Duration::from_secs(5);
 
 const COLS: u16 = 80;
 const ROWS: u16 = 24;
@@ -99,18 +101,25 @@ fn dimension(number: Option<f64>) -> Option<u16> {
 async fn run(socket: WebSocket, pty: Pty) {
     let (to_client, from_client) = socket.split();
     let (complaints, complained) = mpsc::channel(16);
+    let mut typing = std::pin::pin!(type_in(from_client, pty.input, complaints));
     tokio::select! {
-        () = show(to_client, pty.output, complained) => {}
-        () = type_in(from_client, pty.input, complaints) => {}
+        is_told = show(to_client, pty.output, complained) => {
+            if is_told {
+                // The client closes, too (RFC 6455, 7.1.1): a connection that is cut before it has read everything may
+                // cost it the last frames. If it does not, that is its loss.
+                let _ = tokio::time::timeout(CLOSING_TIME, typing).await;
+            }
+        }
+        () = &mut typing => {}
     }
 }
 
-/// From the terminal to the client, until the shell ends or the client is gone.
+/// From the terminal to the client, until the shell ends (then it is told, and asked to close) or the client is gone.
 async fn show(
     mut client: SplitSink<WebSocket, Message>,
     mut output: mpsc::Receiver<PtyEvent>,
     mut complained: mpsc::Receiver<&'static str>,
-) {
+) -> bool {
     let mut ping = interval(PING_INTERVAL);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -120,12 +129,10 @@ async fn show(
             _ = ping.tick() => (Message::Ping(bytes::Bytes::new()), None),
         };
         if client.send(message).await.is_err() {
-            return;
+            return false;
         }
         if let Some(code) = last {
-            // If the client is gone already, there is nobody to tell.
-            let _ = client.send(Message::Close(Some(CloseFrame { code, reason: "".into() }))).await;
-            return;
+            return client.send(Message::Close(Some(CloseFrame { code, reason: "".into() }))).await.is_ok();
         }
     }
 }
@@ -173,7 +180,12 @@ async fn type_in(
         };
         if is_gone {
             // `show` has the last word: the exit code.
-            std::future::pending::<()>().await;
+            while let Some(Ok(message)) = client.next().await {
+                if matches!(message, Message::Close(_)) {
+                    return;
+                }
+            }
+            return;
         }
     }
 }

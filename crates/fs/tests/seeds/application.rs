@@ -165,7 +165,8 @@ impl Application {
     fn ask<T>(&mut self, ask: impl AsyncFn(&Arc<Engine>, Asked) -> FsResult<T>) -> Option<FsResult<T>> {
         let mut asked = Asked { number: self.next_request, is_again: false };
         self.next_request += 2;
-        // Who uses a store with old lists waits until they are not: what is done in between may not be seen.
+        // Who uses a store with old lists waits until they are not, after what was to be stored a little later, too: what is
+        // done in between may not be seen.
         let stale_max = self.world.climate.stale_max;
         if stale_max.is_zero() && self.random.chance(SPECTATORS) {
             let directory = *self.random.pick(&DIRECTORIES);
@@ -173,7 +174,10 @@ impl Application {
         }
         loop {
             let answer = self.process().call(async |engine| {
-                tokio::time::sleep(stale_max).await;
+                if !stale_max.is_zero() {
+                    engine.sync().await;
+                    tokio::time::sleep(stale_max).await;
+                }
                 ask(engine, asked).await
             });
             if let Some(answer) = answer {
