@@ -125,7 +125,8 @@ async fn dirty_then_uploading_then_stored() {
     closing.await.unwrap().unwrap();
     world.faults.pause();
     let etag = world.etag("a").await;
-    assert_eq!(world.told(ino).await, json!({ "state": "stored", "size": 7, "etag": etag }));
+    let checksum = "md5:CteOyP8DcvssJg5HCGteqA==";
+    assert_eq!(world.told(ino).await, json!({ "state": "stored", "size": 7, "etag": etag, "checksum": checksum }));
     // More is dirty again, and no tag is told that is not that of these bytes.
     world.engine.write(handle, 2, b"xy", false).unwrap();
     let told = world.told(ino).await;

@@ -60,6 +60,9 @@ async fn child_that_plays() {
     play::play(script, Path::new(words[4]), Path::new(words[5])).await;
 }
 
+/// How often a scene is played for a trace that can be followed.
+const RECORDINGS_MAX: usize = 5;
+
 #[test]
 fn a_power_cut_loses_nothing_that_was_acknowledged() {
     let long = std::env::var_os("SANDPAIL_LONG").is_some();
@@ -80,7 +83,11 @@ fn a_power_cut_loses_nothing_that_was_acknowledged() {
     };
     let (mut cut_count, mut image_count) = (0, 0);
     for seed in seeds {
-        let (cuts, images) = run(Scene::of(seed), effort, only_cut);
+        // What four threads do at the same time is not always told in an order that is one: then they do it once more.
+        let mut tries = (0..RECORDINGS_MAX).map(|_| run(Scene::of(seed), effort, only_cut));
+        let ran = tries.find_map(|ran| ran.map_err(|why| println!("seed {seed}: {why}")).ok());
+        let (cuts, images) =
+            ran.unwrap_or_else(|| panic!("seed {seed}: none of {RECORDINGS_MAX} traces can be followed"));
         cut_count += cuts;
         image_count += images;
     }
@@ -88,7 +95,8 @@ fn a_power_cut_loses_nothing_that_was_acknowledged() {
     assert!(image_count > 0);
 }
 
-fn run(scene: Scene, effort: Effort, only_cut: Option<u64>) -> (u64, u64) {
+/// Plays a scene and cuts the power. Gives how many cuts and images there were; an error if its trace cannot be followed.
+fn run(scene: Scene, effort: Effort, only_cut: Option<u64>) -> Result<(u64, u64), String> {
     let (directory, is_given) = match std::env::var_os("SANDPAIL_TRACE") {
         Some(given) => (PathBuf::from(given), true),
         None => (in_memory().keep(), false),
@@ -102,7 +110,13 @@ fn run(scene: Scene, effort: Effort, only_cut: Option<u64>) -> (u64, u64) {
     let mut process_count = 0;
     while let Ok(text) = std::fs::read_to_string(directory.join(format!("trace.{process_count}"))) {
         let calls = trace::parse(&text);
-        replay.process(&calls, |disk, call, step| cutter.step(disk, &shown(call), step));
+        let followed = replay.process(&calls, |disk, call, step| cutter.step(disk, &shown(call), step));
+        if let Err(why) = followed {
+            if !is_given {
+                std::fs::remove_dir_all(&directory).unwrap();
+            }
+            return Err(why);
+        }
         cutter.history.process_died();
         process_count += 1;
     }
@@ -124,7 +138,7 @@ fn run(scene: Scene, effort: Effort, only_cut: Option<u64>) -> (u64, u64) {
         compare(&replay.disk, ROOT, &directory.join("disk"));
         std::fs::remove_dir_all(&directory).unwrap();
     }
-    (cutter.cut_count, cutter.image_count)
+    Ok((cutter.cut_count, cutter.image_count))
 }
 
 /// Plays a scene and keeps its traces in `directory`. Returns how many processes there were.

@@ -48,7 +48,11 @@ impl<'a> Replay<'a> {
     }
 
     /// Does the calls of one process again. After each one that counts, `each` is told.
-    pub(crate) fn process(&mut self, calls: &[Call], mut each: impl FnMut(&Disk, &Call, Step)) {
+    ///
+    /// # Errors
+    /// Why the calls cannot have been so in the order in which they were told: of several at the same time, more than one
+    /// was told too early or too late.
+    pub(crate) fn process(&mut self, calls: &[Call], mut each: impl FnMut(&Disk, &Call, Step)) -> Result<(), String> {
         self.open.clear();
         self.said.clear();
         let mut done = vec![false; calls.len()];
@@ -80,12 +84,13 @@ impl<'a> Replay<'a> {
                 match tried {
                     Ok(Step::Other) => {}
                     Ok(step) => each(&self.disk, &calls[which], step),
-                    Err(why) => panic!("the trace cannot be followed, {why}: {}", shown(&calls[at])),
+                    Err(why) => return Err(format!("the trace cannot be followed, {why}: {}", shown(&calls[at]))),
                 }
                 done[which] = true;
             }
             times.push(self.disk.time());
         }
+        Ok(())
     }
 
     /// Does one call, or says why it cannot have been so. `time` is when it was made.
