@@ -97,7 +97,11 @@ def inits():
                 found[pathlib.Path(f"/proc/{pid}/root/workspace/name").read_text()] = pid
         except OSError: pass
     return found
-def workers(): return [pid for pid in family() if b"mount-worker" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+def about(pid, file):
+    # One may end between two looks.
+    try: return pathlib.Path(f"/proc/{pid}/{file}").read_text()
+    except OSError: return ""
+def workers(): return [pid for pid in family() if "mount-worker" in about(pid, "cmdline")]
 def state(sandbox, path): return next((one["state"] for one in api.mounts(sandbox) if one["mountPath"] == path), None)
 import re
 "#;
@@ -237,7 +241,7 @@ fn daemon_killed(world: &World) -> Result<()> {
             # What a killed client had asked for may still come.
             until("no sandbox is left", lambda: not [api.destroy(box) for box in api.sandboxes()])
             try: until("nothing is left", lambda: len(family()) == 1)
-            except Failed: raise Failed(f"left: {[(pid, pathlib.Path(f'/proc/{pid}/cmdline').read_bytes(), pathlib.Path(f'/proc/{pid}/status').read_text()) for pid in family()]}")
+            except Failed: raise Failed(f"left: {[(pid, about(pid, 'cmdline'), about(pid, 'status'), about(pid, 'wchan')) for pid in family()]}")
             "#,
         )?;
     }
