@@ -162,8 +162,8 @@ impl Starter<'_> {
     }
 }
 
-/// Follows the start. If it fails, init is killed if there is one. The record is written as soon as there is an init, so that
-/// whatever happens to this daemon, the next one finds it.
+/// Follows the start. If it fails, init is killed if there is one. The record is written as soon as there is an init, which
+/// begins only then: whatever happens to this daemon, the next one finds it.
 async fn watch(
     socket: &AsyncFd<OwnedFd>,
     directory: &Path,
@@ -181,6 +181,9 @@ async fn watch(
                 record.start_ticks = record::start_ticks(pid).unwrap_or_default();
                 init = fds.pop();
                 record.write(directory).map_err(system("the sandbox's record"))?;
+                let written = Packet::new(&(), Vec::new()).map_err(system("the start of a sandbox"))?;
+                let told = socket.async_io(Interest::WRITABLE, |socket| written.send(socket)).await;
+                told.map_err(system("the start of a sandbox"))?;
             }
             Some((Progress::Ready, _)) => match init {
                 Some(init) => return Ok((record, init)),

@@ -63,6 +63,10 @@ fn start(daemon: &OwnedFd) -> Result<(), Failure> {
     // Told before init may begin, so that the daemon can undo whatever comes.
     let told = Packet::new(&Progress::Init { pid, notes }, vec![pidfd]).during("telling of init")?;
     told.send(daemon).during("telling of init")?;
+    // It begins when it is written down. A daemon that was killed before has a successor that would not know of it.
+    if packet::receive::<()>(daemon).during("whether init is written down")?.is_none() {
+        return Err(Failure::new("whether init is written down", std::io::ErrorKind::UnexpectedEof));
+    }
     fds.push(users);
     fds.push(daemon.try_clone().during("the socket to the daemon")?);
     Packet::new(&set_up, fds).and_then(|packet| packet.send(&ours)).during("telling init what to start")
