@@ -206,8 +206,7 @@ impl Engine {
         let until = self.believed_until();
         let mut tree = self.tree();
         if let Some(node) = tree.get_mut(ino) {
-            let modified = outcome.last_modified.unwrap_or_else(std::time::SystemTime::now);
-            node.version = Some(crate::tree::Version { etag: Some(outcome.etag), size: 0, modified });
+            node.set_stored(&outcome, 0);
             node.attributes = Arc::new(attributes);
             node.fresh_until = until;
             if let Some(dir) = &mut node.dir {

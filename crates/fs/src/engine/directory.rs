@@ -11,7 +11,7 @@ use super::{DirHandle, Engine, Metadata, Stat, failed, guard, not_found, object_
 use crate::attr::{Attr, Kind, Time};
 use crate::content::Content;
 use crate::tree::names::{Asked, asked_for};
-use crate::tree::{Entry, Name, Node, ROOT, Tree, Version};
+use crate::tree::{Entry, Name, Node, ROOT, Tree};
 use crate::{FsError, FsResult};
 
 /// HEADs of one listing that are under way at the same time.
@@ -289,8 +289,7 @@ impl Engine {
         let ino = tree.insert(parent, name.into(), segment, attr);
         let until = self.believed_until();
         if let Some(node) = tree.get_mut(ino) {
-            let modified = outcome.last_modified.unwrap_or_else(std::time::SystemTime::now);
-            node.version = Some(Version { etag: Some(outcome.etag), size: 0, modified });
+            node.set_stored(&outcome, 0);
             node.attributes = Arc::new(attributes);
             node.fresh_until = until;
             node.lookups = 1;
@@ -493,8 +492,7 @@ impl Engine {
         let ino = tree.insert(parent, name.into(), segment, attr);
         let until = self.believed_until();
         if let Some(node) = tree.get_mut(ino) {
-            let modified = outcome.last_modified.unwrap_or_else(std::time::SystemTime::now);
-            node.version = Some(Version { etag: Some(outcome.etag), size: target.len() as u64, modified });
+            node.set_stored(&outcome, target.len() as u64);
             node.attributes = Arc::new(attributes);
             node.target = Some(target.into());
             node.fresh_until = until;
