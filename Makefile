@@ -1,6 +1,8 @@
 # sandpail: what people run. Each target says what it installs and does.
 
 CARGO ?= cargo
+# What the benchmark against other mounts is asked for. The whole of it takes hours: BENCH="--save docs/benchmarks.json --page"
+BENCH ?= --quick
 # The tests use one profile, so that a cold run builds everything once.
 TEST_FLAGS ?=
 # Where cargo puts the program; CARGO_TARGET_DIR and .cargo/config.toml may move it.
@@ -46,13 +48,13 @@ test-long: ## The long forms: fsx by the hundred thousand, more seeds, larger fi
 fuzz: ## Fuzz what reads foreign bytes, 20 minutes a target (FUZZ="decide --minutes 60")
 	fuzz/run $(FUZZ)
 
-bench: ## Compare mounts with s3fs and rclone, sandboxes with crun and runc
+bench: ## Compare mounts with other S3 mounts (BENCH="--quick --rows read"), sandboxes with crun and runc
 	scripts/setup bench
 	$(CARGO) build --release -p sandpail
-	benches/peers/run --quick
+	benches/peers/run $(BENCH)
 	benches/sandbox/run --quick
 
 clean: ## Remove what was built
 	$(CARGO) clean
-	rm -rf fuzz/target
+	rm -rf fuzz/target benches/peers/*/target
 	rm -rf .venv .tools sdk/typescript/node_modules sdk/typescript/dist sdk/typescript/build

@@ -1,0 +1,3 @@
+//! What the programs of the benchmark share: [`call`], the requests by their kind.
+
+pub mod call;
