@@ -15,6 +15,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use http::{HeaderValue, header};
 use http_body::Frame;
 use tokio::time::{Instant, Sleep};
 
@@ -36,7 +37,13 @@ pub(crate) async fn linger(request: Request, next: Next) -> Response {
     let shared = SharedBody(Arc::new(Mutex::new(Timed::new(body))));
     let response = next.run(Request::from_parts(parts, Body::new(shared.clone()))).await;
     let is_refusal = response.status().is_client_error() || response.status().is_server_error();
-    if is_refusal && !shared.is_end_stream() { response.map(|answer| after(answer, shared)) } else { response }
+    if !is_refusal || shared.is_end_stream() {
+        return response;
+    }
+    let mut response = response.map(|answer| after(answer, shared));
+    // What is still unread then, hyper could take for the next request's beginning, or that for the rest of this one.
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// `answer`, and then silence until `request` has been read.

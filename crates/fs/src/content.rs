@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use sandpail_store::{ETag, ObjectKey};
 use tokio::time::Instant;
 
 use crate::guard;
@@ -14,7 +15,8 @@ use crate::write::DirtyFile;
 /// (a staging file over an optional base version).
 #[derive(Debug, Default)]
 pub struct Content {
-    reader: Mutex<Option<Arc<Reader>>>,
+    /// With [`Tree::moves`](crate::tree::Tree::moves) when its key was looked at last.
+    reader: Mutex<Option<(Option<u64>, Arc<Reader>)>>,
     dirty: Mutex<Option<Arc<DirtyFile>>>,
     /// Held while the file is uploaded, renamed or removed. Taken before the tree's lock, never under it.
     pub(crate) commit: tokio::sync::Mutex<()>,
@@ -28,26 +30,59 @@ pub struct Content {
     unlinked: AtomicBool,
     replaced: AtomicBool,
     may_be_stored: AtomicBool,
+    removal_open: AtomicBool,
 }
 
 impl Content {
     /// The reader of `version`, made if need be.
     pub(crate) fn reader(&self, context: &Arc<ReadContext>, version: &ObjectVersion) -> Arc<Reader> {
+        self.reader_at(context, version, None)
+    }
+
+    fn reader_at(&self, context: &Arc<ReadContext>, version: &ObjectVersion, moves: Option<u64>) -> Arc<Reader> {
         let mut slot = guard(&self.reader);
-        match &*slot {
-            Some(reader) if reader.version() == version => Arc::clone(reader),
+        match &mut *slot {
+            Some((looked_at, reader)) if reader.version() == version => {
+                *looked_at = moves.or(*looked_at);
+                Arc::clone(reader)
+            }
             _ => {
                 let reader = Reader::new(Arc::clone(context), version.clone());
-                *slot = Some(Arc::clone(&reader));
+                *slot = Some((moves, Arc::clone(&reader)));
                 reader
             }
         }
     }
 
+    /// The reader of the version with this tag and size. Its key is built by `key`, unless it was after so many moves.
+    pub(crate) fn reader_of<E>(
+        &self,
+        context: &Arc<ReadContext>,
+        (etag, size): (&ETag, u64),
+        moves: u64,
+        key: impl FnOnce() -> Result<ObjectKey, E>,
+    ) -> Result<Arc<Reader>, E> {
+        if let Some((Some(looked_at), reader)) = &*guard(&self.reader)
+            && *looked_at == moves
+            && (&reader.version().etag, reader.version().size) == (etag, size)
+        {
+            return Ok(Arc::clone(reader));
+        }
+        let version = ObjectVersion { key: key()?, etag: etag.clone(), size };
+        Ok(self.reader_at(context, &version, Some(moves)))
+    }
+
     /// Ends the read-ahead of a handle.
     pub(crate) fn forget_handle(&self, handle: u64) {
-        if let Some(reader) = &*guard(&self.reader) {
+        if let Some((_, reader)) = &*guard(&self.reader) {
             reader.forget_handle(handle);
+        }
+    }
+
+    /// Nobody has it open.
+    pub(crate) fn rest(&self) {
+        if let Some((_, reader)) = &*guard(&self.reader) {
+            reader.rest();
         }
     }
 
@@ -143,6 +178,12 @@ impl Content {
         self.replaced.store(true, Ordering::Release);
     }
 
+    /// What stands in its place now was put there from here: it has lost its name for good.
+    pub(crate) fn mark_superseded(&self) {
+        self.replaced.store(false, Ordering::Release);
+        self.mark_unlinked();
+    }
+
     pub(crate) fn is_replaced(&self) -> bool {
         self.replaced.load(Ordering::Acquire)
     }
@@ -154,6 +195,16 @@ impl Content {
 
     pub(crate) fn is_unlinked(&self) -> bool {
         self.unlinked.load(Ordering::Acquire)
+    }
+
+    /// Remembers, or forgets, what [`Content::is_removal_open`] says.
+    pub(crate) fn set_removal_open(&self, is_open: bool) {
+        self.removal_open.store(is_open, Ordering::Release);
+    }
+
+    /// Nobody knows whether its removal was done, and what is staged is no whole file if it was.
+    pub(crate) fn is_removal_open(&self) -> bool {
+        self.removal_open.load(Ordering::Acquire)
     }
 
     /// Remembers that an upload failed, which may have been done all the same: its answer may only have been lost.

@@ -1,7 +1,7 @@
 //! A bucket prefix seen as a POSIX tree.
 //!
-//! [`engine`] holds the operations, free of any kernel's types; [`adapter`] is the kernel's side, by the
-//! `fuser` crate, so that another transport can replace it. [`tree`] is what is known of names, [`read`] and
+//! [`engine`] holds the operations, free of any kernel's types; [`adapter`] is the kernel's side, by
+//! `sandpail-fuse`, so that another transport can replace it. [`tree`] is what is known of names, [`read`] and
 //! [`write`] move bytes, [`cache`] keeps them on disk, [`receipt`] says where they are, and [`errno`] alone chooses
 //! error numbers. [`recover`] puts back what a process that died had not stored, and [`ledger`] is for the process that takes
 //! its mount up.

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use rustix::fs::{FlockOperation, flock};
-use sandpail_store::{Condition, ETag, ObjectAttributes, ObjectKey, Store, StoreError};
+use sandpail_store::{Condition, ETag, ObjectAttributes, ObjectKey, PutBody, Store, StoreError};
 
 use crate::attr::Time;
 use crate::read::ObjectVersion;
@@ -399,6 +399,7 @@ async fn put_back(
         let condition = if has_conditions { Condition::Matches(etag.clone()) } else { Condition::Always };
         return dirty.commit(&attributes, &condition, base).await.map(|_| PutBack::Stored { key });
     }
+    mark_directory(store.as_ref(), &key, &attributes).await?;
     // What may lack bytes replaces nothing.
     let may_be_whole = present.is_none() || is_sure;
     let is_unchanged = may_be_whole && present.as_ref().map(|(etag, _)| etag) == recorded.replaces.as_ref();
@@ -451,6 +452,25 @@ async fn put_back(
             dirty.retarget(key);
             Err(error)
         }
+    }
+}
+
+/// What carries attributes is stored beside a marker: without one its directory's listing would be believed
+/// ([`Metadata::Auto`](crate::engine::Metadata::Auto)).
+async fn mark_directory(store: &dyn Store, key: &ObjectKey, attributes: &ObjectAttributes) -> FsResult<()> {
+    let directory =
+        key.as_str().rsplit_once('/').and_then(|(directory, _)| ObjectKey::new(format!("{directory}/")).ok());
+    let Some(marker) = directory.filter(|_| attributes.metadata.contains_key("mode")) else { return Ok(()) };
+    let what = || format!("cannot mark the directory {marker}");
+    match store.head(&marker).await {
+        Ok(_) => return Ok(()),
+        Err(StoreError::NotFound { .. }) => {}
+        Err(source) => return Err(FsError::Store { what: what(), source }),
+    }
+    let condition = if store.capabilities().conditional_put { Condition::Absent } else { Condition::Always };
+    match store.put(&marker, PutBody::empty(), &ObjectAttributes::default(), &condition).await {
+        Ok(_) | Err(StoreError::Precondition { .. }) => Ok(()),
+        Err(source) => Err(FsError::Store { what: what(), source }),
     }
 }
 
@@ -843,7 +863,8 @@ mod tests {
                 let metadata =
                     [("mode", "33188"), ("mtime", "5")].map(|(name, value)| (name.to_owned(), value.to_owned()));
                 file.write(0, b"T").unwrap();
-                file.describe(ObjectAttributes { metadata: metadata.into(), ..ObjectAttributes::default() }, times_set);
+                let attributes = ObjectAttributes { metadata: metadata.into(), ..ObjectAttributes::default() };
+                file.describe(attributes, times_set).unwrap();
             });
             let modified = Time::from(world.only().modified).text();
             world.upload().unwrap();

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandpail_fs::engine::{Engine, EngineOptions, OpenMode};
+use sandpail_fs::engine::{Engine, EngineOptions, OpenMode, SetAttr};
 use sandpail_fs::errno::{Errno, errno};
 use sandpail_fs::write::{DiskChange, set_disk_hook};
 use sandpail_store::memory::MemoryStore;
@@ -61,7 +61,7 @@ async fn a_file_that_cannot_be_cut_on_the_disk_is_cut_all_the_same() {
     let opened = engine.create(ROOT, b"a", 0o644, 0, 0, WRITE).await.unwrap();
     engine.write(opened.handle, 0, &[7; 5000], false).unwrap();
     fill(Some(DiskChange::Resize));
-    let cut = sandpail_fs::engine::SetAttr { size: Some(100), handle: Some(opened.handle), ..Default::default() };
+    let cut = SetAttr { size: Some(100), handle: Some(opened.handle), ..SetAttr::default() };
     engine.setattr(opened.stat.ino, cut).await.unwrap();
     fill(None);
     // What was cut off does not come back when the file grows over it.
@@ -69,5 +69,25 @@ async fn a_file_that_cannot_be_cut_on_the_disk_is_cut_all_the_same() {
     let found = engine.read(opened.handle, 0, 1 << 20).await.unwrap().concat();
     let expected = [vec![7; 100], vec![0; 2900], vec![8; 10]].concat();
     assert!(found == expected, "{} bytes", found.len());
+    engine.flush(opened.handle).await.unwrap();
+}
+
+/// A change that could be lost with the process is not said to be made.
+#[tokio::test]
+async fn attributes_of_a_file_that_cannot_be_recorded_stay_as_they_are() {
+    let staging = tempfile::tempdir().unwrap();
+    let engine = engine(&staging);
+    let opened = engine.create(ROOT, b"a", 0o644, 0, 0, WRITE).await.unwrap();
+    engine.write(opened.handle, 0, b"bytes", false).unwrap();
+    let perm = async |perm| {
+        let set = SetAttr { perm: Some(perm), handle: Some(opened.handle), ..SetAttr::default() };
+        engine.setattr(opened.stat.ino, set).await.map(|stat| stat.attr.perm).map_err(|error| errno(&error))
+    };
+    assert_eq!(perm(0o600).await, Ok(0o600));
+    fill(Some(DiskChange::Record));
+    assert_eq!(perm(0o640).await, Err(Errno::ENOSPC));
+    assert_eq!(engine.getattr(opened.stat.ino).await.unwrap().attr.perm, 0o600);
+    fill(None);
+    assert_eq!(perm(0o640).await, Ok(0o640));
     engine.flush(opened.handle).await.unwrap();
 }

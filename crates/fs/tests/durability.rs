@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sandpail_fs::FsError;
-use sandpail_fs::engine::{Engine, EngineOptions, OnConflict, OpenMode};
+use sandpail_fs::engine::{Engine, EngineOptions, OnConflict, OpenMode, WriteBack};
 use sandpail_store::memory::MemoryStore;
 use sandpail_store::{Condition, ObjectAttributes, ObjectKey, Store, collect};
 use sandpail_testkit::faults::{FaultPlan, Faults};
@@ -124,4 +124,33 @@ async fn a_reader_that_closes_during_an_upload_that_fails_loses_nothing() {
     world.faults.pause();
     world.engine.drain().await;
     assert_eq!(world.stored().await.as_deref(), Some(&b"precious"[..]));
+}
+
+/// What is staged is no whole file when its object is gone.
+#[tokio::test]
+async fn a_removal_that_nobody_heard_of_is_found_out() {
+    let staging = tempfile::tempdir().unwrap();
+    let bucket = MemoryStore::new();
+    let key = ObjectKey::new("a").unwrap();
+    let (data, none) = (Bytes::from(vec![7; 9000]), ObjectAttributes::default());
+    bucket.put(&key, data.into(), &none, &Condition::Always).await.unwrap();
+    let plan = FaultPlan { lost_answers: 1.0, ..FaultPlan::default() };
+    let (store, faults) = Faults::new(Arc::new(bucket.clone()), plan);
+    faults.pause();
+    let mut options = EngineOptions::new(staging.path().to_owned());
+    options.write_back = Some(WriteBack { delay: Duration::from_secs(3600), ..WriteBack::default() });
+    let engine = Engine::new(store, options, tokio::runtime::Handle::current()).unwrap();
+    let stat = engine.lookup(ROOT, b"a").await.unwrap();
+    let opened = engine.open(stat.ino, BOTH).await.unwrap();
+    engine.write(opened.handle, 0, b"new", false).unwrap();
+    engine.flush(opened.handle).await.unwrap();
+    engine.release(opened.handle).await;
+
+    faults.resume();
+    engine.unlink(ROOT, b"a").await.unwrap();
+    faults.pause();
+    assert!(matches!(engine.lookup(ROOT, b"a").await, Err(FsError::NotFound { .. })));
+    let left = engine.drain().await;
+    assert!(left.is_empty(), "{left:?}");
+    assert!(bucket.head(&key).await.is_err(), "it came back");
 }

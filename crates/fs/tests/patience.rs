@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sandpail_fs::FsError;
-use sandpail_fs::engine::{Engine, EngineOptions, OpenMode};
+use sandpail_fs::engine::{Engine, EngineOptions, OpenMode, SetAttr};
 use sandpail_fs::errno::{Errno, errno};
 use sandpail_fs::patience;
 use sandpail_fs::receipt::FileState;
 use sandpail_store::memory::MemoryStore;
-use sandpail_store::{ObjectKey, Store};
+use sandpail_store::{Condition, ObjectAttributes, ObjectKey, Store};
 use sandpail_testkit::faults::{FaultPlan, Faults};
 
 const ROOT: u64 = 1;
@@ -75,4 +75,67 @@ async fn what_changes_nothing_can_be_dropped() {
     }
     faults.pause();
     assert!(matches!(engine.lookup(ROOT, b"a").await, Err(FsError::NotFound { .. })));
+}
+
+/// The kernel waits for pages that it drops, where no signal reaches whoever opens the file.
+#[tokio::test(start_paused = true)]
+async fn pages_are_dropped_only_where_they_are_old() {
+    let staging = tempfile::tempdir().unwrap();
+    let bucket = MemoryStore::new();
+    let put = async |data: &'static [u8]| {
+        let key = ObjectKey::new("f").unwrap();
+        let (data, none) = (bytes::Bytes::from_static(data).into(), ObjectAttributes::default());
+        bucket.put(&key, data, &none, &Condition::Always).await.unwrap();
+    };
+    put(b"one").await;
+    let mut options = EngineOptions::new(staging.path().to_owned());
+    options.metadata_ttl = Duration::from_secs(1);
+    let engine = Engine::new(Arc::new(bucket.clone()), options, tokio::runtime::Handle::current()).unwrap();
+    let keeps = async |mode: OpenMode| {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let stat = engine.lookup(ROOT, b"f").await.unwrap();
+        let opened = engine.open(stat.ino, mode).await.unwrap();
+        engine.release(opened.handle).await;
+        opened.keep_cache
+    };
+    let read = OpenMode { read: true, ..OpenMode::default() };
+    assert!(keeps(read).await, "nobody has opened it, so there are none");
+    assert!(keeps(read).await, "they are of the same version");
+    put(b"two").await;
+    assert!(!keeps(read).await, "they may be of the version before");
+    assert!(keeps(read).await);
+    assert!(!keeps(OpenMode { write: true, truncate: true, ..read }).await);
+}
+
+/// The upload has to mark the directory first, and that takes a while.
+#[tokio::test(start_paused = true)]
+async fn a_mode_that_is_changed_while_an_upload_begins_is_stored() {
+    let staging = tempfile::tempdir().unwrap();
+    let bucket = MemoryStore::new();
+    let none = ObjectAttributes::default();
+    bucket
+        .put(&ObjectKey::new("d/other").unwrap(), bytes::Bytes::new().into(), &none, &Condition::Always)
+        .await
+        .unwrap();
+    let (store, faults) = slow(&bucket);
+    let mut options = EngineOptions::new(staging.path().to_owned());
+    options.op_timeout = None;
+    let engine = Engine::new(store, options, tokio::runtime::Handle::current()).unwrap();
+    let directory = engine.lookup(ROOT, b"d").await.unwrap().ino;
+    let mode = OpenMode { read: true, write: true, ..OpenMode::default() };
+    let opened = engine.create(directory, b"f", 0o640, 0, 0, mode).await.unwrap();
+    engine.write(opened.handle, 0, b"bytes", false).unwrap();
+    faults.resume();
+    let changing = async {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let set = SetAttr { perm: Some(0o600), handle: Some(opened.handle), ..SetAttr::default() };
+        engine.setattr(opened.stat.ino, set).await.unwrap();
+    };
+    let (closed, ()) = tokio::join!(engine.flush(opened.handle), changing);
+    closed.unwrap();
+    engine.release(opened.handle).await;
+    faults.pause();
+    assert!(engine.drain().await.is_empty());
+    let stored = bucket.head(&ObjectKey::new("d/f").unwrap()).await.unwrap().attributes.metadata;
+    assert_eq!(stored.get("mode").map(String::as_str), Some("33152"), "{stored:?}");
 }

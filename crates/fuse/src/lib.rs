@@ -1,47 +1,45 @@
-//! What the `fuser` crate lacks: taking up a device that a process which died has served.
+//! The kernel's FUSE channel: requests come as typed operations, answers go back in one system call each.
 //!
-//! The kernel says hello (`FUSE_INIT`) once for each file system. Whoever holds a descriptor of the device keeps the file
-//! system alive, and another process may answer on it: it says the hello itself ([`take_up`]), and asks the kernel to send
-//! again what the dead process had read and not answered ([`resend`], Linux 6.9).
+//! A [`Device`] is an open `/dev/fuse`. A [`Session`] says hello on it ([`Session::start`]), or takes up one that a process
+//! which died has served ([`Session::take_up`]), and serves a [`Filesystem`] with some threads that read from this one
+//! descriptor: descriptors of their own would die with them, and with those what they had read. Whoever keeps a descriptor
+//! keeps the file system alive, and [`resend`] (Linux 6.9) lets the kernel ask again for what was not answered.
 //!
-//! Layouts are those of `linux/fuse.h`.
+//! A request lives in its thread's buffer and is parsed in place ([`Operation`](request::Operation)); the reply that each
+//! method of [`Filesystem`] gets may go to any other thread, and is sent by one `writev` of a header on the stack and what
+//! the file system has: nothing is allocated or joined on the way.
+//!
+//! Layouts are those of `linux/fuse.h`; the protocol is written down in the kernel's `Documentation/filesystems/fuse`.
 #![deny(unsafe_code)]
 
-mod hello;
+mod abi;
+mod attr;
+mod backing;
+mod device;
+mod filesystem;
+mod helper;
+mod init;
+mod message;
+mod notify;
+mod reply;
+mod request;
+mod serve;
+mod session;
 
-use std::io;
-use std::os::fd::AsFd;
+pub use rustix::io::Errno;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
-pub use self::hello::take_up;
-
-/// A request that the kernel sends again has this bit in its number, and its answer must have it.
-pub const RESENT: u64 = 1 << 63;
-
-/// `fuse_out_header` without a body: length, code of the notification, no request.
-const NOTIFICATION_LEN: usize = 16;
-/// `FUSE_NOTIFY_RESEND`
-const NOTIFY_RESEND: i32 = 7;
-
-/// Asks the kernel to send again what was read from the device and not answered. Nobody may serve the device meanwhile.
-///
-/// # Errors
-/// `EINVAL` before Linux 6.9; `EPERM` if the file system is gone.
-pub fn resend(device: impl AsFd) -> io::Result<()> {
-    let mut message = [0; NOTIFICATION_LEN];
-    message[..4].copy_from_slice(&16u32.to_ne_bytes());
-    message[4..8].copy_from_slice(&NOTIFY_RESEND.to_ne_bytes());
-    rustix::io::write(device, &message)?;
-    Ok(())
-}
-
-/// Whether the device's file system is still there: not unmounted everywhere, and not aborted.
-///
-/// # Errors
-/// When the kernel does not say.
-pub fn is_alive(device: impl AsFd) -> io::Result<bool> {
-    let mut asked = [PollFd::new(&device, PollFlags::OUT)];
-    poll(&mut asked, Some(&Timespec::default()))?;
-    Ok(!asked[0].revents().contains(PollFlags::ERR))
-}
+pub use self::attr::{Attr, Entry, Handle, Ino, Statfs, Time};
+pub use self::backing::BackingId;
+pub use self::device::{Device, is_alive};
+pub use self::filesystem::Filesystem;
+pub use self::helper::{HelperMount, mount_by_helper};
+pub use self::init::{Agreed, InitFlags, Wishes};
+pub use self::notify::{invalidate_entry, invalidate_inode, resend};
+pub use self::reply::{
+    FopenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+};
+pub use self::request::{
+    CopyFileRange, Fallocate, Forgets, Make, RESENT, Read, Rename, Request, SetTime, Setattr, Setxattr, Write,
+};
+pub use self::session::{Allowed, Placement, Running, Session, Settings};

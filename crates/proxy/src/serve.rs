@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use http::{Method, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -53,7 +53,15 @@ where
         service_fn(move |request| {
             let (arrival, guest, slot) = (Arc::clone(&arrival), Arc::clone(&guest), Arc::clone(&slot));
             // In a box, so that the connection can give back its socket at the end.
-            Box::pin(async move { Ok::<_, Infallible>(handle(request, &arrival, &guest, slot).await) })
+            Box::pin(async move {
+                let awaits_word = request.headers().contains_key(header::EXPECT);
+                let mut response = handle(request, &arrival, &guest, slot).await;
+                if awaits_word && !response.status().is_success() {
+                    // The client keeps the body, and hyper would take the next request for it.
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            })
         })
     };
     let mut connection = http1::Builder::new()

@@ -368,6 +368,8 @@ async fn expectations_are_answered_here() {
     );
     let got = raw(&proxy, &refused).await;
     assert!(got.starts_with("HTTP/1.1 403 "), "{got}");
+    // The client keeps the body: what it sends next must not be taken for it.
+    assert!(got.contains("\r\nconnection: close\r\n"), "{got}");
     // What is permitted is asked for.
     let client = proxy.client();
     let got = ask(&client, request(Method::PUT, "a", &[("expect", "100-continue")], "body")).await;

@@ -35,6 +35,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{HeaderValue, header};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use s3s::auth::SimpleAuth;
@@ -263,7 +264,15 @@ async fn wait_for_stop(stopped: &mut watch::Receiver<bool>) {
 async fn serve(stream: tokio::net::TcpStream, service: S3Service, mut stopped: watch::Receiver<bool>) {
     let handler = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let service = service.clone();
-        async move { service.call(request.map(s3s::Body::from)).await }
+        async move {
+            let awaits_word = request.headers().contains_key(header::EXPECT);
+            let mut response = service.call(request.map(s3s::Body::from)).await?;
+            if awaits_word && !response.status().is_success() {
+                // The client keeps the body, and hyper would take the next request for it.
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, s3s::HttpError>(response)
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

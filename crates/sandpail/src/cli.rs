@@ -55,6 +55,9 @@ pub(crate) enum Command {
     /// The process that starts another worker when one is killed (started by `mount`)
     #[command(hide = true)]
     MountKeeper,
+    /// The process that hears the last answers to a worker that is killed (started by the worker)
+    #[command(hide = true)]
+    MountWitness,
 }
 
 /// Where attributes live.
@@ -62,6 +65,8 @@ pub(crate) enum Command {
 pub(crate) enum MetadataArg {
     /// In the objects' metadata, as s3fs writes them
     Posix,
+    /// The same; in directories that plain S3 tools have filled, listings say all
+    Auto,
     /// Nowhere: objects stay as they are
     None,
 }

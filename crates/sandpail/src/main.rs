@@ -50,6 +50,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Mount(arguments) => mount::run(&arguments)?,
         Command::MountWorker => return Ok(worker::main()),
         Command::MountKeeper => return Ok(worker::keeper::main()),
+        Command::MountWitness => return Ok(worker::witness::main()),
         Command::Umount(arguments) => return umount::run(&arguments),
         Command::Sync(arguments) => return sync::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments)?,

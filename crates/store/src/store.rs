@@ -40,6 +40,12 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// What this store can do.
     fn capabilities(&self) -> &Capabilities;
 
+    /// Whether keys are paths of directories here (SeaweedFS): one that ends in `/` is a directory, which is lost as an object if
+    /// something below it is stored at the same time.
+    fn has_directories(&self) -> bool {
+        false
+    }
+
     /// A name for people: `s3://bucket at https://…`. Never holds a credential.
     fn describe(&self) -> String;
 

@@ -50,6 +50,10 @@ impl<H: Hook> Store for Hooked<H> {
         self.inner.capabilities()
     }
 
+    fn has_directories(&self) -> bool {
+        self.inner.has_directories()
+    }
+
     fn describe(&self) -> String {
         self.inner.describe()
     }

@@ -422,6 +422,10 @@ impl Store for Weather {
         self.bucket.capabilities()
     }
 
+    fn has_directories(&self) -> bool {
+        self.bucket.has_directories()
+    }
+
     fn describe(&self) -> String {
         self.bucket.describe()
     }

@@ -24,6 +24,8 @@ pub enum Fault {
     Truncate(usize),
     /// Answered with 403 `AccessDenied`.
     AccessDenied,
+    /// Handed on so much later, whether the client is still there or not.
+    Late(Duration),
 }
 
 #[derive(Debug)]
@@ -268,6 +270,7 @@ fn requests(
             Some(Fault::InternalError) => return refuse(&mut client, "500 Internal Server Error", "InternalError"),
             Some(Fault::AccessDenied) => return refuse(&mut client, "403 Forbidden", "AccessDenied"),
             Some(Fault::Truncate(len)) => *budget.lock().unwrap_or_else(PoisonError::into_inner) = Some(len),
+            Some(Fault::Late(by)) => thread::sleep(by),
             None => {}
         }
         server.write_all(&head)?;

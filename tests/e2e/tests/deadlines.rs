@@ -11,7 +11,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// Files to work with; the mount knows nothing of them.
 const FILL: &str = r"
-for n in range(40): put(f'd{n}/f', b'x' * (5 << 20) if n == 0 else b'x' * 100)";
+for n in range(40): put(f'd{n}/f', b'x' * (5 << 20) if n < 2 else b'x' * 100)";
 
 /// A mount through a proxy, or none where there is no server.
 fn through(world: &World, options: &[&str], survives: bool) -> Result<Option<(Mount, Proxy)>> {
@@ -92,11 +92,11 @@ PY
 /// kernel again.
 fn let_go(world: &World, kill_mount: bool) -> Result<()> {
     let Some((mount, proxy)) = through(world, &["--metadata-ttl", "10m"], true)? else { return Ok(()) };
-    world.sh(&mount, "ls >/dev/null; stat d0 d0/f >/dev/null; mkdir made other; ls -l made other")?;
+    world.sh(&mount, "ls >/dev/null; stat d0 d0/f d1/f >/dev/null; mkdir made other; ls -l made other")?;
     proxy.set_hanging(true);
     let script = r##"
         KILL_MOUNT=@ "$PYTHON" - <<'PY'
-import os, signal, subprocess, sys, time
+import os, select, signal, subprocess, sys, time
 MNT, LOCAL, PYTHON = os.environ["MNT"], os.environ["LOCAL"], sys.executable
 handled = "import os, signal, sys\ndef end(*_): sys.exit(7)\nfor s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, end)\n"
 programs = {
@@ -139,16 +139,30 @@ for what, process in running.items():
     assert code in ((7,) if "handles" in what else (-how,)), (what, code, open(f"{LOCAL}/{what}").read())
     print(f"{what} {time.monotonic() - begun:.1f} s", end=", ")
 assert not late, late
+# The next process would ask the store before it opens anything.
+if os.environ["KILL_MOUNT"] == "1": sys.exit()
+# Nor do others wait for what nobody wants any more: no signal reaches one that cuts a file whose pages are asked for.
+reader = subprocess.Popen(["cat", "d1/f"], cwd=MNT, stdout=subprocess.DEVNULL, start_new_session=True)
+time.sleep(1)
+os.kill(reader.pid, signal.SIGKILL)
+reader.wait()
+cut = "import time; f = open('d1/f', 'w'); print('cut', flush=True); time.sleep(600)"
+cutter = subprocess.Popen([PYTHON, "-Ic", cut], cwd=MNT, stdout=subprocess.PIPE, start_new_session=True)
+was_cut = select.select([cutter.stdout], [], [], 20)[0]
+where = open(f"/proc/{cutter.pid}/stack").read()
+os.kill(cutter.pid, signal.SIGKILL)
+assert was_cut, where
+cutter.wait(20)
 PY
     "##;
     let told = world.sh(&mount, &script.replace('@', if kill_mount { "1" } else { "0" }));
     proxy.set_hanging(false);
     println!("  {}: {}", world.kind().name(), told?);
     // What they had begun goes on to its end, and the mount is well.
-    world.sh(
-        &mount,
-        r#""$SANDPAIL" sync "$MNT"; [ -e made/closed ]; [ "$(cat made/open)" = kept ]; [ "$(stat -c %s d0/f)" = 5242880 ]; cat d0/f | wc -c; ls made >/dev/null"#,
-    )?;
+    let well = r#"
+        "$SANDPAIL" sync "$MNT"; [ -e made/closed ]; [ "$(cat made/open)" = kept ]; ls made >/dev/null
+        [ "$(stat -c %s d0/f)" = 5242880 ]; [ "$(cat d0/f | wc -c)" = 5242880 ]; [ "$(stat -c %s d1/f)" = @ ]"#;
+    world.sh(&mount, &well.replace('@', if kill_mount { "5242880" } else { "0" }))?;
     world.python("assert get('made/open') == b'kept' and get('made/closed') == b'', keys()")?;
     mount.unmount()
 }

@@ -43,7 +43,7 @@ fn cache(world: &World) -> Result<()> {
         &script(
             r#"
             sha256sum --quiet -c "$LOCAL/sums"
-            scrub --json >"$LOCAL/scrub"; cat "$LOCAL/scrub" >&2; grep -q '"damaged":0' "$LOCAL/scrub"; grep -q '"blocks":6' "$LOCAL/scrub"
+            scrub --json >"$LOCAL/scrub"; cat "$LOCAL/scrub" >&2; grep -q '"damaged":0' "$LOCAL/scrub"; grep -q '"blocks":46' "$LOCAL/scrub"
             flip "$LOCAL"/cache/*.data 17 1048576 3000000 5999999
             "#,
         ),

@@ -12,6 +12,7 @@ mod integrity;
 mod interop;
 mod limits;
 mod names;
+mod passthrough;
 mod path_classes;
 mod posix;
 mod proxy;
@@ -43,6 +44,7 @@ fn main() -> std::process::ExitCode {
         sandboxes::TESTS,
         proxy::TESTS,
         write_back::TESTS,
+        passthrough::TESTS,
         path_classes::TESTS,
         survive::TESTS,
         daemon_kills::TESTS,

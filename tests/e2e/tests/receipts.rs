@@ -56,6 +56,8 @@ PY
     proxy.break_next("PUT ", Fault::AccessDenied, 1_000_000);
     sh(r#"
         fails "$PYTHON" -c 'f = open("late", "w"); f.write("precious"); f.close()' 2>/dev/null
+        # The kernel tells of the end of the descriptor when it has the time, and then it is tried once more.
+        for _ in $(seq 100); do [ "$(member late state)" = uploading ] || break; sleep 0.1; done
         [ "$(member late state) $(member late error) $(member late errno)" = 'dirty access denied EACCES' ]
     "#)?;
     proxy.heal();

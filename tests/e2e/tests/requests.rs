@@ -4,7 +4,10 @@ use anyhow::{Result, ensure};
 use sandpail_e2e::proxy::kind;
 use sandpail_e2e::{Test, World, on_peer};
 
-pub(crate) const TESTS: &[Test] = &[Test::new("requests::of_everyday_commands", of_everyday_commands)];
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("requests::of_everyday_commands", of_everyday_commands),
+    Test::new("requests::of_plain_directories", of_plain_directories),
+];
 
 /// A command, and the most requests of each kind that it may cost; kinds not named may not occur.
 struct Budget {
@@ -143,10 +146,69 @@ fn of_everyday_commands(world: &World) -> Result<()> {
         ),
     )?;
     mount.unmount()?;
+    hold(world, &[], BUDGETS)
+}
+
+/// The same over what plain tools have put: `plain/d0/f0` to `plain/d19/f49`, and 2500 files in `long/`.
+const PLAIN_BUDGETS: &[Budget] = &[
+    Budget { what: "ls -l", script: "ls -l plain/d7 >/dev/null", most: &[("HEAD", 5), ("LIST", 4)] },
+    Budget {
+        what: "find -ls of 1000 files in 20 directories",
+        script: "[ $(find plain -ls | wc -l) = 1021 ]",
+        most: &[("HEAD", 17), ("LIST", 22)],
+    },
+    Budget {
+        what: "ls -l of 2500 files",
+        script: "[ $(ls -l long | wc -l) = 2501 ]",
+        most: &[("HEAD", 3), ("LIST", 5)],
+    },
+    Budget { what: "ls of 2500 files", script: "[ $(ls long | wc -l) = 2500 ]", most: &[("HEAD", 3), ("LIST", 5)] },
+    Budget {
+        what: "find -newer",
+        script: "find plain -newer plain/d3/f3 >/dev/null; find plain -size +5k",
+        most: &[("HEAD", 19), ("LIST", 44)],
+    },
+    Budget {
+        what: "one create",
+        script: "ls plain/d3 >/dev/null; mark; \"$PYTHON\" -c 'open(\"plain/d3/new\", \"w\").write(\"x\")'",
+        most: &[("PUT", 1), ("HEAD", 2), ("LIST", 2)],
+    },
+    Budget {
+        what: "chmod",
+        script: "ls -l plain/d4 >/dev/null; mark; chmod 700 plain/d4/f9",
+        // The marker: twice, where the store is only then known for one that drops its metadata.
+        most: &[("PUT", 2), ("COPY", 1), ("HEAD", 2), ("LIST", 2)],
+    },
+    Budget {
+        what: "one append",
+        script: "ls -l plain/d5 >/dev/null; mark; echo x >>plain/d5/f9",
+        most: &[("PUT", 1), ("GET", 1), ("HEAD", 2), ("LIST", 2)],
+    },
+];
+
+fn of_plain_directories(world: &World) -> Result<()> {
+    if on_peer() {
+        return Ok(());
+    }
+    let fill = r#"
+        import boto3, concurrent.futures, os
+        s3 = boto3.client("s3", endpoint_url=os.environ["ENDPOINT"], region_name="us-east-1")
+        keys = [f"plain/d{d}/f{f}" for d in range(20) for f in range(50)] + [f"long/f{f}" for f in range(2500)]
+        put = lambda key: s3.put_object(Bucket=os.environ["BUCKET"], Key=key, Body=b"some data")
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(put, keys))
+    "#;
+    let fill = fill.lines().map(|line| line.strip_prefix("        ").unwrap_or(line)).collect::<Vec<_>>().join("\n");
+    world.script_in(&world.local(), &format!("\"$PYTHON\" - <<'END'\n{fill}\nEND"))?.run()?;
+    hold(world, &["--metadata", "auto"], PLAIN_BUDGETS)
+}
+
+/// Runs each on a mount of its own.
+fn hold(world: &World, options: &[&str], budgets: &[Budget]) -> Result<()> {
     let mut over = Vec::new();
     println!("  requests on {}:", world.kind().name());
-    for budget in BUDGETS {
-        let (mount, proxy) = world.mount_counted(&[])?;
+    for budget in budgets {
+        let (mount, proxy) = world.mount_counted(options)?;
         // A script says with `mark` from where on requests count.
         let mut script = budget.script;
         if let Some((before, after)) = budget.script.rsplit_once("mark;") {

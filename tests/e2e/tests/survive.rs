@@ -10,6 +10,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("survive::programs_see_no_error", |world| programs(world, &[])).minutes(8, 60),
     Test::new("survive::nor_with_write_back", |world| programs(world, &["--write-back"])).minutes(8, 60),
     Test::new("survive::single_promises", promises),
+    Test::new("survive::what_the_store_does_late", late).minutes(5, 5),
     Test::new("survive::fsx_with_faults", fsx).minutes(10, 120),
     Test::new("survive::pjdfstest_with_kills", pjdfstest).minutes(15, 30),
     Test::new("survive::the_store_is_away", store_away).minutes(8, 20),
@@ -138,6 +139,45 @@ assert len(get('large')) == 40 << 20 and not [k for k in keys() if k.startswith(
     mount.unmount()
 }
 
+/// What the killed process has asked for is done long after the next one has come: a link would be back, a file gone.
+fn late(world: &World) -> Result<()> {
+    if on_peer() {
+        return Ok(());
+    }
+    let proxy = Proxy::start(world.server.addr())?;
+    let mut plan = world.plan("mnt", &[])?;
+    if plan.endpoint.is_none() {
+        return Ok(());
+    }
+    plan.endpoint = Some(proxy.endpoint());
+    plan.survives = true;
+    let mount = Mount::start(plan)?;
+    world.sh(&mount, "mkdir d e; echo old >d/f")?;
+    for (request, script) in [
+        (
+            "PUT ",
+            "os.symlink('x', 'd/l'); os.unlink('d/l'); time.sleep(3); assert os.listdir('d') == ['f'], os.listdir('d')",
+        ),
+        (
+            "DELETE ",
+            "os.unlink('d/f'); open('d/f', 'w').write('new'); time.sleep(3); assert open('d/f').read() == 'new'",
+        ),
+        ("PUT ", "os.chmod('e', 0o711); os.rmdir('e'); time.sleep(3); assert not os.path.exists('e')"),
+    ] {
+        proxy.break_next(request, Fault::Late(Duration::from_millis(2000)), 1);
+        let killed = format!(
+            r#"exec "$PYTHON" -c "
+import os, signal, subprocess, threading, time
+listed = subprocess.run([os.environ['SANDPAIL'], 'list'], capture_output=True, text=True).stdout.splitlines()
+pid = next(int(line.split('pid ')[1]) for line in listed if line.startswith(os.environ['MNT'] + '	'))
+threading.Timer(0.3, os.kill, [pid, signal.SIGKILL]).start()
+{script}""#
+        );
+        world.sh(&mount, &killed)?;
+    }
+    mount.unmount()
+}
+
 /// Breaks requests now and then while `work` goes on.
 fn with_faults<T>(proxy: &Proxy, work: impl FnOnce() -> T) -> T {
     let is_over = AtomicBool::new(false);
@@ -164,7 +204,7 @@ fn fsx(world: &World) -> Result<()> {
     if on_peer() {
         return Ok(());
     }
-    let (count, seeds) = short_or_long((4_000, 1), (100_000, 5));
+    let (count, seeds) = short_or_long((4_000, 1), (20_000, 5));
     let config = "flen = 262144\n[opsize]\nmax = 65536\n[weights]\nclose_open = 1\nread = 10\nwrite = 10\n\
                   mapread = 10\nmapwrite = 10\ninvalidate = 1\ntruncate = 5\nfsync = 0.2\nfdatasync = 0.2\n\
                   punch_hole = 1\nposix_fallocate = 1\nsendfile = 1\ncopy_file_range = 2\n";

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         Some("sandbox-init") => return sandpail_sandbox::init_main(),
         Some("sandbox-agent") => return sandpail_sandbox::agent_main(),
         Some(sandpail_daemon::worker::ARGUMENT) => return sandpail_daemon::worker::main(),
+        Some(sandpail_daemon::worker::witness::ARGUMENT) => return sandpail_daemon::worker::witness::main(),
         Some("--list") => {
             println!("a_life_over_http: test");
             return ExitCode::SUCCESS;

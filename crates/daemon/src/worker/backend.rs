@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use sandpail_spec::{BucketName, Credentials, KeyPrefix, SecretKey};
 use sandpail_store::Store;
 use sandpail_store::dir::DirStore;
-use sandpail_store::http::{AwsChain, HttpStore, Relay, StaticCredentials, Timeouts};
+use sandpail_store::http::{AwsChain, Connections, HttpStore, Relay, StaticCredentials, Timeouts};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
@@ -180,7 +180,19 @@ impl RemotePlan {
 
     /// Makes the store of a bucket, as `doctor` has seen its provider; nothing is sent yet.
     pub fn store(&self, bucket: &str) -> anyhow::Result<Arc<dyn Store>> {
+        self.store_watched(bucket, None)
+    }
+
+    /// The same, with somebody who is told of each connection.
+    pub(super) fn store_watched(
+        &self,
+        bucket: &str,
+        connections: Option<Arc<dyn Connections>>,
+    ) -> anyhow::Result<Arc<dyn Store>> {
         let mut builder = self.builder(bucket)?;
+        if let Some(connections) = connections {
+            builder = builder.watched_by(connections);
+        }
         if let Some(profile) = profiles::read(&self.endpoint)? {
             builder = builder.profile(profile);
         }

@@ -130,7 +130,7 @@ fn answer(
         Ask::Keep => {
             let kept = kept.context("this mount cannot be kept alive")?;
             let text = Zeroizing::new(serde_json::to_string(&kept.plan)?);
-            hand_over::send(stream, text.as_bytes(), &kept.descriptors())?;
+            kept.send(stream, text.as_bytes())?;
             kept.add_holder(stream.try_clone()?);
             return Ok(());
         }

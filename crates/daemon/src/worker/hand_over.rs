@@ -1,5 +1,5 @@
 //! How a worker gets its plan: over the socket that is its standard input. Keys and descriptors travel here and nowhere
-//! else.
+//! else, but for single descriptors that go without a text.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -14,7 +14,7 @@ use rustix::net::{
 use zeroize::Zeroizing;
 
 /// The most descriptors of one message.
-const DESCRIPTOR_COUNT_MAX: usize = 3;
+const DESCRIPTOR_COUNT_MAX: usize = 4;
 /// The one byte that carries the descriptors.
 const GREETING: [u8; 1] = [1];
 
@@ -58,6 +58,48 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<(Zeroizing<String>, 
     let mut text = Zeroizing::new(String::with_capacity(64 << 10));
     File::from(socket.as_fd().try_clone_to_owned()?).read_to_string(&mut text)?;
     Ok((text, descriptors))
+}
+
+/// Sends one descriptor, if there is room.
+///
+/// # Errors
+/// When the other side is gone, or has not taken many.
+pub(super) fn pass(socket: impl AsFd, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor];
+    if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other("no room for the descriptor"));
+    }
+    sendmsg(socket, &[IoSlice::new(&GREETING)], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+    Ok(())
+}
+
+/// Takes what [`pass`] has sent; `None` when the other side is gone.
+///
+/// # Errors
+/// What the kernel says; [`io::ErrorKind::WouldBlock`] if nothing is there, with `DONTWAIT`; [`io::ErrorKind::Interrupted`];
+/// [`io::ErrorKind::InvalidData`] if the descriptor did not arrive.
+pub(super) fn take(socket: impl AsFd, flags: RecvFlags) -> io::Result<Option<OwnedFd>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut greeting = [0; 1];
+    let parts = &mut [IoSliceMut::new(&mut greeting)];
+    let got = match recvmsg(socket, parts, &mut control, flags | RecvFlags::CMSG_CLOEXEC) {
+        Ok(got) => got,
+        // It was killed with bytes of ours unread.
+        Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if got.bytes == 0 {
+        return Ok(None);
+    }
+    let received = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut received) => received.next(),
+        _ => None,
+    });
+    // The kernel drops what this process has no room for.
+    received.map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 #[cfg(test)]

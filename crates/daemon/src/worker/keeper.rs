@@ -5,11 +5,11 @@
 //! a small process of its own, without engine and network.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ExitCode};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -21,6 +21,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::start::{self, Given};
+use super::witness::Witness;
 use super::{ARGUMENT as WORKER, FAILED, Plan, READY, control, hand_over, registry, report, secrecy};
 
 /// The first argument of the process that keeps a mount of the host.
@@ -44,14 +45,40 @@ pub struct Kept {
     pub plan: Plan,
     device: OwnedFd,
     left: Left,
+    heirs: Mutex<Heirs>,
     /// Open as long as this is held: the worker knows by it whether somebody keeps the mount. In the worker: all of these.
     lines: Mutex<Vec<UnixStream>>,
 }
 
+/// Who has to end before the mount can be taken up, besides the process that had it.
+#[derive(Debug)]
+struct Heirs {
+    /// Hears the last answers to that process.
+    witness: Option<OwnedFd>,
+    /// Where one that was given the mount says who hears the answers to itself, from then on instead. It may be killed before
+    /// it can hand over anything else.
+    next: Option<UnixStream>,
+}
+
+impl Heirs {
+    fn hear(&mut self) {
+        let Some(next) = self.next.take() else { return };
+        match hand_over::take(&next, RecvFlags::DONTWAIT) {
+            Ok(Some(witness)) => self.witness = Some(witness),
+            // It had none yet, and has asked the store for nothing.
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "a process that died has not said who hears its last answers"),
+        }
+    }
+}
+
 impl Kept {
     pub(super) fn new(plan: Plan, descriptors: Vec<OwnedFd>, line: UnixStream) -> Option<Self> {
-        let [device, ledger, staging] = <[OwnedFd; 3]>::try_from(descriptors).ok()?;
-        Some(Self { plan, device, left: Left { ledger, staging }, lines: Mutex::new(vec![line]) })
+        let mut descriptors = descriptors.into_iter();
+        let (device, ledger, staging) = (descriptors.next()?, descriptors.next()?, descriptors.next()?);
+        let witness = descriptors.next();
+        let heirs = Mutex::new(Heirs { witness, next: None });
+        Some(Self { plan, device, left: Left { ledger, staging }, heirs, lines: Mutex::new(vec![line]) })
     }
 
     /// It is handed over to whoever is at the other end of `line`.
@@ -67,13 +94,40 @@ impl Kept {
     }
 
     /// What a worker hands over; `None` if its plan does not say so.
-    pub(super) fn of(plan: &Plan, device: &OwnedFd, engine: &Engine) -> anyhow::Result<Option<Self>> {
+    pub(super) fn of(
+        plan: &Plan,
+        device: &OwnedFd,
+        engine: &Engine,
+        witness: Option<&Witness>,
+    ) -> anyhow::Result<Option<Self>> {
         let Some(left) = engine.share()? else { return Ok(None) };
-        Ok(Some(Self { plan: plan.clone(), device: device.try_clone()?, left, lines: Mutex::default() }))
+        let witness = witness.map(|witness| witness.process().try_clone()).transpose()?;
+        let heirs = Mutex::new(Heirs { witness, next: None });
+        Ok(Some(Self { plan: plan.clone(), device: device.try_clone()?, left, heirs, lines: Mutex::default() }))
     }
 
-    pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
-        [self.device.as_fd(), self.left.ledger.as_fd(), self.left.staging.as_fd()]
+    /// Sends it with `text` to another process.
+    pub(super) fn send(&self, socket: &UnixStream, text: &[u8]) -> io::Result<()> {
+        self.send_with(&self.heirs(), socket, text)
+    }
+
+    /// The same to one that shall take the mount up.
+    pub(super) fn send_to_next(&self, socket: &UnixStream, text: &[u8]) -> io::Result<()> {
+        let mut heirs = self.heirs();
+        heirs.hear();
+        self.send_with(&heirs, socket, text)?;
+        heirs.next = Some(socket.try_clone()?);
+        Ok(())
+    }
+
+    fn send_with(&self, heirs: &Heirs, socket: &UnixStream, text: &[u8]) -> io::Result<()> {
+        let own = [&self.device, &self.left.ledger, &self.left.staging];
+        let descriptors: Vec<_> = own.into_iter().chain(&heirs.witness).map(AsFd::as_fd).collect();
+        hand_over::send(socket, text, &descriptors)
+    }
+
+    fn heirs(&self) -> MutexGuard<'_, Heirs> {
+        self.heirs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether another process shall take the mount up, now that its own is gone: it was not ended on purpose, and is not
@@ -280,5 +334,32 @@ impl Worker {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_hears_the_last_answers_is_known_of_each_process_that_has_asked_for_any() {
+        let (first, second) = (std::io::pipe().unwrap(), std::io::pipe().unwrap());
+        let number = |descriptor: &OwnedFd| rustix::fs::fstat(descriptor).unwrap().st_ino;
+        let (first, second) = (OwnedFd::from(first.0), OwnedFd::from(second.0));
+        let numbers = [number(&first), number(&second)];
+        let mut heirs = Heirs { witness: Some(first), next: None };
+        let mut heard = |tells: Option<&OwnedFd>| {
+            let (here, there) = UnixStream::pair().unwrap();
+            if let Some(witness) = tells {
+                hand_over::pass(&there, witness.as_fd()).unwrap();
+            }
+            drop(there);
+            heirs.next = Some(here);
+            heirs.hear();
+            heirs.witness.as_ref().map(number)
+        };
+        assert_eq!(heard(None), Some(numbers[0]), "killed before it had one");
+        assert_eq!(heard(Some(&second)), Some(numbers[1]));
+        assert_eq!(heard(None), Some(numbers[1]));
     }
 }

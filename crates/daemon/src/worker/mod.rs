@@ -14,6 +14,7 @@ pub mod registry;
 pub mod report;
 pub mod secrecy;
 pub mod start;
+pub mod witness;
 
 use std::hash::{Hash, Hasher};
 use std::io::Write;
@@ -30,12 +31,14 @@ use sandpail_fs::attr::Defaults;
 use sandpail_fs::engine::{Engine, EngineOptions, Left, Metadata, OP_TIMEOUT, OnConflict, WriteBack};
 use sandpail_fs::write::Origin;
 use sandpail_spec::PathClasses;
+use sandpail_store::http::Connections;
 use sandpail_store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use self::backend::{RemotePlan, Source};
 use self::keeper::Kept;
 use self::registry::Entry;
+use self::witness::Witness;
 
 /// The first argument of the process behind a mount.
 pub const ARGUMENT: &str = "mount-worker";
@@ -64,6 +67,9 @@ pub struct Plan {
     pub read_only: bool,
     /// Whether attributes are kept in the objects.
     pub posix_metadata: bool,
+    /// Whether listings describe what carries none.
+    #[serde(default)]
+    pub trusts_listings: bool,
     /// How long names and attributes are believed.
     pub metadata_ttl: Duration,
     /// Owner of what has none.
@@ -250,15 +256,17 @@ pub enum Begin {
     Mount,
     /// A device that nobody has served.
     Device(OwnedFd),
-    /// A mount whose process was killed: its device, and what that process left.
-    TakeUp(OwnedFd, Left),
+    /// A mount whose process was killed: its device, what that process left, and who hears its last answers.
+    TakeUp(OwnedFd, Left, Option<OwnedFd>),
 }
 
 impl Begin {
     fn with(descriptors: Vec<OwnedFd>) -> Self {
         let mut descriptors = descriptors.into_iter();
         match (descriptors.next(), descriptors.next(), descriptors.next()) {
-            (Some(device), Some(ledger), Some(staging)) => Self::TakeUp(device, Left { ledger, staging }),
+            (Some(device), Some(ledger), Some(staging)) => {
+                Self::TakeUp(device, Left { ledger, staging }, descriptors.next())
+            }
             (Some(device), ..) => Self::Device(device),
             _ => Self::Mount,
         }
@@ -291,9 +299,13 @@ fn serve(
         .enable_all()
         .build()
         .context("cannot start threads")?;
+    let witness = witness_of(plan);
     let store: Arc<dyn Store> = match (&plan.source, &plan.store) {
         (Source::Directory(path), _) => backend::open_directory(path)?,
-        (Source::Bucket(name), Some(remote)) => remote.store(name)?,
+        (Source::Bucket(name), Some(remote)) => {
+            let connections = witness.clone().map(|witness| witness as Arc<dyn Connections>);
+            remote.store_watched(name, connections)?
+        }
         (Source::Bucket(name), None) => anyhow::bail!("bucket {name:?} has no endpoint"),
     };
     let file_limit = host::raise_file_limit();
@@ -310,16 +322,45 @@ fn serve(
     let (engine, device) = match begin {
         Begin::Mount => (Engine::new(store, options, handle)?, Device::None),
         Begin::Device(device) => (Engine::new(store, options, handle)?, Device::New(device)),
-        Begin::TakeUp(device, left) => (Engine::take_up(store, options, handle, left)?, Device::Left(device)),
+        Begin::TakeUp(device, left, before) => {
+            let engine = Engine::take_up(store, options, handle, left)?;
+            let answered = async {
+                if let Some(before) = before {
+                    witness::ended(before).await;
+                }
+            };
+            runtime.block_on(engine.wait_until_quiet(answered));
+            if let Some(witness) = &witness {
+                witness.tell();
+            }
+            (engine, Device::Left(device))
+        }
     };
-    let result = serve_engine(plan, device, log_file, &runtime, &engine, ready);
+    let result = serve_engine(plan, device, log_file, &runtime, &engine, witness.as_deref(), ready);
     if is_taken_up && let Err(error) = &result {
         tracing::error!(%error, "the mount cannot be taken up by this process");
         tell_failed(error);
         leave();
     }
     engine.end();
+    if let Some(witness) = witness {
+        witness.dismiss();
+    }
     result
+}
+
+/// Who holds this process's connections. Without it the mount works as well, until its process is killed.
+fn witness_of(plan: &Plan) -> Option<Arc<Witness>> {
+    if !plan.survives || plan.store.is_none() {
+        return None;
+    }
+    match Witness::start() {
+        Ok(witness) => Some(Arc::new(witness)),
+        Err(error) => {
+            tracing::warn!(error = %report::in_one_line(&error), "nobody would hear this process's last answers");
+            None
+        }
+    }
 }
 
 /// What is served.
@@ -388,13 +429,12 @@ fn serve_engine(
     log_file: &Path,
     runtime: &tokio::runtime::Runtime,
     engine: &Arc<Engine>,
+    witness: Option<&Witness>,
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> anyhow::Result<()> {
     let pid = std::process::id();
     let is_taken_up = matches!(device, Device::Left(_));
-    if is_taken_up {
-        runtime.block_on(engine.wait_until_quiet());
-    } else {
+    if !is_taken_up {
         runtime.block_on(engine.probe()).map_err(|error| match &plan.place {
             Place::Host { .. } => error.into(),
             Place::Sandbox { .. } => anyhow::anyhow!("{}", cause(&error)),
@@ -411,7 +451,7 @@ fn serve_engine(
     let entry = plan.entry(log_file)?;
     let remote = plan.store.clone().filter(|_| matches!(plan.place, Place::Sandbox { .. }));
     let socket = registry::socket_of(pid)?;
-    let registered = Kept::of(plan, attached.device(), engine).and_then(|kept| {
+    let registered = Kept::of(plan, attached.device(), engine, witness).and_then(|kept| {
         entry.write()?;
         control::serve(&socket, Arc::clone(engine), remote, kept)
     });
@@ -546,7 +586,11 @@ fn engine_options(plan: &Plan) -> EngineOptions {
     let mut options = EngineOptions::new(plan.staging_dir.clone());
     options.prefix.clone_from(&plan.prefix);
     options.read_only = plan.read_only;
-    options.metadata = if plan.posix_metadata { Metadata::Posix } else { Metadata::None };
+    options.metadata = match (plan.posix_metadata, plan.trusts_listings) {
+        (true, false) => Metadata::Posix,
+        (true, true) => Metadata::Auto,
+        (false, _) => Metadata::None,
+    };
     options.metadata_ttl = plan.metadata_ttl;
     options.defaults = Defaults { uid: plan.uid, gid: plan.gid, file_perm: plan.file_perm, dir_perm: plan.dir_perm };
     options.on_conflict = match plan.on_conflict {

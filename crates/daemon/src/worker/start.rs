@@ -1,7 +1,7 @@
 //! Starting the process behind a mount, and hearing what became of it.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -104,12 +104,12 @@ pub enum Given<'a> {
 /// When it is not taken: the worker has ended.
 pub fn hand_plan(socket: &UnixStream, plan: &Plan, given: Given<'_>) -> anyhow::Result<()> {
     let text = Zeroizing::new(serde_json::to_string(plan)?);
-    let descriptors: Vec<BorrowedFd<'_>> = match given {
-        Given::Nothing => Vec::new(),
-        Given::Device(device) => vec![device.as_fd()],
-        Given::Mount(kept) => kept.descriptors().to_vec(),
+    let sent = match given {
+        Given::Nothing => hand_over::send(socket, text.as_bytes(), &[]),
+        Given::Device(device) => hand_over::send(socket, text.as_bytes(), &[device.as_fd()]),
+        Given::Mount(kept) => kept.send_to_next(socket, text.as_bytes()),
     };
-    hand_over::send(socket, text.as_bytes(), &descriptors).context("cannot hand the plan to the mount's process")
+    sent.context("cannot hand the plan to the mount's process")
 }
 
 #[cfg(test)]

@@ -2,18 +2,23 @@
 //!
 //! The kernel says so, too: `FUSE_INTERRUPT`. This looks at `/proc` instead, for two reasons.
 //!
-//! - `fuser` (0.18) takes that message off the device and answers `ENOSYS` before anybody could see it
-//!   (`RequestWithSender::dispatch_req`); the kernel then sends none any more. Nothing of its interface stands between: the
-//!   loop that reads is private, and reading in its place would pass each request through one more pipe or socket, with its
-//!   megabyte of data.
 //! - The message does not say which signal came. Programs that are sent `SIGCHLD`, `SIGALRM`, `SIGPROF` or `SIGURG` all the
 //!   time (shells, profilers, Go) would see `EINTR` from files, which no local file system gives them.
+//! - It comes for each request that is interrupted, and there may be many. `sandpail-fuse` answers the first one with `ENOSYS`;
+//!   the kernel then sends none any more.
 //!
 //! So whoever has waited for [`patience`](crate::patience) is looked at now and then; who is answered sooner, as nearly all
 //! are, pays nothing. A program that is let go gets `EINTR`, which it does not see if it was killed. The number of a process
 //! is that of the mount's pid namespace; 0, or one that is not found, waits for the mount's time for an operation.
+//!
+//! For pages it is the other way round. The kernel holds them locked until it is answered, and who wants to cut the file or to
+//! drop its pages waits for them where no signal reaches. So nothing is fetched for a program that is gone: whoever else
+//! waits for such a page asks for it again.
 
 use std::fs::read_to_string;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 
 const SIGHUP: u64 = 1;
 const SIGINT: u64 = 1 << 1;
@@ -28,6 +33,17 @@ const SIGNALED: u64 = 0x400;
 /// Where the flags stand in `/proc/PID/stat`, counted from the state, which comes after the name.
 const FLAGS_AT: usize = 6;
 
+/// What the kernel does with the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    /// It gives it to the caller; to another of its threads, perhaps, if it does not wait where it asked.
+    Answer,
+    /// It tells the caller what became of a file that is closed. One that was ended by a signal does not hear it.
+    Close,
+    /// It fills its pages. They may be asked for ahead, by a caller that does not wait for them.
+    Pages,
+}
+
 /// Who asked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Caller {
@@ -40,19 +56,30 @@ impl Caller {
         Self { task }
     }
 
-    /// Whether it is to end and waits only for us. A program that was ended by a signal closes its files, and nobody is there
-    /// to hear what became of them: with `closes` it need not wait.
-    pub(super) fn leaves(self, closes: bool) -> bool {
+    /// Whether it is to end and waits only for us, or is gone and nobody else needs the answer.
+    pub(super) fn leaves(self, wants: Want) -> bool {
         if self.task == 0 {
             return false;
         }
-        let Ok(status) = read_to_string(format!("/proc/{}/status", self.task)) else { return false };
+        let Ok(status) = read_to_string(format!("/proc/{}/status", self.task)) else {
+            return wants == Want::Pages && self.is_gone();
+        };
         match wish_of(&status) {
             Wish::Leave => true,
             // Whoever waits for a page of a mapping would be sent SIGBUS instead.
             Wish::LeaveCall => self.is_in_call(),
-            Wish::Stay => closes && self.was_ended(),
+            Wish::Stay => match wants {
+                Want::Answer => false,
+                Want::Close => self.was_ended(),
+                Want::Pages => is_dead(&status),
+            },
         }
+    }
+
+    /// Whether there is none. Others may be hidden in `/proc`, or that of other namespaces be mounted there.
+    fn is_gone(self) -> bool {
+        let task = i32::try_from(self.task).ok().and_then(Pid::from_raw);
+        task.is_some_and(|task| test_kill_process(task) == Err(Errno::SRCH))
     }
 
     fn was_ended(self) -> bool {
@@ -90,6 +117,12 @@ fn wish_of(status: &str) -> Wish {
     } else {
         Wish::Stay
     }
+}
+
+/// Whether the text of `/proc/PID/status` is that of a task that has ended and was not waited for.
+fn is_dead(status: &str) -> bool {
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    state.is_some_and(|state| state.trim_start().starts_with(['Z', 'X']))
 }
 
 /// Whether the text of `/proc/PID/syscall` is that of a task that waits in a system call.
@@ -146,8 +179,25 @@ mod tests {
 
     #[test]
     fn this_program_stays() {
-        assert!(!Caller::new(std::process::id()).leaves(true));
-        assert!(!Caller::new(0).leaves(true));
+        for wants in [Want::Answer, Want::Close, Want::Pages] {
+            assert!(!Caller::new(std::process::id()).leaves(wants));
+            assert!(!Caller::new(0).leaves(wants));
+        }
+    }
+
+    #[test]
+    fn pages_are_not_fetched_for_one_that_is_gone() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let caller = Caller::new(child.id());
+        let leaves = || [Want::Answer, Want::Pages].map(|wants| caller.leaves(wants));
+        assert_eq!(leaves(), [false, false]);
+        child.kill().unwrap();
+        while !is_dead(&read_to_string(format!("/proc/{}/status", child.id())).unwrap()) {
+            std::thread::yield_now();
+        }
+        assert!(caller.leaves(Want::Pages), "it was not waited for");
+        child.wait().unwrap();
+        assert_eq!(leaves(), [false, true], "nothing is known of it");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Between the kernel and the engine, by the `fuser` crate.
+//! Between the kernel and the engine, by the transport of `sandpail-fuse`.
 //!
 //! A request is polled once on the thread that read it, so that what is known already is answered
 //! without a hand-over; what must wait goes on as a task of the runtime, and its caller is let go when its time is over or
@@ -6,38 +6,30 @@
 
 mod caller;
 mod mounting;
+mod passed;
 
-use std::ffi::OsStr;
 use std::future::Future;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use fuser::{
-    CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+use sandpail_fuse::{
+    CopyFileRange, Device, Entry, Fallocate, Filesystem, FopenFlags, Handle, Ino, Make, RESENT, Read, Rename,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Setattr, Setxattr, Statfs, Write,
 };
-use sandpail_fuse::RESENT;
 
-use self::caller::Caller;
+use self::caller::{Caller, Want};
 pub use self::mounting::{MountOptions, Mounted, Served, mount, serve_device, take_up, take_up_device};
-use crate::attr::{Kind, S_IFMT, S_IFREG};
-use crate::engine::{Asked, Engine, Listed, Metadata, OpenMode, Opened, SetAttr, SetTime, Stat, Whence};
+use self::passed::PassedFiles;
+use crate::attr::{S_IFMT, S_IFREG, Time};
+use crate::engine::{Asked, Engine, Listed, OpenMode, Opened, SetAttr, SetTime, Stat, Whence};
 use crate::errno::{Errno, errno};
 pub use crate::ids::IdMap;
 use crate::patience::{self, Course};
 use crate::{FsError, FsResult};
 
-/// The most data of one request, in bytes.
-const REQUEST_LEN_MAX: u32 = 1 << 20;
-/// Requests that the kernel sends ahead of answers.
-const REQUESTS_AHEAD_MAX: u16 = 64;
 /// Names of one `readdir`; the kernel's buffer is full much earlier.
 const NAMES_PER_READDIR: usize = 1024;
 /// How long the kernel may believe what it is told of local files, which nobody else changes.
@@ -51,13 +43,16 @@ struct Adapter {
     runtime: tokio::runtime::Handle,
     ttl: Duration,
     ids: IdMap,
+    /// What the kernel reads by itself.
+    passed: Option<Arc<PassedFiles>>,
 }
 
 impl Adapter {
-    fn new(engine: Arc<Engine>, ids: IdMap) -> Self {
+    fn new(engine: Arc<Engine>, ids: IdMap, device: &Device) -> Self {
         let runtime = engine.runtime().clone();
         let ttl = engine.options().metadata_ttl;
-        Self { engine, runtime, ttl, ids }
+        let passed = PassedFiles::of(&engine, device).map(Arc::new);
+        Self { engine, runtime, ttl, ids, passed }
     }
 
     /// How long the kernel may believe what it is told. Not at all while others of this host have the bucket mounted,
@@ -99,7 +94,7 @@ impl Adapter {
         let engine = Arc::clone(&self.engine);
         self.runtime.spawn(async move {
             let until = |begun| engine.patience_until(begun, call.stores);
-            let leaves = || call.caller.leaves(call.closes);
+            let leaves = || call.caller.leaves(call.wants);
             let let_go = match patience::wait(call.name, work.as_mut(), until, leaves).await {
                 Ok(result) => {
                     engine.settle();
@@ -132,20 +127,20 @@ struct Call {
     caller: Caller,
     /// It stores or moves data: its time begins anew whenever the store has taken a part of that.
     stores: bool,
-    /// It comes from a program that may be gone.
-    closes: bool,
+    wants: Want,
 }
 
 impl Call {
     fn new(name: &'static str, request: &Request) -> Self {
         let stores = matches!(name, "flush" | "fsync" | "mknod" | "rename" | "setattr" | "unlink" | "write");
-        Self { name, caller: Caller::new(request.pid()), stores, closes: name == "flush" }
+        let wants = if name == "flush" { Want::Close } else { Want::Answer };
+        Self { name, caller: Caller::new(request.pid()), stores, wants }
     }
 }
 
 /// A request, by its number; whether it is sent the first time or again.
 fn asked(request: &Request) -> Asked {
-    let number = request.unique().0;
+    let number = request.unique();
     Asked { number: number & !RESENT, is_again: number & RESENT != 0 }
 }
 
@@ -157,41 +152,47 @@ impl Ttl {
     fn of(self, stat: &Stat) -> Duration {
         if stat.is_local { LOCAL_TTL } else { self.0 }
     }
+
+    fn entry(self, stat: &Stat, ids: IdMap) -> Entry {
+        // No inode number is given to another file.
+        Entry { attr: file_attr(stat, ids), generation: 0, ttl: self.of(stat) }
+    }
 }
 
-fn number(error: Errno) -> fuser::Errno {
+fn number(error: Errno) -> sandpail_fuse::Errno {
+    use sandpail_fuse::Errno as Number;
     match error {
-        Errno::ENOENT => fuser::Errno::ENOENT,
-        Errno::EEXIST => fuser::Errno::EEXIST,
-        Errno::ENOTDIR => fuser::Errno::ENOTDIR,
-        Errno::EISDIR => fuser::Errno::EISDIR,
-        Errno::ENOTEMPTY => fuser::Errno::ENOTEMPTY,
-        Errno::EROFS => fuser::Errno::EROFS,
-        Errno::EBADF => fuser::Errno::EBADF,
-        Errno::EPERM => fuser::Errno::EPERM,
-        Errno::EACCES => fuser::Errno::EACCES,
-        Errno::EOPNOTSUPP => fuser::Errno::EOPNOTSUPP,
-        Errno::EINVAL => fuser::Errno::EINVAL,
-        Errno::ENAMETOOLONG => fuser::Errno::ENAMETOOLONG,
-        Errno::EFBIG => fuser::Errno::EFBIG,
-        Errno::ENOSPC => fuser::Errno::ENOSPC,
-        Errno::ENODATA => fuser::Errno::ENODATA,
-        Errno::ERANGE => fuser::Errno::ERANGE,
-        Errno::EBUSY => fuser::Errno::EBUSY,
-        Errno::EXDEV => fuser::Errno::EXDEV,
-        Errno::ESTALE => fuser::Errno::ESTALE,
-        Errno::EIO => fuser::Errno::EIO,
-        Errno::ETIMEDOUT => fuser::Errno::ETIMEDOUT,
-        Errno::EINTR => fuser::Errno::EINTR,
-        Errno::EMFILE => fuser::Errno::EMFILE,
-        Errno::ENFILE => fuser::Errno::ENFILE,
-        Errno::EDQUOT => fuser::Errno::EDQUOT,
-        Errno::ENOMEM => fuser::Errno::ENOMEM,
+        Errno::ENOENT => Number::NOENT,
+        Errno::EEXIST => Number::EXIST,
+        Errno::ENOTDIR => Number::NOTDIR,
+        Errno::EISDIR => Number::ISDIR,
+        Errno::ENOTEMPTY => Number::NOTEMPTY,
+        Errno::EROFS => Number::ROFS,
+        Errno::EBADF => Number::BADF,
+        Errno::EPERM => Number::PERM,
+        Errno::EACCES => Number::ACCESS,
+        Errno::EOPNOTSUPP => Number::OPNOTSUPP,
+        Errno::EINVAL => Number::INVAL,
+        Errno::ENAMETOOLONG => Number::NAMETOOLONG,
+        Errno::EFBIG => Number::FBIG,
+        Errno::ENOSPC => Number::NOSPC,
+        Errno::ENODATA => Number::NODATA,
+        Errno::ERANGE => Number::RANGE,
+        Errno::EBUSY => Number::BUSY,
+        Errno::EXDEV => Number::XDEV,
+        Errno::ESTALE => Number::STALE,
+        Errno::EIO => Number::IO,
+        Errno::ETIMEDOUT => Number::TIMEDOUT,
+        Errno::EINTR => Number::INTR,
+        Errno::EMFILE => Number::MFILE,
+        Errno::ENFILE => Number::NFILE,
+        Errno::EDQUOT => Number::DQUOT,
+        Errno::ENOMEM => Number::NOMEM,
     }
 }
 
 /// The errno of a failure; what the operator must hear of is logged.
-fn report(operation: &str, error: &FsError) -> fuser::Errno {
+fn report(operation: &str, error: &FsError) -> sandpail_fuse::Errno {
     let chosen = errno(error);
     match error {
         FsError::Store { .. }
@@ -207,71 +208,53 @@ fn report(operation: &str, error: &FsError) -> fuser::Errno {
     number(chosen)
 }
 
-fn file_attr(stat: &Stat, ids: IdMap) -> FileAttr {
+fn file_attr(stat: &Stat, ids: IdMap) -> sandpail_fuse::Attr {
     let attr = &stat.attr;
-    FileAttr {
-        ino: INodeNo(stat.ino),
+    sandpail_fuse::Attr {
+        ino: Ino(stat.ino),
         size: attr.size,
         blocks: attr.size.div_ceil(512),
-        atime: attr.atime.into(),
-        mtime: attr.mtime.into(),
-        ctime: attr.ctime.into(),
-        crtime: SystemTime::UNIX_EPOCH,
-        kind: file_type(attr.kind),
-        perm: u16::try_from(attr.perm & 0o7777).unwrap_or_default(),
+        atime: time(attr.atime),
+        mtime: time(attr.mtime),
+        ctime: time(attr.ctime),
+        mode: attr.kind.type_bits() | attr.perm & 0o7777,
         // As for many file systems: 1 means that the number of subdirectories is not counted.
-        nlink: u32::from(stat.is_linked),
+        links: u32::from(stat.is_linked),
         uid: ids.outer(attr.uid),
         gid: ids.outer(attr.gid),
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
+        device: 0,
+        block_len: 4096,
     }
 }
 
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::File => FileType::RegularFile,
-        Kind::Directory => FileType::Directory,
-        Kind::Symlink => FileType::Symlink,
-    }
+fn time(time: Time) -> sandpail_fuse::Time {
+    sandpail_fuse::Time { secs: time.secs, nanos: time.nanos }
 }
 
-fn open_mode(flags: i32) -> OpenMode {
-    let flags_bits = rustix::fs::OFlags::from_bits_retain(u32::from_ne_bytes(flags.to_ne_bytes()));
-    let access = OpenFlags(flags).acc_mode();
+fn open_mode(flags: u32) -> OpenMode {
+    use rustix::fs::OFlags;
+    let flags = OFlags::from_bits_retain(flags);
+    let access = flags & OFlags::ACCMODE;
     OpenMode {
-        read: access != OpenAccMode::O_WRONLY,
-        write: access != OpenAccMode::O_RDONLY,
-        append: flags_bits.contains(rustix::fs::OFlags::APPEND),
-        truncate: flags_bits.contains(rustix::fs::OFlags::TRUNC),
+        // All bits together, which only some drivers know, are taken for reading.
+        read: access != OFlags::WRONLY,
+        write: access == OFlags::WRONLY || access == OFlags::RDWR,
+        append: flags.contains(OFlags::APPEND),
+        truncate: flags.contains(OFlags::TRUNC),
     }
 }
 
-fn fopen_flags(opened: &Opened) -> FopenFlags {
-    let mut flags = FopenFlags::empty();
-    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
-    flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct_io);
-    flags
+fn fopen_flags(opened: &Opened, mode: OpenMode) -> FopenFlags {
+    // Nothing is stored for those who only read.
+    FopenFlags { keep_cache: opened.keep_cache, direct_io: opened.direct_io, no_flush: !mode.write }
 }
 
-fn set_time(time: TimeOrNow) -> SetTime {
+fn set_time(time: sandpail_fuse::SetTime) -> SetTime {
     match time {
-        TimeOrNow::SpecificTime(time) => SetTime::At(time.into()),
-        TimeOrNow::Now => SetTime::Now,
+        sandpail_fuse::SetTime::At(sandpail_fuse::Time { secs, nanos }) => SetTime::At(Time { secs, nanos }),
+        sandpail_fuse::SetTime::Now => SetTime::Now,
     }
 }
-
-/// Joins the chain for the reply; a chain of one is passed as it is.
-fn reply_chain(reply: ReplyData, chain: &[bytes::Bytes]) {
-    match chain {
-        [] => reply.data(&[]),
-        [one] => reply.data(one),
-        many => reply.data(&many.concat()),
-    }
-}
-
-const GENERATION: Generation = Generation(0);
 
 /// Answers with what `work` finds. The course of work whose caller was let go is `drop`, `end` (it goes on to its end), or a
 /// function of the engine and the error.
@@ -319,168 +302,111 @@ fn forget_made(_: &Engine, _: &FsError) -> Course<Stat> {
 }
 
 impl Filesystem for Adapter {
-    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Each is asked for alone: a kernel that lacks one must not lose the others.
-        // With attributes in the objects a plain `ls` must not ask for each of them; `lookup` asks ahead instead.
-        let plus: &[InitFlags] = match self.engine.options().metadata {
-            Metadata::Posix => &[],
-            Metadata::None => &[InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO],
-        };
-        let flags = [
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_AUTO_INVAL_DATA,
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-        ];
-        for &flag in flags.iter().chain(plus) {
-            if config.add_capabilities(flag).is_err() {
-                tracing::debug!(?flag, "the kernel lacks this");
-            }
-        }
-        // A refused value comes back as the largest that is allowed.
-        let _ = config.set_max_write(REQUEST_LEN_MAX).or_else(|most| config.set_max_write(most));
-        let _ = config.set_max_readahead(REQUEST_LEN_MAX).or_else(|most| config.set_max_readahead(most));
-        let _ = config.set_max_background(REQUESTS_AHEAD_MAX);
-        Ok(())
-    }
-
-    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (name, ttl, ids) = (name.as_bytes().to_vec(), self.ttl(), self.ids);
+    fn lookup(&self, request: &Request, name: &[u8], reply: ReplyEntry) {
+        let parent = request.ino();
+        let (name, ttl, ids) = (name.to_vec(), self.ttl(), self.ids);
         answer!(self, "lookup", request, reply, drop, |engine| engine.lookup(parent.0, &name), |stat| {
-            reply.entry(&ttl.of(&stat), &file_attr(&stat, ids), GENERATION);
+            reply.entry(ttl.entry(&stat, ids));
         });
     }
 
-    fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
+    fn forget(&self, ino: Ino, count: u64) {
         self.engine.forget(ino.0, count);
     }
 
-    fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, _handle: Option<Handle>, reply: ReplyAttr) {
+        let ino = request.ino();
         let (ttl, ids) = (self.ttl(), self.ids);
         answer!(self, "getattr", request, reply, drop, |engine| engine.getattr(ino.0), |stat| reply
-            .attr(&ttl.of(&stat), &file_attr(&stat, ids)));
+            .attr(ttl.of(&stat), file_attr(&stat, ids)));
     }
 
-    fn setattr(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: Option<u64>,
-        atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
-        handle: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<fuser::BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
+    fn setattr(&self, request: &Request, set: Setattr, reply: ReplyAttr) {
+        let ino = request.ino();
         let (ttl, ids) = (self.ttl(), self.ids);
         let set = SetAttr {
-            perm: mode,
-            uid: uid.map(|uid| ids.inner(uid)),
-            gid: gid.map(|gid| ids.inner(gid)),
-            size,
-            atime: atime.map(set_time),
-            mtime: mtime.map(set_time),
-            handle: handle.map(|handle| handle.0),
+            perm: set.mode,
+            uid: set.uid.map(|uid| ids.inner(uid)),
+            gid: set.gid.map(|gid| ids.inner(gid)),
+            size: set.size,
+            atime: set.atime.map(set_time),
+            mtime: set.mtime.map(set_time),
+            handle: set.handle.map(|handle| handle.0),
             // A change of owner takes the set-id bits away; the kernel leaves that to us.
-            kill_set_id: mode.is_none() && (uid.is_some() || gid.is_some()),
+            kill_set_id: set.mode.is_none() && (set.uid.is_some() || set.gid.is_some()),
         };
         answer!(self, "setattr", request, reply, end, |engine| engine.setattr(ino.0, set), |stat| {
-            reply.attr(&ttl.of(&stat), &file_attr(&stat, ids));
+            reply.attr(ttl.of(&stat), file_attr(&stat, ids));
         });
     }
 
-    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, reply: ReplyData) {
+        let ino = request.ino();
         answer!(self, "readlink", request, reply, drop, |engine| engine.readlink(ino.0), |target| reply.data(&target));
     }
 
-    fn mknod(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        _rdev: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mknod(&self, request: &Request, make: Make<'_>, reply: ReplyEntry) {
         // Devices, pipes and sockets are nothing that a bucket can hold.
-        if mode & S_IFMT != S_IFREG && mode & S_IFMT != 0 {
-            return reply.error(fuser::Errno::EPERM);
+        if make.mode & S_IFMT != S_IFREG && make.mode & S_IFMT != 0 {
+            return reply.error(sandpail_fuse::Errno::PERM);
         }
-        let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl(), self.ids, self.asker(request));
+        let (parent, name, mode) = (request.ino(), make.name.to_vec(), make.mode & !make.umask);
+        let (ttl, ids, (uid, gid)) = (self.ttl(), self.ids, self.asker(request));
         let asked = asked(request);
-        let work = move |engine: Arc<Engine>| async move {
-            asked.mknod(&engine, parent.0, &name, mode & !umask, uid, gid).await
-        };
-        answer!(self, "mknod", request, reply, forget_made, |engine| work(Arc::clone(&engine)), |stat| reply.entry(
-            &ttl.of(&stat),
-            &file_attr(&stat, ids),
-            GENERATION
-        ));
+        let work =
+            move |engine: Arc<Engine>| async move { asked.mknod(&engine, parent.0, &name, mode, uid, gid).await };
+        answer!(self, "mknod", request, reply, forget_made, |engine| work(Arc::clone(&engine)), |stat| reply
+            .entry(ttl.entry(&stat, ids)));
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl(), self.ids, self.asker(request));
+    fn mkdir(&self, request: &Request, make: Make<'_>, reply: ReplyEntry) {
+        let (parent, name, mode) = (request.ino(), make.name.to_vec(), make.mode & !make.umask);
+        let (ttl, ids, (uid, gid)) = (self.ttl(), self.ids, self.asker(request));
         let asked = asked(request);
-        let work = move |engine: Arc<Engine>| async move {
-            asked.mkdir(&engine, parent.0, &name, mode & !umask, uid, gid).await
-        };
+        let work =
+            move |engine: Arc<Engine>| async move { asked.mkdir(&engine, parent.0, &name, mode, uid, gid).await };
         answer!(self, "mkdir", request, reply, forget_made, |engine| work(Arc::clone(&engine)), |stat| {
-            reply.entry(&ttl.of(&stat), &file_attr(&stat, ids), GENERATION);
+            reply.entry(ttl.entry(&stat, ids));
         });
     }
 
-    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = name.as_bytes().to_vec();
+    fn unlink(&self, request: &Request, name: &[u8], reply: ReplyEmpty) {
+        let parent = request.ino();
+        let name = name.to_vec();
         let asked = asked(request);
         let work = move |engine: Arc<Engine>| async move { asked.unlink(&engine, parent.0, &name).await };
         answer!(self, "unlink", request, reply, end, |engine| work(Arc::clone(&engine)), |()| { reply.ok() });
     }
 
-    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = name.as_bytes().to_vec();
+    fn rmdir(&self, request: &Request, name: &[u8], reply: ReplyEmpty) {
+        let parent = request.ino();
+        let name = name.to_vec();
         let asked = asked(request);
         let work = move |engine: Arc<Engine>| async move { asked.rmdir(&engine, parent.0, &name).await };
         answer!(self, "rmdir", request, reply, end, |engine| work(Arc::clone(&engine)), |()| reply.ok());
     }
 
-    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let (name, target) = (name.as_bytes().to_vec(), target.as_os_str().as_bytes().to_vec());
+    fn symlink(&self, request: &Request, name: &[u8], target: &[u8], reply: ReplyEntry) {
+        let parent = request.ino();
+        let (name, target) = (name.to_vec(), target.to_vec());
         let (ttl, ids, (uid, gid)) = (self.ttl(), self.ids, self.asker(request));
         let asked = asked(request);
         let work =
             move |engine: Arc<Engine>| async move { asked.symlink(&engine, parent.0, &name, &target, uid, gid).await };
         answer!(self, "symlink", request, reply, forget_made, |engine| work(Arc::clone(&engine)), |stat| {
-            reply.entry(&ttl.of(&stat), &file_attr(&stat, ids), GENERATION);
+            reply.entry(ttl.entry(&stat, ids));
         });
     }
 
-    fn rename(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        new_parent: INodeNo,
-        new_name: &OsStr,
-        flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        let no_replace = flags == RenameFlags::RENAME_NOREPLACE;
+    fn rename(&self, request: &Request, rename: Rename<'_>, reply: ReplyEmpty) {
+        const NO_REPLACE: u32 = 1;
+        let (parent, new_parent) = (request.ino(), rename.new_parent);
+        let no_replace = rename.flags == NO_REPLACE;
         // Exchange and whiteout cannot be done in one step of any store: refused before anything happens.
-        if !flags.is_empty() && !no_replace {
-            return reply.error(fuser::Errno::EINVAL);
+        if rename.flags != 0 && !no_replace {
+            return reply.error(sandpail_fuse::Errno::INVAL);
         }
-        let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
+        let (name, new_name) = (rename.name.to_vec(), rename.new_name.to_vec());
         let asked = asked(request);
         let work = move |engine: Arc<Engine>| async move {
             asked.rename(&engine, (parent.0, &name), (new_parent.0, &new_name), no_replace).await
@@ -488,86 +414,64 @@ impl Filesystem for Adapter {
         answer!(self, "rename", request, reply, end, |engine| work(Arc::clone(&engine)), |()| { reply.ok() });
     }
 
-    fn link(&self, _request: &Request, _ino: INodeNo, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, _request: &Request, _file: Ino, _name: &[u8], reply: ReplyEntry) {
         // The errno of a file system without hard links; programs fall back to copies.
-        reply.error(fuser::Errno::EPERM);
+        reply.error(sandpail_fuse::Errno::PERM);
     }
 
-    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let mode = open_mode(flags.0);
+    fn open(&self, request: &Request, flags: u32, reply: ReplyOpen) {
+        let ino = request.ino();
+        let mode = open_mode(flags);
         let asked = asked(request);
-        let work = move |engine: Arc<Engine>| async move { asked.open(&engine, ino.0, mode).await };
-        answer!(self, "open", request, reply, drop, |engine| work(Arc::clone(&engine)), |opened| {
-            reply.opened(FileHandle(opened.handle), fopen_flags(&opened));
+        let (passed, device) = (self.passed.clone(), reply.device().clone());
+        let work = move |engine: Arc<Engine>| async move {
+            let opened = asked.open(&engine, ino.0, mode).await?;
+            let backing = match passed {
+                Some(passed) => passed.opened(&engine, &device, &opened).await,
+                None => None,
+            };
+            Ok((opened, backing))
+        };
+        answer!(self, "open", request, reply, drop, |engine| work(Arc::clone(&engine)), |(opened, backing)| {
+            let (handle, flags) = (Handle(opened.handle), fopen_flags(&opened, mode));
+            match backing {
+                Some(backing) => reply.opened_passthrough(handle, flags, &backing),
+                None => reply.opened(handle, flags),
+            }
         });
     }
 
-    fn create(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        flags: i32,
-        reply: ReplyCreate,
-    ) {
-        let (name, ttl, ids, (uid, gid)) = (name.as_bytes().to_vec(), self.ttl(), self.ids, self.asker(request));
+    fn create(&self, request: &Request, make: Make<'_>, flags: u32, reply: ReplyCreate) {
+        let (parent, name, mode) = (request.ino(), make.name.to_vec(), make.mode & !make.umask);
+        let (ttl, ids, (uid, gid)) = (self.ttl(), self.ids, self.asker(request));
         let open = open_mode(flags);
         let asked = asked(request);
         let work = move |engine: Arc<Engine>| async move {
-            asked.create(&engine, parent.0, &name, mode & !umask, uid, gid, open).await
+            asked.create(&engine, parent.0, &name, mode, uid, gid, open).await
         };
         answer!(self, "create", request, reply, drop, |engine| work(Arc::clone(&engine)), |opened| {
-            let flags = fopen_flags(&opened);
-            reply.created(
-                &ttl.of(&opened.stat),
-                &file_attr(&opened.stat, ids),
-                GENERATION,
-                FileHandle(opened.handle),
-                flags,
-            );
+            reply.created(ttl.entry(&opened.stat, ids), Handle(opened.handle), fopen_flags(&opened, open));
         });
     }
 
-    fn read(
-        &self,
-        request: &Request,
-        _ino: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        answer!(
-            self,
-            "read",
-            request,
-            reply,
-            (left_reading(handle)),
-            |engine| engine.read(handle.0, offset, size.into()),
-            |chain| {
-                reply_chain(reply, &chain);
-            }
+    fn read(&self, request: &Request, read: Read, reply: ReplyData) {
+        let Read { handle, offset, len, is_direct } = read;
+        let wants = if is_direct { Want::Answer } else { Want::Pages };
+        let engine = Arc::clone(&self.engine);
+        self.attend(
+            Call { wants, ..Call::new("read", request) },
+            async move { engine.read(handle.0, offset, len.into()).await },
+            move |read| match read {
+                Ok(chain) => reply.chain(&chain),
+                Err(error) => reply.error(report("read", &error)),
+            },
+            left_reading(handle),
         );
     }
 
-    fn write(
-        &self,
-        request: &Request,
-        _ino: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        data: &[u8],
-        write_flags: WriteFlags,
-        _flags: OpenFlags,
-        _owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
+    fn write(&self, request: &Request, write: Write<'_>, reply: ReplyWrite) {
+        let Write { handle, offset, data, kill_set_id } = write;
         let _entered = self.runtime.enter();
-        let kill_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // The data is borrowed from the request's buffer, so it is taken before anything waits. Pages of a
         // shared mapping come without the O_APPEND of the handle that they are written through.
         let asked = asked(request);
@@ -599,22 +503,16 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn flush(&self, request: &Request, _ino: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, request: &Request, handle: Handle, reply: ReplyEmpty) {
         answer!(self, "flush", request, reply, (left_storing(handle)), |engine| engine.flush(handle.0), |()| reply
             .ok());
     }
 
-    fn release(
-        &self,
-        _request: &Request,
-        _ino: INodeNo,
-        handle: FileHandle,
-        _flags: OpenFlags,
-        _owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
+    fn release(&self, request: &Request, handle: Handle, reply: ReplyEmpty) {
         let engine = Arc::clone(&self.engine);
+        if let Some(passed) = &self.passed {
+            passed.closed(request.ino().0, handle.0);
+        }
         self.run(async move {
             engine.release(handle.0).await;
             engine.settle();
@@ -622,26 +520,28 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn fsync(&self, request: &Request, _ino: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, request: &Request, handle: Handle, _data_only: bool, reply: ReplyEmpty) {
         answer!(self, "fsync", request, reply, (left_storing(handle)), |engine| engine.fsync(handle.0), |()| reply
             .ok());
     }
 
-    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, _flags: u32, reply: ReplyOpen) {
+        let ino = request.ino();
         let asked = asked(request);
         let work = move |engine: Arc<Engine>| async move { asked.opendir(&engine, ino.0).await };
         answer!(self, "opendir", request, reply, drop, |engine| work(Arc::clone(&engine)), |handle| {
-            reply.opened(FileHandle(handle), FopenFlags::empty());
+            reply.opened(Handle(handle), FopenFlags::default());
         });
     }
 
-    fn readdir(&self, request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, request: &Request, read: Read, mut reply: ReplyDirectory) {
+        let Read { handle, offset, .. } = read;
         let work =
             move |engine: Arc<Engine>| async move { engine.readdir(handle.0, offset, NAMES_PER_READDIR, false).await };
         answer!(self, "readdir", request, reply, drop, |engine| work(Arc::clone(&engine)), |listed| {
             for entry in listed {
-                let kind = file_type(entry.stat.attr.kind);
-                if reply.add(INodeNo(entry.stat.ino), entry.next, kind, OsStr::from_bytes(&entry.name)) {
+                let kind = entry.stat.attr.kind.type_bits();
+                if !reply.add(Ino(entry.stat.ino), entry.next, kind, &entry.name) {
                     break;
                 }
             }
@@ -649,14 +549,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdirplus(
-        &self,
-        request: &Request,
-        _ino: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
+    fn readdirplus(&self, request: &Request, read: Read, mut reply: ReplyDirectoryPlus) {
+        let Read { handle, offset, .. } = read;
         let (engine, ttl, ids) = (Arc::clone(&self.engine), self.ttl(), self.ids);
         // As many as fit the smallest buffer that kernels use with names of ordinary length; a name that is
         // looked up and does not fit would be asked for in vain.
@@ -667,9 +561,13 @@ impl Filesystem for Adapter {
             Ok(listed) => {
                 let mut is_full = false;
                 for entry in listed {
-                    let (ino, name) = (INodeNo(entry.stat.ino), OsStr::from_bytes(&entry.name));
-                    let attr = file_attr(&entry.stat, ids);
-                    is_full = is_full || reply.add(ino, entry.next, name, &ttl.of(&entry.stat), &attr, GENERATION);
+                    let Listed { next, ref name, ref stat, is_known } = entry;
+                    let kind = stat.attr.kind.type_bits();
+                    is_full = is_full
+                        || match is_known {
+                            true => !reply.add(ttl.entry(stat, ids), next, name),
+                            false => !reply.add_name(Ino(stat.ino), next, kind, name),
+                        };
                     if is_full && entry.is_known {
                         engine.forget(entry.stat.ino, 1);
                     }
@@ -682,78 +580,74 @@ impl Filesystem for Adapter {
         self.attend(Call::new("readdirplus", request), work, answer, forget_listed);
     }
 
-    fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(&self, _request: &Request, handle: Handle, reply: ReplyEmpty) {
         self.engine.releasedir(handle.0);
         self.engine.settle();
         reply.ok();
     }
 
-    fn fsyncdir(&self, request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, request: &Request, _handle: Handle, _data_only: bool, reply: ReplyEmpty) {
+        let ino = request.ino();
         // Names are in the bucket when the call that made them returns; those of the local disk may not be there yet.
         answer!(self, "fsyncdir", request, reply, drop, |engine| engine.fsyncdir(ino.0), |()| reply.ok());
     }
 
-    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, _request: &Request, reply: ReplyStatfs) {
         let stat = self.engine.statfs();
         let (blocks, files) = (stat.blocks, stat.files);
-        reply.statfs(blocks, blocks, blocks, files, files, stat.block_len, stat.name_len_max, stat.block_len);
+        reply.statfs(Statfs {
+            blocks,
+            blocks_free: blocks,
+            blocks_available: blocks,
+            files,
+            files_free: files,
+            block_len: stat.block_len,
+            name_len_max: stat.name_len_max,
+        });
     }
 
-    fn setxattr(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        name: &OsStr,
-        value: &[u8],
-        flags: i32,
-        _position: u32,
-        reply: ReplyEmpty,
-    ) {
-        let (name, value) = (name.to_string_lossy().into_owned(), value.to_vec());
+    fn setxattr(&self, request: &Request, set: Setxattr<'_>, reply: ReplyEmpty) {
+        let (ino, flags) = (request.ino(), i32::from_ne_bytes(set.flags.to_ne_bytes()));
+        let (name, value) = (String::from_utf8_lossy(set.name).into_owned(), set.value.to_vec());
         let asked = asked(request);
         let work = move |engine: Arc<Engine>| async move { asked.setxattr(&engine, ino.0, &name, &value, flags).await };
         answer!(self, "setxattr", request, reply, end, |engine| work(Arc::clone(&engine)), |()| { reply.ok() });
     }
 
-    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let name = name.to_string_lossy().into_owned();
+    fn getxattr(&self, request: &Request, name: &[u8], len_max: u32, reply: ReplyXattr) {
+        let ino = request.ino();
+        let name = String::from_utf8_lossy(name).into_owned();
         answer!(self, "getxattr", request, reply, drop, |engine| engine.getxattr(ino.0, &name), |value| {
-            reply_xattr(reply, size, &value);
+            reply_xattr(reply, len_max, &value);
         });
     }
 
-    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, len_max: u32, reply: ReplyXattr) {
+        let ino = request.ino();
         answer!(self, "listxattr", request, reply, drop, |engine| engine.listxattr(ino.0), |names| reply_xattr(
-            reply, size, &names
+            reply, len_max, &names
         ));
     }
 
-    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = name.to_string_lossy().into_owned();
+    fn removexattr(&self, request: &Request, name: &[u8], reply: ReplyEmpty) {
+        let ino = request.ino();
+        let name = String::from_utf8_lossy(name).into_owned();
         let asked = asked(request);
         let work = move |engine: Arc<Engine>| async move { asked.removexattr(&engine, ino.0, &name).await };
         answer!(self, "removexattr", request, reply, end, |engine| work(Arc::clone(&engine)), |()| reply.ok());
     }
 
-    fn fallocate(
-        &self,
-        _request: &Request,
-        _ino: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        length: u64,
-        mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        const KEEP_SIZE: i32 = 0x01;
-        const PUNCH_HOLE: i32 = 0x02;
-        const ZERO_RANGE: i32 = 0x10;
+    fn fallocate(&self, _request: &Request, range: Fallocate, reply: ReplyEmpty) {
+        const KEEP_SIZE: u32 = 0x01;
+        const PUNCH_HOLE: u32 = 0x02;
+        const ZERO_RANGE: u32 = 0x10;
+        let Fallocate { handle, offset, len, mode } = range;
         if mode & !(KEEP_SIZE | PUNCH_HOLE | ZERO_RANGE) != 0 {
-            return reply.error(fuser::Errno::EOPNOTSUPP);
+            return reply.error(sandpail_fuse::Errno::OPNOTSUPP);
         }
         let _entered = self.runtime.enter();
         let zero = mode & (PUNCH_HOLE | ZERO_RANGE) != 0;
-        let range = offset..offset.saturating_add(length);
+        let range = offset..offset.saturating_add(len);
         let done = self.engine.fallocate(handle.0, range, mode & KEEP_SIZE != 0, zero);
         self.engine.settle();
         match done {
@@ -762,43 +656,24 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn lseek(
-        &self,
-        _request: &Request,
-        _ino: INodeNo,
-        handle: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
-        const SEEK_DATA: i32 = 3;
-        const SEEK_HOLE: i32 = 4;
+    fn lseek(&self, _request: &Request, handle: Handle, offset: i64, whence: u32, reply: ReplyLseek) {
+        const SEEK_DATA: u32 = 3;
+        const SEEK_HOLE: u32 = 4;
         let whence = match whence {
             SEEK_DATA => Whence::Data,
             SEEK_HOLE => Whence::Hole,
-            _ => return reply.error(fuser::Errno::EINVAL),
+            _ => return reply.error(sandpail_fuse::Errno::INVAL),
         };
-        let Ok(from) = u64::try_from(offset) else { return reply.error(fuser::Errno::ENXIO) };
+        let Ok(from) = u64::try_from(offset) else { return reply.error(sandpail_fuse::Errno::NXIO) };
         match self.engine.seek(handle.0, from, whence) {
-            Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
-            Err(FsError::Range { .. }) => reply.error(fuser::Errno::ENXIO),
+            Ok(found) => reply.offset(found),
+            Err(FsError::Range { .. }) => reply.error(sandpail_fuse::Errno::NXIO),
             Err(error) => reply.error(report("lseek", &error)),
         }
     }
 
-    fn copy_file_range(
-        &self,
-        request: &Request,
-        _ino_in: INodeNo,
-        from: FileHandle,
-        from_offset: u64,
-        _ino_out: INodeNo,
-        to: FileHandle,
-        to_offset: u64,
-        len: u64,
-        _flags: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
+    fn copy_file_range(&self, request: &Request, copy: CopyFileRange, reply: ReplyWrite) {
+        let CopyFileRange { from, from_offset, to, to_offset, len, .. } = copy;
         answer!(
             self,
             "copy_file_range",
@@ -819,7 +694,7 @@ fn forget_listed(_: &Engine, _: &FsError) -> Course<Vec<Listed>> {
 }
 
 /// An upload goes on without the caller that waited for it; the file's state says meanwhile why that one was let go.
-fn left_storing(handle: FileHandle) -> impl FnOnce(&Engine, &FsError) -> Course<()> {
+fn left_storing(handle: Handle) -> impl FnOnce(&Engine, &FsError) -> Course<()> {
     move |engine, error| {
         engine.note_unanswered(handle.0, error);
         Course::ToItsEnd
@@ -827,20 +702,20 @@ fn left_storing(handle: FileHandle) -> impl FnOnce(&Engine, &FsError) -> Course<
 }
 
 /// A read may have to complete an upload first, which is not to be dropped half-way.
-fn left_reading(handle: FileHandle) -> impl FnOnce(&Engine, &FsError) -> Course<Vec<bytes::Bytes>> {
+fn left_reading(handle: Handle) -> impl FnOnce(&Engine, &FsError) -> Course<Vec<bytes::Bytes>> {
     move |engine, _| if engine.may_store(handle.0) { Course::ToItsEnd } else { Course::Dropped }
 }
 
 /// The kernel's buffer for `readdirplus` holds some pages of entries.
 const PLUS_PAGES: usize = 4;
 
-fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
+fn reply_xattr(reply: ReplyXattr, len_max: u32, value: &[u8]) {
     let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
-    if size == 0 {
-        reply.size(len);
-    } else if len <= size {
+    if len_max == 0 {
+        reply.len(len);
+    } else if len <= len_max {
         reply.data(value);
     } else {
-        reply.error(fuser::Errno::ERANGE);
+        reply.error(sandpail_fuse::Errno::RANGE);
     }
 }

@@ -7,17 +7,23 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fuser::{BackgroundSession, Config, MountOption, SessionACL};
 use rustix::mount::{MountFlags, UnmountFlags};
+use sandpail_fuse::{
+    Allowed, Device, HelperMount, InitFlags, Placement, Running, Session, Settings, Wishes, mount_by_helper,
+};
 
 use super::{Adapter, IdMap};
 use crate::attr::S_IFMT;
-use crate::engine::Engine;
+use crate::engine::{Engine, Metadata};
 
 /// Threads that read requests; two keep a stream busy on a small machine.
 const FUSE_THREADS: usize = 2;
 /// What the kernel reads ahead of a program, in KiB.
 const READ_AHEAD_KIB: u32 = 1024;
+/// The most data of one request, in bytes.
+const REQUEST_LEN_MAX: u32 = 1 << 20;
+/// Requests that the kernel sends ahead of answers.
+const REQUESTS_AHEAD_MAX: u16 = 64;
 
 /// How a mount is attached.
 #[derive(Clone, Debug, Default)]
@@ -35,17 +41,17 @@ pub struct MountOptions {
 /// A mount that answers.
 #[derive(Debug)]
 pub struct Mounted {
-    session: Option<BackgroundSession>,
+    session: Option<Running>,
     device: OwnedFd,
     mountpoint: PathBuf,
-    /// Unmounted by `fusermount3`, which the session calls.
-    is_sessions: bool,
+    /// An ordinary user's, unmounted by `fusermount3`.
+    helper: Option<HelperMount>,
 }
 
 /// A device that is served; whoever opened it mounts and unmounts.
 #[derive(Debug)]
 pub struct Served {
-    session: BackgroundSession,
+    session: Running,
     device: OwnedFd,
 }
 
@@ -56,8 +62,7 @@ pub struct Served {
 /// What the kernel says.
 pub fn serve_device(engine: Arc<Engine>, device: OwnedFd, ids: IdMap) -> io::Result<Served> {
     let kept = device.try_clone()?;
-    let adapter = Adapter::new(engine, ids);
-    let session = fuser::Session::from_fd(adapter, device, SessionACL::All, device_config(SessionACL::All))?.spawn()?;
+    let session = start(engine, device.into(), ids, Allowed::All)?;
     Ok(Served { session, device: kept })
 }
 
@@ -67,7 +72,7 @@ pub fn serve_device(engine: Arc<Engine>, device: OwnedFd, ids: IdMap) -> io::Res
 /// # Errors
 /// What the kernel says: before Linux 6.9 it does not ask again.
 pub fn take_up_device(engine: Arc<Engine>, device: OwnedFd, ids: IdMap) -> io::Result<Served> {
-    let session = take_up_session(Adapter::new(engine, ids), &device, SessionACL::All)?;
+    let session = take_up_session(engine, &device, ids, Allowed::All)?;
     Ok(Served { session, device })
 }
 
@@ -76,23 +81,59 @@ pub fn take_up_device(engine: Arc<Engine>, device: OwnedFd, ids: IdMap) -> io::R
 /// # Errors
 /// As [`take_up_device`].
 pub fn take_up(engine: Arc<Engine>, device: OwnedFd, mountpoint: &Path, options: &MountOptions) -> io::Result<Mounted> {
-    let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-    let session = take_up_session(Adapter::new(engine, IdMap::SAME), &device, acl)?;
-    Ok(Mounted { session: Some(session), device, mountpoint: mountpoint.to_owned(), is_sessions: false })
+    let session = take_up_session(engine, &device, IdMap::SAME, options.allowed())?;
+    Ok(Mounted { session: Some(session), device, mountpoint: mountpoint.to_owned(), helper: None })
 }
 
-fn take_up_session(adapter: Adapter, device: &OwnedFd, acl: SessionACL) -> io::Result<BackgroundSession> {
-    let session = sandpail_fuse::take_up(adapter, device, acl, device_config(acl))?;
+/// Says hello, and serves.
+fn start(engine: Arc<Engine>, device: Device, ids: IdMap, allowed: Allowed) -> io::Result<Running> {
+    let settings = settings(&engine, allowed);
+    Session::start(Adapter::new(engine, ids, &device), device, settings)?.spawn()
+}
+
+fn take_up_session(engine: Arc<Engine>, device: &OwnedFd, ids: IdMap, allowed: Allowed) -> io::Result<Running> {
+    let settings = settings(&engine, allowed);
+    let served = Device::from(device.try_clone()?);
+    let session = Session::take_up(Adapter::new(engine, ids, &served), served, settings);
     // Before anything is read: what is being answered then would be asked again, too.
     sandpail_fuse::resend(device)?;
     session.spawn()
 }
 
-fn device_config(acl: SessionACL) -> Config {
-    let mut config = Config::default();
-    config.acl = acl;
-    config.n_threads = Some(FUSE_THREADS);
-    config
+/// What each process that serves a mount asks for, the first and those that take it up: see `sandpail_fuse`'s hello.
+fn settings(engine: &Engine, allowed: Allowed) -> Settings {
+    // With attributes in the objects a plain `ls` must not ask for each of them; `lookup` asks ahead instead. Where only some
+    // are there, the engine tells what needs no question.
+    let plus = match engine.options().metadata {
+        Metadata::Posix => InitFlags::default(),
+        Metadata::Auto | Metadata::None => InitFlags::DO_READDIRPLUS | InitFlags::READDIRPLUS_AUTO,
+    };
+    // Only root may name backing files, and what is asked for takes a level of stacking from everybody.
+    let passthrough = if rustix::process::geteuid().is_root() { InitFlags::PASSTHROUGH } else { InitFlags::default() };
+    let flags = InitFlags::ATOMIC_O_TRUNC
+        | InitFlags::PARALLEL_DIROPS
+        | InitFlags::HANDLE_KILLPRIV_V2
+        | InitFlags::ASYNC_DIO
+        | InitFlags::CACHE_SYMLINKS
+        | InitFlags::AUTO_INVAL_DATA
+        | InitFlags::DIRECT_IO_ALLOW_MMAP
+        | plus
+        | passthrough;
+    let wishes = Wishes {
+        flags,
+        max_write: REQUEST_LEN_MAX,
+        max_readahead: REQUEST_LEN_MAX,
+        max_background: REQUESTS_AHEAD_MAX,
+        // Backing files are on plain file systems, and the mount can be the lower layer of an overlay.
+        max_stack_depth: 1,
+    };
+    Settings { wishes, allowed, threads: FUSE_THREADS, placement: Placement::Anywhere }
+}
+
+impl MountOptions {
+    fn allowed(&self) -> Allowed {
+        if self.allow_other { Allowed::All } else { Allowed::Owner }
+    }
 }
 
 impl Served {
@@ -115,49 +156,37 @@ impl Served {
 /// # Errors
 /// What the kernel or `fusermount3` says.
 pub fn mount(engine: Arc<Engine>, mountpoint: &Path, options: &MountOptions) -> io::Result<Mounted> {
-    let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::FSName(options.source.clone()),
-        MountOption::Subtype("sandpail".to_owned()),
-        MountOption::DefaultPermissions,
-        MountOption::NoDev,
-        MountOption::NoSuid,
-        MountOption::NoAtime,
-    ];
-    if options.read_only {
-        config.mount_options.push(MountOption::RO);
-    }
-    config.mount_options.extend(options.extra.iter().map(|option| match option.as_str() {
-        "noexec" => MountOption::NoExec,
-        "exec" => MountOption::Exec,
-        "sync" => MountOption::Sync,
-        "dirsync" => MountOption::DirSync,
-        other => MountOption::CUSTOM(other.to_owned()),
-    }));
-    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-    config.n_threads = Some(FUSE_THREADS);
-    let adapter = Adapter::new(engine, IdMap::SAME);
-    let is_root = rustix::process::geteuid().is_root();
-    let (session, device) = if is_root {
+    let allowed = options.allowed();
+    let (session, device, helper) = if rustix::process::geteuid().is_root() {
         let device = mount_as_root(mountpoint, options)?;
         let session = device.try_clone().and_then(|kept| {
-            let session = fuser::Session::from_fd(adapter, device, config.acl, config)?;
-            Ok((session.spawn()?, kept))
+            let session = start(engine, device.into(), IdMap::SAME, allowed)?;
+            Ok((session, kept, None))
         });
         session.inspect_err(|_| {
             // The first error is the one to tell.
             let _ = rustix::mount::unmount(mountpoint, UnmountFlags::DETACH);
         })?
     } else {
-        let session = fuser::Session::new(adapter, mountpoint, &config)?;
-        let kept = session.as_fd().try_clone_to_owned()?;
-        (session.spawn()?, kept)
+        let (device, helper) = mount_by_helper(mountpoint, &helper_options(options))?;
+        let kept = device.as_fd().try_clone_to_owned()?;
+        (start(engine, device, IdMap::SAME, allowed)?, kept, Some(helper))
     };
     raise_read_ahead(mountpoint);
-    Ok(Mounted { session: Some(session), device, mountpoint: mountpoint.to_owned(), is_sessions: !is_root })
+    Ok(Mounted { session: Some(session), device, mountpoint: mountpoint.to_owned(), helper })
 }
 
-/// Mounts without a helper, so that the mount table shows the type `fuse.sandpail`, which `fuser` leaves out.
+/// What `fusermount3 -o` takes.
+fn helper_options(options: &MountOptions) -> Vec<String> {
+    let mut list = vec![format!("fsname={}", HelperMount::escape(&options.source)), "subtype=sandpail".to_owned()];
+    list.extend(["default_permissions", "nodev", "nosuid", "noatime"].map(str::to_owned));
+    list.extend(options.read_only.then(|| "ro".to_owned()));
+    list.extend(options.extra.iter().cloned());
+    list.extend(options.allow_other.then(|| "allow_other".to_owned()));
+    list
+}
+
+/// Mounts without a helper.
 fn mount_as_root(mountpoint: &Path, options: &MountOptions) -> io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;
@@ -222,10 +251,10 @@ impl Mounted {
     /// What the kernel says; `EBUSY` if the mount is in use.
     pub fn unmount(mut self) -> io::Result<()> {
         let Some(session) = self.session.take() else { return Ok(()) };
-        if self.is_sessions {
-            return session.umount_and_join();
+        match self.helper.take() {
+            Some(helper) => helper.unmount(),
+            None => rustix::mount::unmount(&self.mountpoint, UnmountFlags::NOFOLLOW)?,
         }
-        rustix::mount::unmount(&self.mountpoint, UnmountFlags::NOFOLLOW)?;
         session.join()
     }
 }

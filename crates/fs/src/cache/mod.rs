@@ -1,11 +1,12 @@
 //! Ranges of object versions kept on the local disk, shared by the mounts of a host.
 //!
 //! One version is two files: `<name>.data`, sparse, with the object's bytes at their own offsets, and
-//! `<name>.index`, with a word for each block of 1 MiB: zero if it is not there, else its CRC32C with the
+//! `<name>.index`, with a word for each block of 128 KiB: zero if it is not there, else its CRC32C with the
 //! top bit of 64 set. A block is believed only if its bytes have that CRC. Names are a hash of the store,
 //! the key, the tag and the size, so a replaced object is another file, and old ones fall out by age.
 
 mod scrub;
+mod version;
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -17,12 +18,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 pub use self::scrub::Scrubbed;
+pub(crate) use self::version::CachedVersion;
 use crate::read::ObjectVersion;
 
-const BLOCK_LEN: u64 = 1 << 20;
+/// What is fetched, whole or not at all: a random read fetches no more.
+pub(crate) const BLOCK_LEN: u64 = 128 << 10;
 const PRESENT: u64 = 1 << 63;
 
 /// A bounded cache directory.
@@ -66,6 +69,8 @@ impl DiskCache {
         let half = |seed: u64| {
             let mut hasher = DefaultHasher::new();
             hasher.write_u64(seed);
+            // Where blocks had another length, sums are those of others.
+            hasher.write_u64(BLOCK_LEN);
             hasher.write(self.store.as_bytes());
             hasher.write_u8(0xff);
             hasher.write(version.key.as_str().as_bytes());
@@ -81,35 +86,8 @@ impl DiskCache {
         block * BLOCK_LEN..((block + 1) * BLOCK_LEN).min(version.size)
     }
 
-    /// Bytes from the start of `range`, to the end of the block that holds it at most. `None` if they are not here.
-    pub fn get(&self, version: &ObjectVersion, range: Range<u64>) -> Option<Vec<Bytes>> {
-        let block = range.start / BLOCK_LEN;
-        let index = File::open(self.path(version, "index")).ok()?;
-        let mut word = [0; 8];
-        index.read_exact_at(&mut word, block * 8).ok()?;
-        let expected = u64::from_le_bytes(word);
-        if expected == 0 {
-            return None;
-        }
-        let data = File::open(self.path(version, "data")).ok()?;
-        let held = Self::block_range(version, block);
-        let mut bytes = BytesMut::zeroed(usize::try_from(held.end - held.start).ok()?);
-        data.read_exact_at(&mut bytes, held.start).ok()?;
-        if crc(&bytes) != expected {
-            tracing::warn!(key = %version.key, block, "a cached block is damaged; it is fetched again");
-            let _ = OpenOptions::new()
-                .write(true)
-                .open(self.path(version, "index"))
-                .map(|f| f.write_all_at(&[0; 8], block * 8));
-            return None;
-        }
-        let from = usize::try_from(range.start - held.start).ok()?;
-        let to = usize::try_from(range.end.min(held.end) - held.start).ok()?;
-        Some(vec![bytes.freeze().slice(from..to)])
-    }
-
     /// Keeps the whole blocks among `chunks`, which begin at `offset`. Failures only cost a later fetch.
-    pub fn insert(&self, version: &ObjectVersion, offset: u64, chunks: Vec<Bytes>) {
+    fn insert(&self, version: &ObjectVersion, offset: u64, chunks: Vec<Bytes>) {
         let len: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
         let end = offset + len;
         let first = offset.div_ceil(BLOCK_LEN);
@@ -193,6 +171,14 @@ impl DiskCache {
 }
 
 #[cfg(test)]
+impl DiskCache {
+    /// What a reader that comes now gets of one block.
+    fn get(self: &Arc<Self>, version: &ObjectVersion, range: Range<u64>) -> Option<Bytes> {
+        CachedVersion::new(Arc::clone(self), version.clone()).get(range)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use sandpail_store::{ETag, ObjectKey};
 
@@ -211,10 +197,10 @@ mod tests {
         (0..LEN).map(|at| u8::try_from(at % 251).unwrap()).collect::<Vec<_>>().into()
     }
 
-    fn all_of(cache: &DiskCache, version: &ObjectVersion) -> Option<Vec<u8>> {
+    fn all_of(cache: &Arc<DiskCache>, version: &ObjectVersion) -> Option<Vec<u8>> {
         let mut all: Vec<u8> = Vec::new();
         while (all.len() as u64) < version.size {
-            all.extend(cache.get(version, all.len() as u64..version.size)?.concat());
+            all.extend(cache.get(version, all.len() as u64..version.size)?);
         }
         Some(all)
     }
@@ -234,7 +220,7 @@ mod tests {
         cache.insert(&one, 5, vec![bytes().slice(5..)]);
         assert!(cache.get(&one, 0..10).is_none());
         let from = BLOCK + 7;
-        assert_eq!(cache.get(&one, from as u64..from as u64 + 9).unwrap().concat(), bytes()[from..from + 9]);
+        assert_eq!(cache.get(&one, from as u64..from as u64 + 9).unwrap(), bytes()[from..from + 9]);
         cache.insert(&one, 0, vec![bytes().slice(..70_000), bytes().slice(70_000..)]);
         assert_eq!(all_of(&cache, &one).unwrap(), bytes());
         assert!(cache.get(&ObjectVersion { etag: ETag::new("other"), ..one }, 0..10).is_none());
@@ -275,7 +261,7 @@ mod tests {
     #[test]
     fn the_limit_holds() {
         let dir = tempfile::tempdir().unwrap();
-        let limit = 20 << 20;
+        let limit = 20 * BLOCK_LEN;
         let cache = DiskCache::open(dir.path(), limit, "store".into()).unwrap();
         for number in 0..30 {
             cache.insert(&version(&format!("key-{number}")), 0, vec![bytes()]);

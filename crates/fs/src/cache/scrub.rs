@@ -265,7 +265,7 @@ mod tests {
             let start = block * BLOCK_LEN;
             let end = (start + BLOCK_LEN).min(LEN);
             let index = |at| usize::try_from(at).unwrap();
-            assert_eq!(world.cache.get(&version, start..end).unwrap().concat(), bytes()[index(start)..index(end)]);
+            assert_eq!(world.cache.get(&version, start..end).unwrap(), bytes()[index(start)..index(end)]);
         }
         assert_eq!(DiskCache::scrub(world.dir.path()).unwrap().blocks, 3);
     }
@@ -348,7 +348,7 @@ mod tests {
                         break;
                     }
                     if let Some(found) = cache.get(&version(round), 5..BLOCK_LEN) {
-                        assert_eq!(found.concat(), bytes()[5..usize::try_from(BLOCK_LEN).unwrap()]);
+                        assert_eq!(found, bytes()[5..usize::try_from(BLOCK_LEN).unwrap()]);
                     }
                 }
             });

@@ -72,7 +72,10 @@ impl Asked {
         let is_begun = self.is_begun(engine);
         let work = async {
             match engine.create(parent, name, perm, uid, gid, mode).await {
-                Err(FsError::Exists { .. }) if is_begun => engine.open_created(parent, name, mode).await,
+                Err(FsError::Exists { .. }) if is_begun => {
+                    engine.names_changed(parent);
+                    engine.open_created(parent, name, mode).await
+                }
                 other => other,
             }
         };
@@ -135,7 +138,10 @@ impl Asked {
 
     async fn or_lookup(self, engine: &Arc<Engine>, parent: u64, name: &[u8], made: FsResult<Stat>) -> FsResult<Stat> {
         match made {
-            Err(FsError::Exists { .. }) if self.is_begun(engine) => engine.lookup(parent, name).await,
+            Err(FsError::Exists { .. }) if self.is_begun(engine) => {
+                engine.names_changed(parent);
+                engine.lookup(parent, name).await
+            }
             other => other,
         }
     }
@@ -161,6 +167,7 @@ impl Asked {
     async fn or_keep_parent(self, engine: &Arc<Engine>, parent: u64, gone: FsResult<()>) -> FsResult<()> {
         match gone {
             Err(FsError::NotFound { .. }) if self.is_begun(engine) => {
+                engine.names_changed(parent);
                 engine.keep_parent(parent).await;
                 Ok(())
             }
@@ -185,6 +192,8 @@ impl Asked {
             }
             let renamed = engine.rename_again(parent, name, new_parent, new_name).await;
             if renamed.is_ok() {
+                engine.names_changed(parent);
+                engine.names_changed(new_parent);
                 engine.keep_parent(parent).await;
             }
             renamed
@@ -230,5 +239,105 @@ impl Asked {
             Err(error) if self.is_begun(engine) && errno(&error) == Errno::ENODATA => Ok(()),
             other => other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Seek, SeekFrom};
+    use std::path::Path;
+    use std::time::Duration;
+
+    use sandpail_store::Store;
+    use sandpail_store::memory::MemoryStore;
+
+    use super::*;
+    use crate::engine::{EngineOptions, Left};
+
+    const ROOT: u64 = 1;
+
+    fn options(staging: &Path) -> EngineOptions {
+        EngineOptions { survives: true, ..EngineOptions::new(staging.to_owned()) }
+    }
+
+    /// What a process finds that comes when `first` was killed at this moment.
+    fn taken_up(first: &Engine, store: &Arc<dyn Store>, staging: &Path) -> Arc<Engine> {
+        taken_up_by(first.share().unwrap().unwrap().ledger.into(), store, staging)
+    }
+
+    /// The same with what stands in its ledger and no more.
+    fn taken_up_by(mut told: File, store: &Arc<dyn Store>, staging: &Path) -> Arc<Engine> {
+        let mut ledger = tempfile::tempfile().unwrap();
+        told.seek(SeekFrom::Start(0)).unwrap();
+        std::io::copy(&mut told, &mut ledger).unwrap();
+        let own = staging.join("process-before");
+        std::fs::create_dir_all(&own).unwrap();
+        let left = Left { ledger: ledger.into(), staging: File::open(own).unwrap().into() };
+        Engine::take_up(Arc::clone(store), options(staging), tokio::runtime::Handle::current(), left).unwrap()
+    }
+
+    /// The bucket was changed by a process that was killed before it could tell anybody.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_done_and_not_answered_shows_in_the_times_of_its_directory() {
+        for what in ["symlink", "mkdir", "unlink", "rmdir", "rename"] {
+            let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+            let (staging, after) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let runtime = tokio::runtime::Handle::current();
+            let first = Engine::new(Arc::clone(&store), options(staging.path()), runtime).unwrap();
+            let dir = first.mkdir(ROOT, b"d", 0o755, 0, 0).await.unwrap().ino;
+            let other = first.mkdir(ROOT, b"other", 0o755, 0, 0).await.unwrap().ino;
+            first.mkdir(dir, b"empty", 0o755, 0, 0).await.unwrap();
+            first.symlink(dir, b"link", b"t", 0, 0).await.unwrap();
+            first.settle();
+            let before = first.getattr(dir).await.unwrap().attr.mtime;
+            let before_other = first.getattr(other).await.unwrap().attr.mtime;
+            let ask = async |engine: Arc<Engine>, is_again| {
+                let asked = Asked { number: 2, is_again };
+                match what {
+                    "symlink" => asked.symlink(&engine, dir, b"new", b"t", 0, 0).await.map(drop),
+                    "mkdir" => asked.mkdir(&engine, dir, b"new", 0o755, 0, 0).await.map(drop),
+                    "unlink" => asked.unlink(&engine, dir, b"link").await,
+                    "rmdir" => asked.rmdir(&engine, dir, b"empty").await,
+                    _ => asked.rename(&engine, (dir, b"link"), (other, b"link"), false).await,
+                }
+            };
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            ask(Arc::clone(&first), false).await.unwrap();
+            let next = taken_up(&first, &store, after.path());
+            next.wait_until_quiet(async {}).await;
+            assert_eq!(next.getattr(dir).await.unwrap().attr.mtime, before, "{what}: nobody was told");
+            ask(Arc::clone(&next), true).await.unwrap();
+            assert!(next.getattr(dir).await.unwrap().attr.mtime > before, "{what}");
+            let after_other = next.getattr(other).await.unwrap().attr.mtime;
+            assert_eq!(after_other > before_other, what == "rename", "{what}: the other directory");
+        }
+    }
+
+    /// The record of a staged file goes when it is stored and closed; the ledger knows the version by then.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_stored_and_closed_is_known_to_the_next_process() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let (staging, after) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let first =
+            Engine::new(Arc::clone(&store), options(staging.path()), tokio::runtime::Handle::current()).unwrap();
+        let both = OpenMode { read: true, write: true, ..OpenMode::default() };
+        let made = first.create(ROOT, b"f", 0o644, 0, 0, both).await.unwrap();
+        first.write(made.handle, 0, b"first version", false).unwrap();
+        first.flush(made.handle).await.unwrap();
+        first.release(made.handle).await;
+        let again = Asked { number: 2, is_again: false }.open(&first, made.stat.ino, both).await.unwrap();
+        // Its attributes are to be stored, too, which the ledger is told.
+        first.fallocate(again.handle, 0..4, true, false).unwrap();
+        first.settle();
+        let ledger = first.share().unwrap().unwrap().ledger.into();
+        first.write(again.handle, 0, b"second", false).unwrap();
+        first.flush(again.handle).await.unwrap();
+        first.release(again.handle).await;
+        let next = taken_up_by(ledger, &store, after.path());
+        next.wait_until_quiet(async {}).await;
+        let opened = next.open(made.stat.ino, both).await.unwrap();
+        let read = next.read(opened.handle, 0, 100).await.unwrap();
+        assert_eq!(read.concat(), b"secondversion");
     }
 }

@@ -91,16 +91,18 @@ impl Engine {
             || (set.kill_set_id && set.size.is_none());
         if changes_more {
             self.revalidate(ino).await?;
+            self.describe_first(ino).await?;
             self.change(ino, set).await?;
         }
         stat_of(&self.tree(), ino)
     }
 
     async fn change(&self, ino: u64, set: SetAttr) -> FsResult<()> {
-        let before = {
+        let (before, times_were_set) = {
             let mut tree = self.tree();
             let node = tree.get_mut(ino).ok_or_else(|| stale(ino))?;
             let before = node.attr.clone();
+            let times_were_set = node.content.as_ref().is_some_and(|content| content.times_were_set());
             let attr = &mut node.attr;
             if let Some(perm) = set.perm {
                 attr.perm = perm & 0o7777;
@@ -113,22 +115,25 @@ impl Engine {
             attr.atime = set.atime.map_or(attr.atime, SetTime::time);
             attr.mtime = set.mtime.map_or(attr.mtime, SetTime::time);
             attr.ctime = Time::now();
+            if set.mtime.is_some() && node.dir.is_none() {
+                node.content.get_or_insert_default().set_times_were_set(true);
+            }
             if let Some(content) = &node.content {
-                if set.mtime.is_some() {
-                    content.set_times_were_set(true);
-                }
                 // In the same moment: an upload that ends just now would put back what it has stored.
                 if node.is_linked && self.has_posix_metadata() {
                     content.set_attributes_pending(true);
                 }
             }
-            before
+            (before, times_were_set)
         };
         let result = self.store_changed_attributes(ino, set.handle).await;
         if result.is_err() {
             let mut tree = self.tree();
             if let Some(node) = tree.get_mut(ino) {
                 node.attr = before;
+                if let Some(content) = &node.content {
+                    content.set_times_were_set(times_were_set);
+                }
             }
             tree.doubt(ino);
         }
@@ -155,8 +160,7 @@ impl Engine {
             && let Some(dirty) = content.dirty().filter(|dirty| dirty.is_dirty())
         {
             // Goes up with the data.
-            self.describe(ino, &dirty);
-            return Ok(());
+            return self.describe(ino, &dirty);
         }
         let content = content.unwrap_or_else(|| {
             let mut tree = self.tree();
@@ -175,6 +179,8 @@ impl Engine {
         if result.is_err() {
             content.set_attributes_pending(false);
         }
+        // As in `close_stored`.
+        self.settle();
         let mut tree = self.tree();
         if let Some(node) = tree.get_mut(ino)
             && node.opens == 0
@@ -187,7 +193,7 @@ impl Engine {
 
     async fn store_directory(&self, ino: u64) -> FsResult<()> {
         use sandpail_store::{Condition, PutBody};
-        let (key, attributes) = {
+        let (key, attributes, parent, name) = {
             let tree = self.tree();
             let prefix = self.dir_prefix(&tree, ino);
             if ino == ROOT && prefix.is_empty() {
@@ -195,14 +201,13 @@ impl Engine {
                 return Ok(());
             }
             let node = tree.get(ino).ok_or_else(|| stale(ino))?;
-            (super::object_key(prefix)?, self.attributes_of(node))
+            (super::object_key(prefix)?, self.attributes_of(node), node.parent, Arc::clone(&node.name))
         };
         let _shared = self.structure.read().await;
-        let outcome = self
-            .store
-            .put(&key, PutBody::empty(), &attributes, &Condition::Always)
-            .await
-            .map_err(super::failed(|| format!("cannot change directory {key}")))?;
+        // Whoever asks meanwhile may hear of the attributes before.
+        let change = self.begin(parent, &name);
+        let put = self.store.put(&key, PutBody::empty(), &attributes, &Condition::Always).await;
+        let outcome = put.map_err(super::failed(|| format!("cannot change directory {key}")))?;
         let until = self.believed_until();
         let mut tree = self.tree();
         if let Some(node) = tree.get_mut(ino) {
@@ -213,6 +218,7 @@ impl Engine {
                 dir.has_marker = Some(true);
             }
         }
+        change.done(&mut tree);
         Ok(())
     }
 
@@ -235,7 +241,7 @@ impl Engine {
         if let Some(value) = self.with_local(ino, |local, at| local.xattr(at, name))? {
             return Ok(value);
         }
-        self.revalidate(ino).await?;
+        self.look_for_xattrs(ino).await?;
         let tree = self.tree();
         let node = tree.get(ino).ok_or_else(|| stale(ino))?;
         xattrs(&node.attributes).remove(name).ok_or(FsError::NoAttribute)
@@ -253,7 +259,7 @@ impl Engine {
             let names = names.into_iter().filter(|name| name != STATE_ATTRIBUTE);
             return Ok(names.flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect());
         }
-        self.revalidate(ino).await?;
+        self.look_for_xattrs(ino).await?;
         let tree = self.tree();
         let node = tree.get(ino).ok_or_else(|| stale(ino))?;
         // What some client has stored under our own name would be carried along by copies.
@@ -307,7 +313,7 @@ impl Engine {
         if !self.has_posix_metadata() {
             return Err(FsError::Unsupported { what: "extended attributes need --metadata posix".to_owned() });
         }
-        self.revalidate(ino).await?;
+        self.look_for_xattrs(ino).await?;
         let before = {
             let mut tree = self.tree();
             let node = tree.get_mut(ino).ok_or_else(|| stale(ino))?;
@@ -330,6 +336,11 @@ impl Engine {
             node.attributes = before;
         }
         result
+    }
+
+    async fn look_for_xattrs(&self, ino: u64) -> FsResult<()> {
+        self.revalidate(ino).await?;
+        if self.has_posix_metadata() { self.describe_first(ino).await } else { Ok(()) }
     }
 
     fn is_writer(&self, handle: u64) -> bool {

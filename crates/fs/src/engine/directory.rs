@@ -7,11 +7,12 @@ use futures_util::stream::FuturesUnordered;
 use sandpail_store::{Condition, ListRequest, ObjectAttributes, ObjectKey, PutBody};
 
 use super::lookup::version_of;
+use super::plain::Described;
 use super::{DirHandle, Engine, Metadata, Stat, failed, guard, not_found, object_key, stale, stat_of, status};
 use crate::attr::{Attr, Kind, Time};
 use crate::content::Content;
 use crate::tree::names::{Asked, asked_for};
-use crate::tree::{Entry, Name, Node, ROOT, Tree};
+use crate::tree::{Entry, Name, Node, Tree};
 use crate::{FsError, FsResult};
 
 /// HEADs of one listing that are under way at the same time.
@@ -65,7 +66,8 @@ impl Engine {
     }
 
     /// Lists up to `count_max` names from `position` on, which is 0 or a [`Listed::next`]; `.` and `..` come first.
-    /// With `plus`, each name (but those two) is looked up and counted as [`Engine::lookup`] does; entries that
+    /// With `plus`, each name (but those two) is looked up and counted as [`Engine::lookup`] does, with [`Metadata::Auto`] only
+    /// those that need no question; entries that
     /// the caller does not pass on must be given back with [`Engine::forget`].
     ///
     /// # Errors
@@ -112,12 +114,17 @@ impl Engine {
         }
         let items = snapshot.get(from..).unwrap_or_default();
         let items = &items[..items.len().min(count_max)];
-        self.head_unknown(dir.ino, items, plus).await;
+        // The lookups that may follow ask ahead; if there are none, nobody wants to know.
+        self.head_unknown(dir.ino, items, plus && self.options.metadata != Metadata::Auto).await;
         for (at, item) in items.iter().enumerate() {
             let next = (from + at) as u64 + 3;
-            if plus {
+            let name = Arc::clone(&item.name);
+            let told = if plus { self.tell_listed(dir.ino, item) } else { None };
+            if let Some(stat) = told {
+                listed.push(Listed { next, name, stat, is_known: true });
+            } else if plus && self.options.metadata != Metadata::Auto {
                 match self.resolve(dir.ino, &item.name, true).await {
-                    Ok(stat) => listed.push(Listed { next, name: Arc::clone(&item.name), stat, is_known: true }),
+                    Ok(stat) => listed.push(Listed { next, name, stat, is_known: true }),
                     // Gone since the listing.
                     Err(FsError::NotFound { .. }) => {}
                     Err(error) => return Err(error),
@@ -127,6 +134,39 @@ impl Engine {
             }
         }
         Ok(listed)
+    }
+
+    /// What is known of a listed name, with one more reference of the kernel. However old the listing is: it is what its reader
+    /// sees.
+    fn tell_listed(&self, parent: u64, item: &DirItem) -> Option<Stat> {
+        if item.local.is_some() {
+            return None;
+        }
+        let mut tree = self.tree();
+        let dir = tree.dir(parent)?;
+        let is_known = |node: &Node| node.is_ours_to_tell() || dir.believes(node.fresh_until, self.believed_for());
+        let ino = match tree.child(parent, &item.name).filter(|node| is_known(node)) {
+            Some(node) => node.ino,
+            None => {
+                let entry = dir.entries.get(&item.name).filter(|entry| !entry.is_directory())?;
+                // What was learnt since then of another version counts more.
+                let is_same = |node: &Node| node.version.as_ref() == entry.version.as_ref();
+                if tree.child(parent, &item.name).is_some_and(|node| !is_same(node)) {
+                    return None;
+                }
+                if entry.attributes.is_none() && self.described_by(&tree, parent) != Described::ByListing {
+                    return None;
+                }
+                let until = dir.complete_until;
+                let ino = self.node_of_entry(&mut tree, parent, &item.name).ok()?;
+                if let (Some(node), Some(until)) = (tree.get_mut(ino), until) {
+                    node.fresh_until = node.fresh_until.min(until);
+                }
+                ino
+            }
+        };
+        tree.get_mut(ino)?.lookups += 1;
+        stat_of(&tree, ino).ok()
     }
 
     /// A listed name without asking for more: its number and kind.
@@ -155,6 +195,7 @@ impl Engine {
 
     /// All names of a directory, in order.
     async fn snapshot(&self, ino: u64) -> FsResult<Vec<DirItem>> {
+        self.settle_removals_in(ino).await;
         let (since, prefix, is_fresh) = {
             let mut tree = self.tree();
             let since = tree.ask();
@@ -170,9 +211,9 @@ impl Engine {
             let is_fresh = dir.complete_until.is_some_and(|until| dir.believes(until, self.believed_for()));
             (since, self.dir_prefix(&tree, ino), is_fresh)
         };
-        if !is_fresh && let Some((mut entries, has_marker)) = self.list_directory(&prefix, true).await? {
-            self.show_only(ino, &mut entries);
-            self.tree().install_listing(ino, &since, entries, has_marker, self.believed_until());
+        if !is_fresh {
+            let listing = self.list_directory(&prefix, true).await?;
+            self.install(ino, &since, listing);
         }
         let tree = self.tree();
         let dir = tree.dir(ino).ok_or_else(|| stale(ino))?;
@@ -207,6 +248,12 @@ impl Engine {
             let mut tree = self.tree();
             let since = tree.ask();
             let prefix = self.dir_prefix(&tree, parent);
+            let (count_max, only_files) = match self.described_by(&tree, parent) {
+                Described::ByListing => (0, true),
+                Described::Sampled(left) => (left, true),
+                // Its directories are described by their own listings.
+                Described::ByObjects => (usize::MAX, self.may_be_plain(&tree, parent)),
+            };
             for item in items {
                 let Some(dir) = tree.dir(parent) else { break };
                 let is_known = |node: &Node| node.is_local() || dir.believes(node.fresh_until, self.believed_for());
@@ -214,15 +261,18 @@ impl Engine {
                     continue;
                 }
                 let Some(entry) = dir.entries.get(&item.name) else { continue };
-                if entry.attributes.is_some() {
+                if entry.attributes.is_some() || only_files && entry.is_directory() {
                     continue;
+                }
+                if keys.len() >= count_max {
+                    break;
                 }
                 let segment = match &entry.segment {
                     Some(segment) => Arc::clone(segment),
                     None => Arc::from(String::from_utf8_lossy(&item.name)),
                 };
                 let slash = if entry.is_directory() { "/" } else { "" };
-                if (all || may_be_link(entry))
+                if (all || count_max < usize::MAX || may_be_link(entry))
                     && let Ok(key) = object_key(format!("{prefix}{segment}{slash}"))
                 {
                     keys.push((Arc::clone(&item.name), key, entry.is_directory()));
@@ -242,6 +292,9 @@ impl Engine {
             // What fails here is asked again, and reported, by the lookup of that name alone.
             let Ok(info) = info else { continue };
             let mut tree = self.tree();
+            if let Some(info) = info.as_ref().filter(|_| !is_directory) {
+                self.sampled(&mut tree, parent, info);
+            }
             if tree.is_outdated(parent, &name, &since) {
                 continue;
             }
@@ -347,118 +400,6 @@ impl Engine {
         if only_its_marker { Ok(prefix) } else { Err(FsError::NotEmpty) }
     }
 
-    /// Removes a file or a symbolic link. Open handles keep its contents.
-    ///
-    /// # Errors
-    /// [`FsError::IsADirectory`], [`FsError::ReadOnly`], [`FsError::Store`].
-    pub async fn unlink(&self, parent: u64, name: &[u8]) -> FsResult<()> {
-        self.check_may_change(parent)?;
-        let stat = self.resolve_to_change(parent, name).await?;
-        if stat.attr.kind == Kind::Directory {
-            return Err(FsError::IsADirectory);
-        }
-        if self.unlink_local(parent, name, stat.ino)?.is_some() {
-            return Ok(());
-        }
-        let _shared = self.structure.read().await;
-        let content = self.tree().get(stat.ino).and_then(|node| node.content.clone());
-        let _one = match &content {
-            Some(content) => Some(content.commit.lock().await),
-            None => None,
-        };
-        self.save_for_handles(stat.ino).await?;
-        let (key, version) = {
-            let tree = self.tree();
-            let node = tree.get(stat.ino).ok_or_else(|| stale(stat.ino))?;
-            (self.file_key(&tree, stat.ino)?, node.version.clone())
-        };
-        let change = self.begin(parent, name);
-        // Only what nobody can have stored needs no request.
-        let is_new = content.as_ref().is_some_and(|content| content.has_unstored() && !content.may_be_stored());
-        if version.is_some() || !is_new {
-            let etag = version.and_then(|version| self.believed(&version));
-            if let Some(dirty) = content.as_ref().and_then(|content| content.dirty()) {
-                dirty.note_removing();
-            }
-            self.store.delete(&key, etag.as_ref()).await.map_err(failed(|| format!("cannot remove {key}")))?;
-        }
-        self.removed(parent, name);
-        {
-            let mut tree = self.tree();
-            if let Some(node) = tree.get_mut(stat.ino) {
-                node.attr.ctime = Time::now();
-            }
-            change.done(&mut tree);
-        }
-        self.keep_parent(parent).await;
-        Ok(())
-    }
-
-    /// Forgets a name that was removed from the bucket.
-    pub(super) fn removed(&self, parent: u64, name: &[u8]) {
-        let until = self.believed_until();
-        let mut tree = self.tree();
-        note_unlinked(&tree, parent, name);
-        tree.detach(parent, name);
-        tree.note_removed(parent, &Name::from(name), until);
-        touch(&mut tree, parent);
-    }
-
-    /// Before an open file loses its object: fetches what its handles may still read. For the holder of `commit`.
-    pub(super) async fn save_for_handles(&self, ino: u64) -> FsResult<()> {
-        let (content, is_open) = {
-            let tree = self.tree();
-            let Some(node) = tree.get(ino) else { return Ok(()) };
-            (node.content.clone(), node.opens > 0)
-        };
-        let (Some(content), true) = (content, is_open) else { return Ok(()) };
-        let dirty = self.staged(ino, &content)?;
-        loop {
-            dirty.materialise(&self.base_of(&content)).await?;
-            if !dirty.has_bytes_in_upload() {
-                return Ok(());
-            }
-            // They are nowhere else, and an upload that is not complete cannot be read.
-            let uploading = content.begin_upload();
-            let result = self.store_content(ino, &content).await;
-            self.note_result(ino, &content, &result);
-            drop(uploading);
-            result?;
-        }
-    }
-
-    /// An implicit directory would vanish with its last entry; a marker keeps it. The entry is gone already, so a marker
-    /// that cannot be written is no failure of what was asked for.
-    pub async fn keep_parent(&self, parent: u64) {
-        let (key, attr, attributes) = {
-            let tree = self.tree();
-            let Some(node) = tree.get(parent) else { return };
-            let Some(dir) = node.dir.as_deref() else { return };
-            if parent == ROOT
-                || node.off_bucket
-                || dir.has_marker == Some(true)
-                || node.version.is_some()
-                || !node.is_linked
-            {
-                return;
-            }
-            let Ok(key) = object_key(self.dir_prefix(&tree, parent)) else { return };
-            (key, node.attr.clone(), node.attributes.clone())
-        };
-        let mut attributes = (*attributes).clone();
-        if self.has_posix_metadata() {
-            attr.store_in(&mut attributes);
-        }
-        match self.store.put(&key, PutBody::empty(), &attributes, &Condition::Always).await {
-            Ok(_) => {
-                if let Some(dir) = self.tree().dir_mut(parent) {
-                    dir.has_marker = Some(true);
-                }
-            }
-            Err(error) => tracing::warn!(?key, %error, "an empty directory could not be kept and will be gone"),
-        }
-    }
-
     /// Makes a symbolic link.
     ///
     /// # Errors
@@ -481,6 +422,7 @@ impl Engine {
         let key = self.key_in(&self.tree(), parent, &segment)?;
         let mut attributes = ObjectAttributes::default();
         attr.store_in(&mut attributes);
+        self.mark(parent).await?;
         let change = self.begin(parent, name);
         let body = PutBody::from(bytes::Bytes::copy_from_slice(target));
         let outcome = self
@@ -619,6 +561,7 @@ impl Engine {
             node.fresh_until = until;
             node.lookups = 1;
             node.opens = 1;
+            node.has_pages = true;
         }
         tree.note_stored(ino);
         // Who asked before does not know of it.
@@ -675,14 +618,14 @@ impl Drop for Change<'_> {
     }
 }
 
-/// What is staged of a name that is removed here is not wanted back after a crash.
-pub(super) fn note_unlinked(tree: &Tree, parent: u64, name: &[u8]) {
-    if let Some(dirty) = tree.child(parent, name).and_then(|node| node.content.as_ref()?.dirty()) {
-        dirty.note_unlinked();
+/// An entry came or went: the directory's times move.
+impl Engine {
+    /// Names of a directory were changed, perhaps by a process that was killed before it could tell.
+    pub(super) fn names_changed(&self, directory: u64) {
+        touch(&mut self.tree(), directory);
     }
 }
 
-/// An entry came or went: the directory's times move.
 pub(super) fn touch(tree: &mut Tree, ino: u64) {
     if let Some(node) = tree.get_mut(ino) {
         let now = Time::now();

@@ -1,5 +1,6 @@
 //! Files: open, read, write, and when their data reaches the bucket.
 
+use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use super::{Engine, FileHandle, Stat, failed, guard, stale, stat_of, status};
 use crate::attr::{Kind, Time};
 use crate::content::Content;
 use crate::errno::{Errno, errno};
-use crate::read::{ObjectVersion, ReadContext};
+use crate::read::{ObjectVersion, ReadContext, Reader};
 use crate::tree::{Name, Version};
 use crate::write::{Base, BaseReader, DirtyFile};
 use crate::{FsError, FsResult};
@@ -99,7 +100,7 @@ impl Engine {
         let (ino, content) = self.insert_new_file(parent, name, segment, attr);
         let made = content.dirty_or(|| DirtyFile::new(Arc::clone(&self.writing), key, None, 0)).and_then(|dirty| {
             dirty.belongs_to(ino);
-            self.describe(ino, &dirty);
+            self.describe(ino, &dirty)?;
             // An empty file is something to store, too.
             dirty.truncate(0)
         });
@@ -148,19 +149,28 @@ impl Engine {
         if let Some(opened) = self.open_local(ino, mode)? {
             return Ok(opened);
         }
-        self.revalidate(ino).await?;
-        let (content, keep_cache) = {
+        let (content, keep_cache) = loop {
+            self.revalidate(ino).await?;
+            if mode.write || mode.truncate {
+                // An edit keeps what the object carries.
+                self.describe_first(ino).await?;
+            }
             let mut tree = self.tree();
             let node = tree.get_mut(ino).ok_or_else(|| stale(ino))?;
+            if node.is_removal_open() {
+                continue;
+            }
             if node.dir.is_some() {
                 return Err(FsError::IsADirectory);
             }
-            // The content is dropped with the last handle or when another version is found, so pages are
-            // right as long as it is there.
-            let keep_cache = node.content.is_some() && !mode.truncate;
+            // The content is dropped when another version is found, so pages are right as long as it is there. Where there are
+            // none, the kernel is not told to drop any: it would wait for those that somebody else has asked for meanwhile, and
+            // whoever opens the file could not be killed as long as the store does not answer.
+            let keep_cache = (node.content.is_some() || !node.has_pages) && !mode.truncate;
+            node.has_pages = true;
             let content = Arc::clone(node.content.get_or_insert_default());
             node.opens += 1;
-            (content, keep_cache)
+            break (content, keep_cache);
         };
         if mode.truncate
             && let Err(error) = self.staged_empty(ino, &content)
@@ -171,6 +181,14 @@ impl Engine {
         let stat = stat_of(&self.tree(), ino)?;
         let handle = self.add_handle(ino, content, mode);
         Ok(Opened { handle, stat, keep_cache, direct_io: false })
+    }
+
+    /// A local file with all bytes of an open file, which the kernel may read instead. Only where nobody writes: it would show
+    /// neither that nor what follows.
+    pub async fn whole_copy(&self, handle: u64) -> Option<Arc<File>> {
+        let file = self.file(handle).ok().filter(|file| self.options.read_only && file.local.is_none())?;
+        let reader = self.reader_of(file.ino, &file.content).ok()??;
+        reader.whole_copy().await
     }
 
     fn add_handle(&self, ino: u64, content: Arc<Content>, mode: OpenMode) -> u64 {
@@ -206,6 +224,14 @@ impl Engine {
         Ok(Some(ObjectVersion { key: self.file_key(&tree, ino)?, etag, size }))
     }
 
+    /// The reader of the stored version of an open file. Nothing is built for it while nothing moves: each read comes here.
+    fn reader_of(&self, ino: u64, content: &Content) -> FsResult<Option<Arc<Reader>>> {
+        let tree = self.tree();
+        let node = tree.get(ino).ok_or_else(|| stale(ino))?;
+        let Some(Version { etag: Some(etag), size, .. }) = &node.version else { return Ok(None) };
+        content.reader_of(&self.reading, (etag, *size), tree.moves(), || self.file_key(&tree, ino)).map(Some)
+    }
+
     /// The staged file of a node, made if need be.
     pub(super) fn staged(&self, ino: u64, content: &Content) -> FsResult<Arc<DirtyFile>> {
         if let Some(dirty) = content.dirty() {
@@ -227,17 +253,19 @@ impl Engine {
             if content.is_unlinked() {
                 dirty.note_unlinked();
             }
-            if let Some((attributes, times_were_set)) = described {
-                dirty.describe(attributes, times_were_set);
+            if let Some((attributes, _)) = described {
+                // Times that were set before count no more: it is about to be changed.
+                dirty.describe(attributes, false)?;
             }
             Ok(dirty)
         })
     }
 
     /// Tells a staged file what its object shall carry.
-    pub(super) fn describe(&self, ino: u64, dirty: &DirtyFile) {
-        if let Some((attributes, times_were_set)) = self.described(ino) {
-            dirty.describe(attributes, times_were_set);
+    pub(super) fn describe(&self, ino: u64, dirty: &DirtyFile) -> FsResult<()> {
+        match self.described(ino) {
+            Some((attributes, times_were_set)) => dirty.describe(attributes, times_were_set),
+            None => Ok(()),
         }
     }
 
@@ -310,16 +338,15 @@ impl Engine {
                 self.own_change_ends(&file.content).await;
                 continue;
             }
-            let Some(version) = self.object_version(file.ino)? else { return Ok(Vec::new()) };
-            let end = offset.saturating_add(len).min(version.size);
+            let Some(reader) = self.reader_of(file.ino, &file.content)? else { return Ok(Vec::new()) };
+            let end = offset.saturating_add(len).min(reader.version().size);
             if end <= offset {
                 return Ok(Vec::new());
             }
-            let reader = file.content.reader(&self.reading, &version);
             match reader.read(handle, offset..end).await {
-                Err(FsError::Changed { .. }) if tried.as_ref() != Some(&version) => {
+                Err(FsError::Changed { .. }) if tried.as_ref() != Some(reader.version()) => {
                     self.own_change_ends(&file.content).await;
-                    tried = Some(version);
+                    tried = Some(reader.version().clone());
                 }
                 other => return other,
             }
@@ -467,15 +494,18 @@ impl Engine {
 
     /// Lets go of the staged bytes of a file that nobody has open and that is stored, or has no name any more.
     pub(super) fn close_stored(&self, ino: u64) {
+        // Which version was stored must stand in the ledger before the record goes that says so, too.
+        self.settle();
         let mut tree = self.tree();
         if let Some(node) = tree.get_mut(ino)
             && node.opens == 0
         {
             let is_done = node.content.as_ref().is_none_or(|content| !content.has_unstored());
-            if let Some(content) = &node.content
-                && (is_done || !node.is_linked)
-            {
-                content.drop_dirty();
+            if let Some(content) = &node.content {
+                content.rest();
+                if is_done || !node.is_linked {
+                    content.drop_dirty();
+                }
             }
             if !node.is_linked {
                 node.content = None;
@@ -604,11 +634,15 @@ impl Engine {
         }
         let _shared = self.structure.read().await;
         let _one = target.content.commit.lock().await;
-        let (key, attributes, parent, name) = {
+        let (key, attributes, parent, name, carries_more) = {
             let tree = self.tree();
             let node = tree.get(target.ino).ok_or_else(|| stale(target.ino))?;
-            (self.file_key(&tree, target.ino)?, self.attributes_of(node), node.parent, Arc::clone(&node.name))
+            let (parent, name) = (node.parent, Arc::clone(&node.name));
+            (self.file_key(&tree, target.ino)?, self.attributes_of(node), parent, name, self.carries_more(node))
         };
+        if carries_more {
+            self.mark(parent).await?;
+        }
         let origin = CopySource { key: version.key.clone(), etag: Some(version.etag.clone()) };
         let change = self.begin(parent, &name);
         let outcome = self

@@ -343,6 +343,7 @@ impl Engine {
             if let Some(node) = tree.get_mut(ino) {
                 node.lookups += 1;
                 node.opens += 1;
+                node.has_pages = true;
             }
             (super::stat_of(&tree, ino)?, file)
         };
@@ -365,6 +366,7 @@ impl Engine {
             note_attr(&mut tree, ino, found.local.stat(found.at())?);
             if let Some(node) = tree.get_mut(ino) {
                 node.opens += 1;
+                node.has_pages = true;
             }
             (file, super::stat_of(&tree, ino)?)
         };

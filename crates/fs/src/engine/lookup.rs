@@ -9,10 +9,11 @@ use sandpail_store::{ListRequest, ObjectAttributes, ObjectInfo, ObjectKey, Store
 use tokio::time::Instant;
 
 use super::directory::DirItem;
+use super::plain::Described;
 use super::{Engine, Stat, failed, not_found, object_key, stale, stat_of};
 use crate::attr::{Attr, Kind};
 use crate::tree::names::{Asked, asked_for, name_of, shadowed_name_of};
-use crate::tree::{Entry, Name, ROOT, Since, Tree, Version};
+use crate::tree::{Entry, Name, Node, ROOT, Since, Tree, Version};
 use crate::{FsError, FsResult};
 
 /// After so many questions for single names of a directory it is listed instead.
@@ -20,6 +21,8 @@ const PROBES_BEFORE_LISTING: u32 = 1;
 /// Most names that are asked for at once ahead of their lookups, and how their number grows.
 const AHEAD_LEN_MAX: usize = 256;
 const AHEAD_GROWTH: usize = 8;
+/// The same for directories that are listed ahead: what is learnt of them is believed for a second, mostly.
+const LISTED_AHEAD_LEN_MAX: usize = 16;
 /// A local change in the middle of every question would have to happen this often.
 const TRIES: usize = 16;
 
@@ -41,10 +44,20 @@ enum What {
     File { key: ObjectKey, ahead: Vec<DirItem> },
     /// HEAD a directory's marker, and what is likely to be asked for next.
     Marker { key: ObjectKey, ahead: Vec<DirItem> },
+    /// List a directory, which tells whether it has a marker, and those that are likely to be asked for next.
+    Below { ahead: Vec<DirItem> },
     /// HEAD what was known until now and is probably still there.
     Again { key: ObjectKey, segment: Arc<str> },
     /// Nothing is known: HEAD the file and look for keys below it.
     Probe { segment: Arc<str>, file: Option<ObjectKey>, below: Option<ObjectKey>, file_only: bool },
+}
+
+/// What a directory lists.
+pub(super) struct Listing {
+    pub(super) entries: BTreeMap<Name, Entry>,
+    pub(super) has_marker: bool,
+    /// Whether that is all of it.
+    pub(super) is_whole: bool,
 }
 
 enum Found {
@@ -78,7 +91,9 @@ impl Engine {
             let step = {
                 let mut tree = self.tree();
                 let step = self.lookup_step(&mut tree, parent, name)?;
-                if let Step::Known(ino) = step {
+                if let Step::Known(ino) = step
+                    && !tree.get(ino).is_some_and(Node::is_removal_open)
+                {
                     if pin && let Some(node) = tree.get_mut(ino) {
                         node.lookups += 1;
                     }
@@ -89,7 +104,7 @@ impl Engine {
             match step {
                 Step::Absent => return Err(not_found(name)),
                 Step::Ask(question) => self.answer(parent, name, question).await?,
-                Step::Known(_) => {}
+                Step::Known(ino) => drop(self.settle_removal(ino).await?),
             }
         }
         Err(FsError::Busy { what: format!("{:?} changes all the time", String::from_utf8_lossy(name)) })
@@ -116,7 +131,8 @@ impl Engine {
         let is_listed = dir.complete_until.is_some_and(believes);
         if is_listed {
             let Some(entry) = dir.entries.get(name) else { return Ok(Step::Absent) };
-            let is_known = entry.attributes.is_some() || !self.has_posix_metadata();
+            let described = self.described_by(tree, parent);
+            let is_known = entry.attributes.is_some() || described == Described::ByListing;
             if is_known && !entry.is_directory() || !self.has_posix_metadata() {
                 return Ok(Step::Known(self.node_of_entry(tree, parent, name)?));
             }
@@ -127,7 +143,18 @@ impl Engine {
             let is_directory = entry.is_directory();
             let since = tree.ask();
             let key = format!("{}{segment}", self.dir_prefix(tree, parent));
-            let ahead = ahead_of(tree, parent, name);
+            let was_listed =
+                tree.child(parent, name).is_some_and(|child| child.dir.as_ref().is_some_and(|dir| dir.listed_at > 0));
+            if is_directory && !was_listed && self.may_be_plain(tree, parent) {
+                let mut ahead = ahead_of(tree, parent, name, LISTED_AHEAD_LEN_MAX);
+                ahead.retain(|item| item.is_directory);
+                return Ok(Step::Ask(Question { since, what: What::Below { ahead } }));
+            }
+            let mut ahead = ahead_of(tree, parent, name, AHEAD_LEN_MAX);
+            if let Described::Sampled(left) = described {
+                ahead.retain(|item| !item.is_directory);
+                ahead.truncate(left - 1);
+            }
             let what = if is_directory {
                 match object_key(format!("{key}/")) {
                     Ok(key) => What::Marker { key, ahead },
@@ -180,27 +207,20 @@ impl Engine {
         let Question { since, what } = question;
         match what {
             What::List { prefix, whole } => {
-                let mut listed = self.list_directory(&prefix, whole).await?;
-                if let Some((entries, _)) = &mut listed {
-                    self.show_only(parent, entries);
-                }
-                let mut tree = self.tree();
-                match listed {
-                    Some((entries, has_marker)) => {
-                        tree.install_listing(parent, &since, entries, has_marker, self.believed_until());
-                    }
-                    None => {
-                        if let Some(dir) = tree.dir_mut(parent) {
-                            dir.is_huge = true;
-                            dir.complete_until = None;
-                            dir.entries.clear();
-                        }
-                    }
-                }
+                let listing = self.list_directory(&prefix, whole).await?;
+                self.install(parent, &since, listing);
+            }
+            What::Below { ahead } => {
+                let ahead = ahead.iter().map(|item| self.list_below(parent, &since, &item.name));
+                let ahead = futures_util::future::join_all(ahead);
+                // What fails ahead is asked again, and reported, by its own lookup.
+                let (found, _) = futures_util::future::join(self.list_below(parent, &since, name), ahead).await;
+                found?;
             }
             What::File { key, ahead } => match self.head_with(parent, &key, &ahead).await? {
                 Some(info) => {
                     let mut tree = self.tree();
+                    self.sampled(&mut tree, parent, &info);
                     if !tree.is_outdated(parent, name, &since)
                         && let Some(entry) = tree.dir_mut(parent).and_then(|dir| dir.entries.get_mut(name))
                     {
@@ -260,6 +280,54 @@ impl Engine {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Takes in the listing of a directory.
+    pub(super) fn install(&self, directory: u64, since: &Since, mut listing: Listing) {
+        self.show_only(directory, &mut listing.entries);
+        let mut tree = self.tree();
+        if listing.is_whole {
+            tree.install_listing(directory, since, listing.entries, listing.has_marker, self.believed_until());
+        } else if let Some(dir) = tree.dir_mut(directory) {
+            dir.is_huge = true;
+            dir.complete_until = None;
+            dir.entries.clear();
+        }
+    }
+
+    /// Describes a listed directory by its own first page, which is wanted next by whoever walks a tree.
+    async fn list_below(&self, parent: u64, since: &Since, name: &[u8]) -> FsResult<()> {
+        let (segment, prefix) = {
+            let tree = self.tree();
+            let Some(dir) = tree.dir(parent) else { return Ok(()) };
+            let is_fresh = |node: &Node| node.dir.is_some() && dir.believes(node.fresh_until, self.believed_for());
+            if tree.child(parent, name).is_some_and(is_fresh) {
+                return Ok(());
+            }
+            let Some(entry) = dir.entries.get(name) else { return Ok(()) };
+            let segment = entry.segment.clone().unwrap_or_else(|| Arc::from(String::from_utf8_lossy(name)));
+            let prefix = format!("{}{segment}/", self.dir_prefix(&tree, parent));
+            (segment, prefix)
+        };
+        let listing = self.list_directory(&prefix, false).await?;
+        let marker = match object_key(prefix) {
+            Ok(key) if listing.has_marker => self.head(&key).await?,
+            _ => None,
+        };
+        let directory = {
+            let mut tree = self.tree();
+            if tree.is_outdated(parent, name, since) {
+                return Ok(());
+            }
+            // It is there even with nothing in it: its parent's listing says so, and some stores keep empty directories.
+            let directory = self.apply_directory(&mut tree, parent, name, segment, marker);
+            if let Some(dir) = tree.dir_mut(directory) {
+                dir.has_marker = Some(listing.has_marker);
+            }
+            directory
+        };
+        self.install(directory, since, listing);
         Ok(())
     }
 
@@ -401,7 +469,7 @@ impl Engine {
         }
     }
 
-    fn place_file(
+    pub(super) fn place_file(
         &self,
         tree: &mut Tree,
         parent: u64,
@@ -410,6 +478,7 @@ impl Engine {
         version: Version,
         attributes: Option<Arc<ObjectAttributes>>,
     ) -> u64 {
+        let is_described = attributes.is_some();
         let attributes = attributes.unwrap_or_default();
         let until = self.believed_until();
         let attr = self.attr_of_file(&attributes, &version);
@@ -422,7 +491,11 @@ impl Engine {
             Some((ino, is_same)) => {
                 if let Some(node) = tree.get_mut(ino) {
                     node.fresh_until = until;
-                    if is_same && !self.has_posix_metadata() {
+                    let is_kept = !is_described && node.version.as_ref().is_some_and(|known| known.is_same(&version));
+                    if is_same && !self.has_posix_metadata() || is_kept {
+                        if is_described {
+                            (node.attributes, node.is_described) = (attributes, true);
+                        }
                         return ino;
                     }
                 }
@@ -441,25 +514,20 @@ impl Engine {
             node.attr = attr;
             node.version = Some(version);
             node.attributes = attributes;
+            node.is_described = is_described;
             node.fresh_until = until;
         }
         ino
     }
 
-    /// Lists a directory. `None` if it does not fit one page and `whole` was not asked for.
-    pub(super) async fn list_directory(
-        &self,
-        prefix: &str,
-        whole: bool,
-    ) -> FsResult<Option<(BTreeMap<Name, Entry>, bool)>> {
+    /// Lists a directory: all of it, or its first page.
+    pub(super) async fn list_directory(&self, prefix: &str, whole: bool) -> FsResult<Listing> {
         let mut entries = BTreeMap::new();
+        // It comes before everything that it is the marker of.
         let mut has_marker = false;
         let mut request = ListRequest { prefix: prefix.to_owned(), delimited: true, ..ListRequest::default() };
         loop {
             let page = self.store.list(&request).await.map_err(failed(|| format!("cannot list {prefix:?}")))?;
-            if page.next.is_some() && !whole {
-                return Ok(None);
-            }
             for object in page.objects {
                 let Some(segment) = object.key.strip_prefix(prefix) else { continue };
                 if segment.is_empty() {
@@ -478,8 +546,8 @@ impl Engine {
                 add_entry(&mut entries, segment, None);
             }
             match page.next {
-                Some(next) => request.continuation = Some(next),
-                None => return Ok(Some((entries, has_marker))),
+                Some(next) if whole => request.continuation = Some(next),
+                next => return Ok(Listing { entries, has_marker, is_whole: next.is_none() }),
             }
         }
     }
@@ -493,7 +561,7 @@ impl Engine {
             let node = tree.get(ino).ok_or_else(|| stale(ino))?;
             let is_fresh = tree.dir(parent).is_none_or(|dir| dir.believes(node.fresh_until, self.believed_for()));
             let is_settled = is_fresh || node.off_bucket || node.is_local() || !node.is_linked || node.opens > 0;
-            if ino == ROOT || is_settled {
+            if ino == ROOT || is_settled && !node.is_removal_open() {
                 return Ok(());
             }
             (node.parent, Arc::clone(&node.name))
@@ -508,11 +576,11 @@ impl Engine {
 
 /// Programs that list a directory look its names up one by one, in the order of the listing (`ls -l`). As with the
 /// contents of a file, the more names were asked for in order, the more are fetched at once.
-fn ahead_of(tree: &mut Tree, parent: u64, name: &[u8]) -> Vec<DirItem> {
+fn ahead_of(tree: &mut Tree, parent: u64, name: &[u8], len_max: usize) -> Vec<DirItem> {
     let Some(dir) = tree.dir_mut(parent) else { return Vec::new() };
     let is_first = dir.entries.first_key_value().is_some_and(|(first, _)| **first == *name);
     let len = match &dir.ahead {
-        Some((next, len)) if **next == *name => (len * AHEAD_GROWTH).min(AHEAD_LEN_MAX),
+        Some((next, len)) if **next == *name => (len * AHEAD_GROWTH).min(len_max),
         _ if is_first => AHEAD_GROWTH,
         _ => 1,
     };

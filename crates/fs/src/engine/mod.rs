@@ -14,15 +14,17 @@ mod file;
 mod local;
 mod lookup;
 mod neighbours;
+mod plain;
 mod receipts;
 mod rename;
 mod status;
 mod survive;
+mod unlink;
 mod upload;
 mod uploads;
 mod write_back;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,13 +41,14 @@ pub use self::directory::{DirItem, Listed};
 pub(crate) use self::file::clear_set_id;
 pub use self::file::{OpenMode, Opened, Whence};
 use self::neighbours::Neighbours;
+use self::plain::Samples;
 use self::receipts::Failures;
 pub use self::receipts::{StoredFile, Synced};
 use self::rename::Begun;
 use self::status::StatusFiles;
 pub use self::status::{STATUS_DIRECTORY, STATUS_FILE};
 use self::survive::Restored;
-pub use self::survive::{Left, as_request};
+pub use self::survive::{Left, OpenBefore, as_request};
 use self::write_back::Waiting;
 pub use self::write_back::WriteBack;
 use crate::attr::{Attr, Defaults};
@@ -64,6 +67,9 @@ pub enum Metadata {
     /// Mode, owner, times, links and `user.*` attributes are read from and written to user metadata.
     #[default]
     Posix,
+    /// The same, but files of a directory that plain S3 tools have filled are described by its listing, without a question
+    /// for each: a directory without a marker, of which the first files that were asked about carried nothing.
+    Auto,
     /// Objects carry nothing of ours; attributes come from listings, links are refused.
     None,
 }
@@ -246,7 +252,10 @@ pub struct Engine {
     structure: tokio::sync::RwLock<()>,
     neighbours: Neighbours,
     failures: Mutex<HashMap<u64, String>>,
+    /// Files that are not stored and may be removed.
+    removals: Mutex<BTreeSet<u64>>,
     recent_failures: Failures,
+    samples: Samples,
     status_files: StatusFiles,
     /// What was closed and is not stored yet.
     waiting: Arc<Waiting>,
@@ -341,7 +350,9 @@ impl Engine {
             structure: tokio::sync::RwLock::default(),
             neighbours,
             failures: Mutex::default(),
+            removals: Mutex::default(),
             recent_failures: Failures::default(),
+            samples: Samples::default(),
             status_files: StatusFiles::default(),
             waiting: Arc::default(),
             ledger,
@@ -492,7 +503,7 @@ impl Engine {
     }
 
     fn has_posix_metadata(&self) -> bool {
-        self.options.metadata == Metadata::Posix
+        self.options.metadata != Metadata::None
     }
 
     /// The full key prefix of a directory.

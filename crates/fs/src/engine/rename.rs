@@ -1,14 +1,15 @@
 //! Rename: a server-side copy and a delete; of a directory, of everything below it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{FutureExt, StreamExt};
 use sandpail_store::{CopySource, ListRequest, ListedObject, ObjectKey, Proof, PutOutcome, StoreError};
 
-use super::directory::{note_unlinked, touch};
+use super::directory::touch;
 use super::lookup::version_of;
+use super::unlink::note_unlinked;
 use super::{Engine, failed, not_found, object_key, stale};
 use crate::attr::{Kind, Time};
 use crate::content::Content;
@@ -29,6 +30,20 @@ pub(super) enum Begun {
     Before,
 }
 
+/// An object, and where it goes.
+type Move = (ObjectKey, ObjectKey, ListedObject);
+
+/// What may be copied at the same time. In a store that `has_directories` each is made before anything below it.
+fn stages(moves: &[Move], has_directories: bool) -> Vec<Vec<&Move>> {
+    let mut stages: BTreeMap<usize, Vec<&Move>> = BTreeMap::new();
+    for one in moves {
+        let key = one.1.as_str();
+        let is_directory = has_directories && key.ends_with('/');
+        stages.entry(if is_directory { key.matches('/').count() } else { usize::MAX }).or_default().push(one);
+    }
+    stages.into_values().collect()
+}
+
 impl Engine {
     /// Moves a file or directory, replacing a file (or an empty directory) that stands at the target unless
     /// `no_replace`.
@@ -45,7 +60,9 @@ impl Engine {
         new_name: &[u8],
         no_replace: bool,
     ) -> FsResult<()> {
-        self.rename_as(parent, name, new_parent, new_name, Begun::Now { no_replace }).await
+        self.rename_as(parent, name, new_parent, new_name, Begun::Now { no_replace }).await?;
+        self.supersede(new_parent, new_name);
+        Ok(())
     }
 
     /// Renames as [`Engine::rename`] does, for a request that the kernel sends again and that a process which died had begun:
@@ -54,14 +71,22 @@ impl Engine {
     /// # Errors
     /// As [`Engine::rename`].
     pub async fn rename_again(&self, parent: u64, name: &[u8], new_parent: u64, new_name: &[u8]) -> FsResult<()> {
-        for _ in 0..TRIES {
+        let mut tries = 1;
+        loop {
             match self.rename_rest(parent, name, new_parent, new_name).await {
                 // It went away while it was looked at: what the process had asked the store for is done only now.
-                Err(FsError::Store { source: StoreError::NotFound { .. }, .. } | FsError::Changed { .. }) => {}
-                other => return other,
+                Err(FsError::Store { source: StoreError::NotFound { .. }, .. } | FsError::Changed { .. })
+                    if tries <= TRIES => {}
+                other => {
+                    if other.is_ok() {
+                        // The target that this took for somebody else's was the source's copy, perhaps.
+                        self.supersede(new_parent, new_name);
+                    }
+                    return other;
+                }
             }
+            tries += 1;
         }
-        self.rename_rest(parent, name, new_parent, new_name).await
     }
 
     async fn rename_rest(&self, parent: u64, name: &[u8], new_parent: u64, new_name: &[u8]) -> FsResult<()> {
@@ -118,15 +143,18 @@ impl Engine {
         let mut tree = self.tree();
         let found = tree.get(target.ino).filter(|_| target.ino != ino);
         let off_bucket = found.is_some_and(|node| node.off_bucket);
-        if let Some((segment, attr, attributes, version)) = found.map(|node| {
+        if let Some((segment, attr, attributes, version, is_described)) = found.map(|node| {
             let segment = Arc::clone(&node.segment);
             match moved {
                 Some(info) => {
                     let version = version_of(&info);
                     let attr = self.attr_of_file(&info.attributes, &version);
-                    (segment, attr, Arc::new(info.attributes), Some(version))
+                    (segment, attr, Arc::new(info.attributes), Some(version), true)
                 }
-                None => (segment, node.attr.clone(), Arc::clone(&node.attributes), node.version.clone()),
+                None => {
+                    let (attr, attributes, version) = (&node.attr, &node.attributes, &node.version);
+                    (segment, attr.clone(), Arc::clone(attributes), version.clone(), node.is_described)
+                }
             }
         }) {
             self.follow(&tree, ino, new_parent, new_name)?;
@@ -135,6 +163,7 @@ impl Engine {
             tree.relink(ino, new_parent, Name::from(new_name), segment);
             if let Some(node) = tree.get_mut(ino) {
                 (node.attr, node.attributes, node.version) = (attr, attributes, version);
+                node.is_described = is_described;
                 node.off_bucket = off_bucket;
             }
         }
@@ -201,6 +230,10 @@ impl Engine {
         };
         let new_key = self.key_in(&self.tree(), new_parent, &segment)?;
         self.store.check_key(&new_key).map_err(|error| FsError::Invalid { what: error.to_string() })?;
+        if parent != new_parent {
+            let _shared = self.structure.read().await;
+            self.keep_parent_without(parent, Some(name)).await?;
+        }
         if source.attr.kind == Kind::Directory {
             let target = target.map(|target| target.ino).filter(|_| matches!(begun, Begun::Now { .. }));
             self.rename_directory(source.ino, new_parent, new_name, segment, target).await?;
@@ -241,6 +274,10 @@ impl Engine {
         }
         if let Some(target) = target {
             self.save_for_handles(target).await?;
+        }
+        self.catch_up(&[ino])?;
+        if self.tree().get(ino).is_some_and(|node| self.carries_more(node)) {
+            self.mark(new_parent).await?;
         }
         let (parent, name, old_key, new_key, version) = {
             let tree = self.tree();
@@ -423,6 +460,7 @@ impl Engine {
         let moves = self.moves(&old_prefix, &new_prefix).await?;
         let below_old = moves.iter().filter_map(|(old, ..)| old.as_str().strip_prefix(&old_prefix));
         self.check_classes_below(ino, (new_parent, new_name), below_old)?;
+        self.catch_up(&below)?;
         let (from, to) = (self.begin(parent, &name), self.begin(new_parent, new_name));
         let copied = self.copy_all(&moves).await?;
         // What is below first: stores made of directories (SeaweedFS) keep a directory that is not empty yet.
@@ -477,8 +515,17 @@ impl Engine {
         followed
     }
 
+    /// The records of files whose objects are about to move must say what is stored.
+    fn catch_up(&self, files: &[u64]) -> FsResult<()> {
+        for ino in files {
+            let dirty = self.tree().get(*ino).and_then(|node| node.content.as_ref()?.dirty());
+            dirty.map_or(Ok(()), |dirty| dirty.catch_up())?;
+        }
+        Ok(())
+    }
+
     /// Every key below a prefix, and where it goes.
-    async fn moves(&self, old: &str, new: &str) -> FsResult<Vec<(ObjectKey, ObjectKey, ListedObject)>> {
+    async fn moves(&self, old: &str, new: &str) -> FsResult<Vec<Move>> {
         let mut moves = Vec::new();
         let mut request = ListRequest { prefix: old.to_owned(), ..ListRequest::default() };
         loop {
@@ -496,29 +543,32 @@ impl Engine {
     }
 
     /// Copies all; if one fails, takes the copies back.
-    async fn copy_all(
-        &self,
-        moves: &[(ObjectKey, ObjectKey, ListedObject)],
-    ) -> FsResult<HashMap<ObjectKey, (PutOutcome, Version)>> {
+    async fn copy_all(&self, moves: &[Move]) -> FsResult<HashMap<ObjectKey, (PutOutcome, Version)>> {
         let has_failed = AtomicBool::new(false);
-        let mut copies = Vec::new();
-        for (old, new, object) in moves {
-            let has_failed = &has_failed;
-            let copy = async move {
+        let copy = |(old, new, object): &Move| {
+            let (old, new, object, has_failed) = (old.clone(), new.clone(), object.clone(), &has_failed);
+            async move {
                 if has_failed.load(Ordering::Relaxed) {
                     return Ok(None);
                 }
                 let source = CopySource { key: old.clone(), etag: object.etag.clone() };
-                let outcome = self.copy_object(&source, new, object.size, None).await;
+                let outcome = self.copy_object(&source, &new, object.size, None).await;
                 let (etag, size, modified) = (object.etag.clone(), object.size, object.last_modified);
                 has_failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
                 self.writing.progress.note();
-                Ok::<_, FsError>(Some((new.clone(), (outcome?, Version { etag, size, modified }))))
-            };
-            copies.push(copy.boxed());
+                Ok::<_, FsError>(Some((new, (outcome?, Version { etag, size, modified }))))
+            }
+            .boxed()
+        };
+        let mut copied = Vec::new();
+        for stage in stages(moves, self.store.has_directories()) {
+            let copies: Vec<_> = stage.into_iter().map(&copy).collect();
+            // All that began are waited for: a copy that came after its removal would stay.
+            let mut copies = futures_util::stream::iter(copies).buffer_unordered(COPIES_AT_ONCE);
+            while let Some(result) = copies.next().await {
+                copied.push(result);
+            }
         }
-        // All that began are waited for: a copy that came after its removal would stay.
-        let copied: Vec<_> = futures_util::stream::iter(copies).buffer_unordered(COPIES_AT_ONCE).collect().await;
         let result = copied.into_iter().filter_map(Result::transpose).collect();
         if has_failed.load(Ordering::Relaxed) {
             let targets: Vec<ObjectKey> = moves.iter().map(|(_, new, _)| new.clone()).collect();
@@ -529,5 +579,31 @@ impl Engine {
             }
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_are_made_from_above() {
+        let object = ListedObject {
+            key: String::new(),
+            size: 0,
+            etag: None,
+            last_modified: std::time::SystemTime::UNIX_EPOCH,
+            storage_class: None,
+        };
+        let key = |name: &str| ObjectKey::new(name).unwrap();
+        let names = ["t/e/", "t/e/a", "t/e/b/", "t/e/b/c/", "t/e/b/c/x", "t/e/d/"];
+        let moves: Vec<Move> = names.iter().map(|name| (key("old"), key(name), object.clone())).collect();
+        let staged = |has_directories: bool| -> Vec<Vec<&str>> {
+            let stages = stages(&moves, has_directories);
+            stages.into_iter().map(|stage| stage.into_iter().map(|(_, new, _)| new.as_str()).collect()).collect()
+        };
+        assert_eq!(staged(false), [names.to_vec()]);
+        let expected = [vec!["t/e/"], vec!["t/e/b/", "t/e/d/"], vec!["t/e/b/c/"], vec!["t/e/a", "t/e/b/c/x"]];
+        assert_eq!(staged(true), expected);
     }
 }

@@ -54,9 +54,22 @@ pub struct Left {
     pub staging: OwnedFd,
 }
 
+/// A file that the process before had open, and that is open still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenBefore {
+    /// The handle.
+    pub handle: u64,
+    /// Inode number.
+    pub ino: u64,
+    /// The local file that the kernel reads instead, by the kernel's number.
+    pub backing: Option<u32>,
+}
+
 /// What is remembered of the process before.
 #[derive(Debug, Default)]
 pub(super) struct Restored {
+    /// Files of the bucket that were open.
+    files: Vec<OpenBefore>,
     /// Requests that had begun to change names.
     begun: HashSet<u64>,
     /// Handles that were given, by their requests.
@@ -139,6 +152,19 @@ impl Engine {
         }
     }
 
+    /// The kernel shall read an open file by itself, from a local file that it knows by this number; it goes on with that
+    /// when this process is killed.
+    pub fn note_passed(&self, handle: u64, backing: u32) {
+        if let Some(ledger) = &self.ledger {
+            ledger.passed(handle, backing);
+        }
+    }
+
+    /// The files of the bucket that the process before had open.
+    pub fn open_before(&self) -> &[OpenBefore] {
+        &self.restored.files
+    }
+
     pub(super) fn note_closed(&self, handle: u64) {
         if let Some(ledger) = &self.ledger {
             ledger.closed(handle);
@@ -176,12 +202,13 @@ impl Engine {
     }
 
     /// Comes before anybody is answered. What the process before had sent to the store, and not heard of, may be done only
-    /// now: nobody can know when, but this waits longer than requests take. Returns at once if there was no such thing.
-    pub async fn wait_until_quiet(&self) {
+    /// now: this waits longer than requests take, and until `answered`, which knows more. Returns at once if there was no such
+    /// thing.
+    pub async fn wait_until_quiet(&self, answered: impl Future<Output = ()>) {
         if self.restored.unheard.is_empty() {
             return;
         }
-        tokio::time::sleep(QUIET_TIME).await;
+        futures_util::future::join(tokio::time::sleep(QUIET_TIME), answered).await;
         self.restored.unheard.iter().for_each(|number| self.note_ended(*number));
         self.settle();
     }
@@ -235,7 +262,7 @@ impl Engine {
     }
 
     fn restore_handle(&mut self, handle: u64, note: HandleNote) {
-        let HandleNote { ino, mode, request, position } = note;
+        let HandleNote { ino, mode, request, position, backing } = note;
         let mut tree = self.tree();
         let Some(node) = tree.get_mut(ino) else {
             if ino != crate::tree::ROOT {
@@ -263,13 +290,15 @@ impl Engine {
                 let OpenMode { read, write, append, .. } = mode;
                 let file = FileHandle { ino, content, can_read: read, can_write: write, append, local: None };
                 guard(&self.files).insert(handle, Arc::new(file));
+                drop(tree);
+                self.restored.files.push(OpenBefore { handle, ino, backing });
             }
             None => {
                 let dir = DirHandle { ino, snapshot: Default::default(), resumed: position };
+                drop(tree);
                 guard(&self.dirs).insert(handle, Arc::new(dir));
             }
         }
-        drop(tree);
         self.restored.opened.insert(request, handle);
     }
 
@@ -302,7 +331,8 @@ impl Engine {
             return Ok(Some(file));
         }
         let (modified, times_set, may_be_stored) = (file.modified, file.recorded.times_set, file.may_be_stored());
-        let (is_stored, recorded_key) = (file.is_stored(), file.recorded.key.clone());
+        let (is_stored, is_removing, recorded_key) =
+            (file.is_stored(), file.recorded.is_removing, file.recorded.key.clone());
         let dirty = DirtyFile::adopt(Arc::clone(&self.writing), file)?;
         let mut tree = self.tree();
         if is_linked
@@ -331,7 +361,11 @@ impl Engine {
             content.set_may_be_stored();
         }
         // Never fails, and there is none yet but by a second record of the same file.
-        content.dirty_or(|| Ok::<_, crate::FsError>(dirty)).map(|_| None)
+        content.dirty_or(|| Ok::<_, crate::FsError>(dirty))?;
+        if is_removing {
+            self.note_removal_failed(ino);
+        }
+        Ok(None)
     }
 
     /// A file is closed and not stored: it goes up as soon as may be.

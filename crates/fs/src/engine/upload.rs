@@ -123,6 +123,7 @@ impl Engine {
     pub(super) async fn store_file_locked(&self, ino: u64) -> FsResult<()> {
         let Some(content) = self.tree().get(ino).ok_or_else(|| stale(ino))?.content.clone() else { return Ok(()) };
         let _one = content.commit.lock().await;
+        self.settle_removal(ino).await?;
         if content.is_unlinked() || !content.has_changes() {
             return Ok(());
         }
@@ -135,14 +136,22 @@ impl Engine {
 
     /// The same, for the holder of the content's `commit`.
     pub(super) async fn store_content(&self, ino: u64, content: &Arc<Content>) -> FsResult<()> {
-        let (key, mut attributes, version, parent, name) = {
+        self.describe_first(ino).await?;
+        let (key, mut attributes, version, parent, name, carries_more) = {
             let tree = self.tree();
             let node = tree.get(ino).ok_or_else(|| stale(ino))?;
             let (parent, name) = (node.parent, Arc::clone(&node.name));
-            (self.file_key(&tree, ino)?, self.attributes_of(node), node.version.clone(), parent, name)
+            let key = self.file_key(&tree, ino)?;
+            let attributes = self.attributes_of(node);
+            // In the same moment: what is changed from now on waits for the next time.
+            content.set_attributes_pending(false);
+            (key, attributes, node.version.clone(), parent, name, self.carries_more(node))
         };
+        if carries_more && let Err(error) = self.mark(parent).await {
+            content.set_attributes_pending(true);
+            return Err(error);
+        }
         let change = self.begin_upload(parent, &name);
-        content.set_attributes_pending(false);
         let Some(dirty) = content.dirty().filter(|dirty| dirty.is_dirty()) else {
             let stored = self.store_attributes(ino, &key, attributes).await;
             content.set_attributes_pending(stored.is_err());
@@ -193,7 +202,16 @@ impl Engine {
             }
             if with_times != attributes || content.times_were_set() {
                 let source = CopySource { key: key.clone(), etag: Some(outcome.etag.clone()) };
-                outcome = self.copy_object(&source, &key, committed.size, Some(&attributes)).await?;
+                let copied = self.copy_object(&source, &key, committed.size, Some(&attributes)).await;
+                if copied.is_err() {
+                    // The bytes are there; what they shall carry still waits.
+                    content.set_attributes_pending(true);
+                    let mut tree = self.tree();
+                    self.stored(&mut tree, ino, &outcome, committed.size, stored);
+                    change.done(&mut tree);
+                    return copied.map(drop);
+                }
+                outcome = copied?;
                 dirty.set_base_version(crate::read::ObjectVersion {
                     key: key.clone(),
                     etag: outcome.etag.clone(),
@@ -259,6 +277,7 @@ impl Engine {
         // They are asked for again before the next edit.
         attributes.tagging = None;
         node.attributes = Arc::new(attributes);
+        node.is_described = true;
         node.fresh_until = until;
         tree.note_stored(ino);
     }

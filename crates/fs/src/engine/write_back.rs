@@ -85,8 +85,10 @@ impl Engine {
         let Some(dirty) = content.dirty().filter(|dirty| dirty.is_dirty() || content.is_uploading()) else {
             return self.store_file(ino).await;
         };
-        self.describe(ino, &dirty);
-        let persisted = dirty.persist().await;
+        let persisted = match self.describe(ino, &dirty) {
+            Ok(()) => dirty.persist().await,
+            Err(error) => Err(error),
+        };
         if let Err(error) = &persisted {
             tracing::warn!(%error, "what is closed is stored at once");
         }

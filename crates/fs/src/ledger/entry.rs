@@ -65,6 +65,11 @@ pub(crate) enum Entry {
         position: u64,
         name: Name,
     },
+    /// The kernel reads an open file by itself, from the local file that it knows by this number.
+    Passed {
+        handle: u64,
+        backing: u32,
+    },
     /// A change of the bucket begins, for a request of the kernel or on our own: if it is asked for again, it may be done.
     Begun(u64),
     /// The change has ended, well or not.
@@ -96,6 +101,7 @@ impl Entry {
             Self::Handles(next) => put(log, 9, &[*next], &[]),
             Self::Ended(request) => put(log, 10, &[*request], &[]),
             Self::Moving(Moving { ino, parent, name }) => put(log, 11, &[*ino, *parent], &[name]),
+            Self::Passed { handle, backing } => put(log, 12, &[*handle, (*backing).into()], &[]),
         }
         frames::end(log, at);
     }
@@ -121,6 +127,7 @@ impl Entry {
             9 => Self::Handles(rest.number()?),
             10 => Self::Ended(rest.number()?),
             11 => Self::Moving(Moving { ino: rest.number()?, parent: rest.number()?, name: rest.bytes()?.into() }),
+            12 => Self::Passed { handle: rest.number()?, backing: rest.small()? },
             _ => return None,
         };
         rest.0.is_empty().then_some(entry)
@@ -286,6 +293,7 @@ mod tests {
         check(Entry::File { handle: 1, ino: 2, mode, request: 3 });
         check(Entry::Directory { handle: 1, ino: 2, request: 3 });
         check(Entry::Closed(1));
+        check(Entry::Passed { handle: 1, backing: u32::MAX });
         check(Entry::Position { handle: 1, position: 9, name: Name::from(&b"x"[..]) });
         check(Entry::Begun(1));
         check(Entry::Ended(1));

@@ -99,7 +99,8 @@ struct Writing {
     pending: Vec<u8>,
     /// The entries of open handles, for the next time that it is written anew.
     handles: HashMap<u64, Vec<u8>>,
-    positions: HashMap<u64, Vec<u8>>,
+    /// What else is known of them.
+    details: HashMap<u64, Vec<u8>>,
     begun: VecDeque<u64>,
     under_way: HashSet<u64>,
     next_handle: u64,
@@ -116,6 +117,8 @@ pub(crate) struct HandleNote {
     pub(crate) request: u64,
     /// From where entries of a directory were asked for, and the name before.
     pub(crate) position: Option<(u64, Name)>,
+    /// The local file that the kernel reads instead, by the kernel's number.
+    pub(crate) backing: Option<u32>,
 }
 
 /// What a process that died had told the kernel.
@@ -174,15 +177,20 @@ impl Known {
                 self.attributes.remove(&ino);
             }
             Entry::File { handle, ino, mode, request } => {
-                self.opened(handle, HandleNote { ino, mode: Some(mode), request, position: None });
+                self.opened(handle, HandleNote { ino, mode: Some(mode), request, position: None, backing: None });
             }
             Entry::Directory { handle, ino, request } => {
-                self.opened(handle, HandleNote { ino, mode: None, request, position: None });
+                self.opened(handle, HandleNote { ino, mode: None, request, position: None, backing: None });
             }
             Entry::Closed(handle) => drop(self.handles.remove(&handle)),
             Entry::Position { handle, position, name } => {
                 if let Some(note) = self.handles.get_mut(&handle) {
                     note.position = Some((position, name));
+                }
+            }
+            Entry::Passed { handle, backing } => {
+                if let Some(note) = self.handles.get_mut(&handle) {
+                    note.backing = Some(backing);
                 }
             }
             Entry::Begun(change) => {
@@ -231,7 +239,7 @@ impl Ledger {
         writing.begun = known.begun.iter().copied().collect();
         writing.under_way.clone_from(&known.under_way);
         for (handle, note) in &known.handles {
-            let HandleNote { ino, mode, request, position } = note;
+            let HandleNote { ino, mode, request, position, backing } = note;
             let (handle, ino, request) = (*handle, *ino, *request);
             let entry = match *mode {
                 Some(mode) => Entry::File { handle, ino, mode, request },
@@ -240,7 +248,10 @@ impl Ledger {
             writing.handles.insert(handle, frame(&entry));
             if let Some((position, name)) = position {
                 let entry = Entry::Position { handle, position: *position, name: name.clone() };
-                writing.positions.insert(handle, frame(&entry));
+                writing.details.insert(handle, frame(&entry));
+            }
+            if let Some(backing) = *backing {
+                writing.details.insert(handle, frame(&Entry::Passed { handle, backing }));
             }
         }
         drop(writing);
@@ -254,7 +265,7 @@ impl Ledger {
             fresh_len: REWRITE_LEN_MIN / REWRITE_GROWTH,
             pending: Vec::new(),
             handles: HashMap::new(),
-            positions: HashMap::new(),
+            details: HashMap::new(),
             begun: VecDeque::new(),
             under_way: HashSet::new(),
             next_handle: 1,
@@ -301,7 +312,7 @@ impl Ledger {
     pub(crate) fn closed(&self, handle: u64) {
         let mut writing = self.writing();
         if writing.handles.remove(&handle).is_some() {
-            writing.positions.remove(&handle);
+            writing.details.remove(&handle);
             Entry::Closed(handle).encode(&mut writing.pending);
         }
     }
@@ -311,7 +322,15 @@ impl Ledger {
         let entry = frame(&Entry::Position { handle, position, name });
         let mut writing = self.writing();
         writing.pending.extend(&entry);
-        writing.positions.insert(handle, entry);
+        writing.details.insert(handle, entry);
+    }
+
+    /// The kernel shall read an open file by itself.
+    pub(crate) fn passed(&self, handle: u64, backing: u32) {
+        let entry = frame(&Entry::Passed { handle, backing });
+        let mut writing = self.writing();
+        writing.pending.extend(&entry);
+        writing.details.insert(handle, entry);
     }
 
     /// A change of the bucket is about to begin: written at once.
@@ -372,7 +391,7 @@ impl Ledger {
         let mut log = Vec::new();
         Entry::Handles(writing.next_handle).encode(&mut log);
         all(&mut log);
-        writing.handles.values().chain(writing.positions.values()).for_each(|entry| log.extend(entry));
+        writing.handles.values().chain(writing.details.values()).for_each(|entry| log.extend(entry));
         for change in &writing.begun {
             Entry::Begun(*change).encode(&mut log);
             if !writing.under_way.contains(change) {
@@ -470,7 +489,8 @@ mod tests {
         settle(&ledger, &[note(6, 4)], &[]);
         let known = read(&ledger);
         assert_eq!((known.nodes[&5].lookups, known.nodes[&6].lookups), (1, 4));
-        assert_eq!(known.handles[&1], HandleNote { ino: 5, mode: Some(mode), request: 100, position: None });
+        let note = HandleNote { ino: 5, mode: Some(mode), request: 100, position: None, backing: None };
+        assert_eq!(known.handles[&1], note);
         assert_eq!(known.handles[&2].position, Some((7, Name::from(&b"before"[..]))));
         assert!(!known.handles.contains_key(&3) && known.next_handle == 4);
         assert_eq!((known.begun, known.under_way), (HashSet::from([106, 108]), HashSet::from([108])));
@@ -498,6 +518,7 @@ mod tests {
         let ledger = Ledger::create().unwrap();
         settle(&ledger, &[note(5, 1)], &[]);
         ledger.opened(4, 5, Some(OpenMode::default()), 100);
+        ledger.passed(4, 77);
         ledger.begun(102);
         settle(&ledger, &[], &[]);
         // It was killed in the middle of an entry.
@@ -508,6 +529,7 @@ mod tests {
         settle(&next, &[], &[note(5, 1)]);
         settle(&next, &[note(7, 2)], &[]);
         let again = read(&next);
+        assert_eq!(known.handles[&4].backing, Some(77));
         assert_eq!((again.nodes.len(), again.handles, again.next_handle), (2, known.handles, 5));
         assert!(again.begun.contains(&102) && again.under_way.contains(&102));
     }

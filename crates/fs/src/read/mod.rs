@@ -15,7 +15,7 @@ use sandpail_store::{ETag, ObjectKey, Store};
 
 pub use self::memory::{MemoryBudget, Permit};
 pub(crate) use self::part::slice as slice_of;
-pub use self::read_ahead::ReadAhead;
+pub use self::read_ahead::{Ahead, ReadAhead};
 pub use self::reader::Reader;
 use crate::cache::DiskCache;
 

@@ -9,6 +9,7 @@ use sandpail_store::{StoreError, StoreResult};
 use tokio::sync::Notify;
 
 use super::{ObjectVersion, Permit, ReadContext};
+use crate::cache::CachedVersion;
 use crate::{FsError, FsResult, guard};
 
 /// A range of an object whose bytes have come or are coming.
@@ -37,10 +38,11 @@ enum Failure {
 }
 
 impl Part {
-    /// Begins to fetch `range` of `version`.
+    /// Begins to fetch `range` of `version`, for the cache, too.
     pub(super) fn fetch(
         context: &Arc<ReadContext>,
         version: &ObjectVersion,
+        cached: Option<&Arc<CachedVersion>>,
         range: Range<u64>,
         memory: Permit,
     ) -> Arc<Self> {
@@ -54,6 +56,7 @@ impl Part {
         // The task does not keep the part alive: when the last reader lets go of it, the fetch ends.
         let own = Arc::downgrade(&part);
         let (shared, version, range) = (Arc::clone(context), version.clone(), part.range.clone());
+        let cached = cached.cloned();
         let task = context.runtime.spawn(async move {
             let result = Self::run(&own, &shared, &version, range.clone()).await;
             let Some(part) = own.upgrade() else { return };
@@ -62,9 +65,9 @@ impl Part {
                     StoreError::Precondition { .. } | StoreError::NotFound { .. } => Failure::Changed,
                     other => Failure::Store(Some(other)),
                 });
-            } else if let Some(cache) = &shared.cache {
+            } else if let Some(cached) = cached {
                 let chunks = guard(&part.state).chunks.clone();
-                cache.insert(&version, range.start, chunks);
+                cached.insert(range.start, chunks);
             }
             part.arrived.notify_waiters();
         });

@@ -1,13 +1,15 @@
 //! The reads of one object version, by all handles of an inode.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 
 use super::part::Part;
-use super::{ObjectVersion, ReadAhead, ReadContext};
+use super::{Ahead, ObjectVersion, ReadAhead, ReadContext};
+use crate::cache::{BLOCK_LEN, CachedVersion};
 use crate::{FsResult, guard};
 
 const MIB: u64 = 1 << 20;
@@ -15,16 +17,21 @@ const MIB: u64 = 1 << 20;
 const PART_LEN: u64 = 8 * MIB;
 /// The first GETs of a stream are smaller: they are waited for.
 const FIRST_PART_LEN: u64 = MIB;
+/// What is less below a read than this belongs to it: whole blocks are fetched.
+const PART_LEN_MIN: u64 = MIB / 2;
 /// What was read stays this long behind a stream: the kernel asks for some of it again.
 const TAIL_LEN: u64 = 2 * MIB;
 /// Parts that no stream needs are kept up to this number, for random readers that come back.
 const IDLE_PART_COUNT: usize = 8;
+/// So much of a file may be compared while somebody waits for it to be opened: some milliseconds.
+const COMPARED_AT_OPEN: u64 = 16 * MIB;
 
 /// Reads one version of one object.
 #[derive(Debug)]
 pub struct Reader {
     context: Arc<ReadContext>,
     version: ObjectVersion,
+    cached: Option<Arc<CachedVersion>>,
     state: Mutex<State>,
 }
 
@@ -38,7 +45,8 @@ struct State {
 impl Reader {
     /// A reader of `version`.
     pub fn new(context: Arc<ReadContext>, version: ObjectVersion) -> Arc<Self> {
-        Arc::new(Self { context, version, state: Mutex::default() })
+        let cached = context.cache.as_ref().map(|cache| CachedVersion::new(Arc::clone(cache), version.clone()));
+        Arc::new(Self { context, version, cached, state: Mutex::default() })
     }
 
     /// What it reads.
@@ -61,8 +69,8 @@ impl Reader {
         let mut retried = false;
         while at < range.end {
             if let Some(cached) = self.cached(at..range.end) {
-                at += cached.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
-                chain.extend(cached);
+                at += cached.len() as u64;
+                chain.push(cached);
                 continue;
             }
             let part = self.part_at(handle, at, range.clone());
@@ -85,30 +93,44 @@ impl Reader {
         Ok(chain)
     }
 
-    fn cached(&self, range: Range<u64>) -> Option<Vec<Bytes>> {
+    fn cached(&self, range: Range<u64>) -> Option<Bytes> {
+        let cached = self.cached.as_ref()?;
         let has_part =
             self.state().parts.range(..=range.start).next_back().is_some_and(|(_, p)| p.range.end > range.start);
-        if has_part { None } else { self.context.cache.as_ref()?.get(&self.version, range) }
+        if has_part { None } else { cached.get(range) }
     }
 
     /// The part that holds offset `at`; begins it, and what should be read ahead, if need be.
     fn part_at(&self, handle: u64, at: u64, wanted: Range<u64>) -> Arc<Part> {
         let mut state = self.state();
-        let window = state.ahead.on_read(handle, wanted.clone(), self.version.size);
-        self.begin(&mut state, window.start.min(at)..window.end.max(wanted.end), &wanted);
+        let Ahead { window, jumps } = state.ahead.on_read(handle, wanted.clone(), self.version.size);
+        let (below, start) = match wanted.start.checked_sub(window.start) {
+            Some(below) if below > PART_LEN_MIN => (window.start..wanted.start, wanted.start),
+            _ => (0..0, window.start),
+        };
+        self.begin(&mut state, start.min(at)..window.end.max(wanted.end), &wanted);
+        self.begin_below(&mut state, below);
+        for jump in jumps {
+            self.begin_jump(&mut state, jump);
+        }
         self.drop_idle(&mut state, &wanted);
         let found = state.parts.range(..=at).next_back().map(|(_, part)| Arc::clone(part));
         match found {
             Some(part) if part.range.end > at => part,
             // Only if `begin` left a gap, which it does for lack of memory behind `wanted` alone.
-            _ => self.begin_demand(&mut state, at..wanted.end),
+            _ => {
+                let next = state.parts.range(at..).next().map_or(u64::MAX, |(start, _)| *start);
+                self.begin_demand(&mut state, at..self.block_end(wanted.end).min(next))
+            }
         }
     }
 
-    /// Begins parts so that `window` is covered, as far as memory allows; `wanted` in any case.
+    /// Begins parts so that `window` is covered, as far as memory allows; `wanted` in any case. Parts are whole blocks of the
+    /// cache, which keeps nothing else.
     fn begin(&self, state: &mut State, window: Range<u64>, wanted: &Range<u64>) {
-        let mut at = window.start;
-        while at < window.end {
+        let mut at = window.start / BLOCK_LEN * BLOCK_LEN;
+        let window_end = self.block_end(window.end);
+        while at < window_end {
             if let Some((_, part)) = state.parts.range(..=at).next_back()
                 && part.range.end > at
             {
@@ -118,25 +140,66 @@ impl Reader {
             let next = state.parts.range(at..).next().map_or(u64::MAX, |(start, _)| *start);
             let is_wanted = at < wanted.end;
             let len = if is_wanted { FIRST_PART_LEN.max(wanted.end - at) } else { PART_LEN };
-            let end = at.saturating_add(len).min(next).min(window.end);
+            let end = self.block_end(at.saturating_add(len)).min(next).min(window_end);
             // A short end of the window grows into a full part later; it is not worth a GET of its own.
             if !is_wanted && end < next && end < self.version.size && end - at < PART_LEN / 2 {
                 return;
             }
             match self.context.memory.try_acquire(end - at) {
                 Some(memory) => {
-                    state.parts.insert(at, Part::fetch(&self.context, &self.version, at..end, memory));
+                    state
+                        .parts
+                        .insert(at, Part::fetch(&self.context, &self.version, self.cached.as_ref(), at..end, memory));
                     at = end;
                 }
-                None if is_wanted => at = self.begin_demand(state, at..wanted.end.min(next)).range.end,
+                None if is_wanted => at = self.begin_demand(state, at..self.block_end(wanted.end).min(next)).range.end,
                 None => return,
             }
         }
     }
 
+    /// Begins parts of a range that is read backwards, from its end, as far as memory allows.
+    fn begin_below(&self, state: &mut State, range: Range<u64>) {
+        let range = range.start / BLOCK_LEN * BLOCK_LEN..range.end;
+        let mut to = range.end;
+        while to > range.start {
+            let before = state.parts.range(..to).next_back().map(|(_, part)| part.range.clone());
+            if let Some(part) = before.as_ref().filter(|part| part.end >= to) {
+                to = part.start;
+                continue;
+            }
+            let start = (to.saturating_sub(PART_LEN) / BLOCK_LEN * BLOCK_LEN)
+                .max(range.start)
+                .max(before.map_or(0, |part| part.end));
+            // As with the end of a window that goes forward.
+            if start == range.start && start > 0 && to < range.end && to - start < PART_LEN / 2 {
+                return;
+            }
+            let Some(memory) = self.context.memory.try_acquire(to - start) else { return };
+            let part = Part::fetch(&self.context, &self.version, self.cached.as_ref(), start..to, memory);
+            state.parts.insert(start, part);
+            to = start;
+        }
+    }
+
+    /// Begins what is expected to be read elsewhere, unless some of it is there or memory is short.
+    fn begin_jump(&self, state: &mut State, range: Range<u64>) {
+        let before = state.parts.range(..range.end).next_back();
+        let is_there = before.is_some_and(|(_, part)| part.range.end > range.start);
+        if !is_there && let Some(memory) = self.context.memory.try_acquire(range.end - range.start) {
+            let part = Part::fetch(&self.context, &self.version, self.cached.as_ref(), range.clone(), memory);
+            state.parts.insert(range.start, part);
+        }
+    }
+
+    /// Where the block that `offset` stands in, or at the end of, ends; or the object.
+    fn block_end(&self, offset: u64) -> u64 {
+        offset.checked_next_multiple_of(BLOCK_LEN).map_or(self.version.size, |end| end.min(self.version.size))
+    }
+
     fn begin_demand(&self, state: &mut State, range: Range<u64>) -> Arc<Part> {
         let memory = self.context.memory.acquire_for_demand(range.end - range.start);
-        let part = Part::fetch(&self.context, &self.version, range.clone(), memory);
+        let part = Part::fetch(&self.context, &self.version, self.cached.as_ref(), range.clone(), memory);
         state.parts.insert(range.start, Arc::clone(&part));
         part
     }
@@ -163,5 +226,31 @@ impl Reader {
         state.ahead.forget(handle);
         let State { ahead, parts } = &mut *state;
         parts.retain(|_, part| ahead.needs(&part.range, TAIL_LEN));
+    }
+
+    /// Nobody has the object open.
+    pub fn rest(&self) {
+        if let Some(cached) = &self.cached {
+            cached.rest();
+        }
+    }
+
+    /// A local file with all bytes of the version, each compared with what was fetched, if there is one. Where that takes
+    /// long, it goes on in the background, for whoever opens the file next.
+    pub async fn whole_copy(self: &Arc<Self>) -> Option<Arc<File>> {
+        let cached = self.cached.as_ref().filter(|_| self.version.size > 0)?;
+        if let Some(whole) = cached.whole() {
+            return Some(whole);
+        }
+        let left = cached.uncompared()?;
+        let comparing = {
+            let cached = Arc::clone(cached);
+            self.context.runtime.spawn_blocking(move || cached.compare_all())
+        };
+        if left > COMPARED_AT_OPEN {
+            return None;
+        }
+        comparing.await.ok()?;
+        cached.whole()
     }
 }

@@ -105,6 +105,8 @@ pub struct Directory {
     pub is_huge: bool,
     /// Whether the `dir/` object is known to exist.
     pub has_marker: Option<bool>,
+    /// How many of its files were asked what they carry, to learn whether the listing says all.
+    pub sampled: u32,
 }
 
 impl Directory {
@@ -135,6 +137,8 @@ pub struct Node {
     pub proof: Option<Arc<(ETag, Proof)>>,
     /// What the object carries; edits keep it.
     pub attributes: Arc<ObjectAttributes>,
+    /// Whether that is known. A listing does not say.
+    pub is_described: bool,
     /// Until when all this may be believed without asking.
     pub fresh_until: Instant,
     /// How often the kernel knows it.
@@ -149,6 +153,8 @@ pub struct Node {
     pub target: Option<Arc<[u8]>>,
     /// It is in the local tree and never in the bucket.
     pub off_bucket: bool,
+    /// Whether the kernel may hold pages of it: somebody has opened it.
+    pub has_pages: bool,
     /// What the ledger says of it.
     noted: notes::Noted,
 }
@@ -159,12 +165,22 @@ impl Node {
         self.is_local() || self.version.is_none() && self.opens > 0
     }
 
+    /// Whether nobody knows if its removal was done.
+    pub fn is_removal_open(&self) -> bool {
+        self.content.as_ref().is_some_and(|content| content.is_removal_open())
+    }
+
     /// Takes what the store answered to a write or a copy of this object.
     pub fn set_stored(&mut self, outcome: &PutOutcome, size: u64) {
         let modified = outcome.last_modified.unwrap_or_else(SystemTime::now);
         self.version = Some(Version { etag: Some(outcome.etag.clone()), size, modified });
         let is_silent = outcome.proof == Proof::default();
         self.proof = (!is_silent).then(|| Arc::new((outcome.etag.clone(), outcome.proof.clone())));
+    }
+
+    /// What the object of a file carries, as far as that is known.
+    fn carried(&self) -> Option<Arc<ObjectAttributes>> {
+        (self.dir.is_none() && self.is_described).then(|| Arc::clone(&self.attributes))
     }
 
     /// What the store said of the present version besides its tag.
@@ -185,6 +201,7 @@ pub struct Tree {
     nodes: HashMap<u64, Node>,
     next_spare: u64,
     clock: u64,
+    moves: u64,
     asked: Questions,
     news: notes::News,
     /// What objects without metadata get.
@@ -205,6 +222,7 @@ impl Tree {
             version: None,
             proof: None,
             attributes: Arc::default(),
+            is_described: true,
             fresh_until: Instant::now(),
             lookups: 1,
             opens: 0,
@@ -212,12 +230,14 @@ impl Tree {
             content: None,
             target: None,
             off_bucket: false,
+            has_pages: false,
             noted: notes::Noted::default(),
         };
         Self {
             nodes: HashMap::from([(ROOT, root)]),
             next_spare: 1 << 62,
             clock: 1,
+            moves: 0,
             asked: Questions::default(),
             news: notes::News::default(),
             defaults,
@@ -255,6 +275,11 @@ impl Tree {
     fn tick(&mut self) -> u64 {
         self.clock += 1;
         self.clock
+    }
+
+    /// How often something got another name: as long as it stays the same, so do all keys.
+    pub fn moves(&self) -> u64 {
+        self.moves
     }
 
     /// Begins a question to the store.
@@ -326,6 +351,7 @@ impl Tree {
             version: None,
             proof: None,
             attributes: Arc::default(),
+            is_described: true,
             fresh_until: Instant::now(),
             lookups: 0,
             opens: 0,
@@ -333,6 +359,7 @@ impl Tree {
             content: None,
             target: None,
             off_bucket: false,
+            has_pages: false,
             noted: notes::Noted::default(),
         };
         self.nodes.insert(ino, node);
@@ -401,6 +428,7 @@ impl Tree {
         if let Some(dir) = self.dir_mut(parent) {
             dir.children.insert(Arc::clone(&name), ino);
         }
+        self.moves += 1;
         if let Some(node) = self.get_mut(ino) {
             node.parent = parent;
             node.name = name;
@@ -616,10 +644,11 @@ impl Tree {
                         (Some(_), None) => (false, false),
                     };
                     if same {
-                        // A directory's marker may have changed unseen: its own lookup asks again.
-                        if !entry.is_directory() {
+                        // A directory's marker may have changed unseen: its own lookup asks again. So does that of a file which
+                        // only a listing has described.
+                        if !entry.is_directory() && node.is_described {
                             node.fresh_until = believed_until;
-                            entry.attributes = Some(Arc::clone(&node.attributes));
+                            entry.attributes = node.carried();
                         }
                     } else if node.opens > 0 && !same_bytes {
                         gone.push(Arc::clone(name));
@@ -660,8 +689,7 @@ fn entry_of(node: &Node) -> Entry {
     let version = (node.dir.is_none()).then(|| {
         node.version.clone().unwrap_or(Version { etag: None, size: node.attr.size, modified: node.attr.mtime.into() })
     });
-    let attributes = node.dir.is_none().then(|| Arc::clone(&node.attributes));
-    Entry { segment, version, attributes }
+    Entry { segment, version, attributes: node.carried() }
 }
 
 /// SipHash with fixed keys over parent and name; never 0, the root's number or a spare one.

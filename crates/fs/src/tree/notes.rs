@@ -140,6 +140,7 @@ impl Tree {
         }
         let segment = segment.unwrap_or_else(|| Arc::from(String::from_utf8_lossy(&name)));
         let dir = (attr.kind == Kind::Directory).then(Box::default);
+        let is_described = attributes.is_some() || dir.is_some() || version.is_none();
         let node = Node {
             ino,
             parent,
@@ -150,6 +151,7 @@ impl Tree {
             version,
             proof: None,
             attributes: attributes.map(Arc::new).unwrap_or_default(),
+            is_described,
             fresh_until: Instant::now(),
             lookups,
             opens: 0,
@@ -157,6 +159,7 @@ impl Tree {
             content: None,
             target: None,
             off_bucket,
+            has_pages: true,
             noted: Noted::default(),
         };
         self.next_spare = if ino > 1 << 62 { self.next_spare.max(ino) } else { self.next_spare };
@@ -188,6 +191,11 @@ impl Tree {
 }
 
 fn write(node: &mut Node, log: &mut Vec<u8>) {
+    if node.noted.attributes.is_some() && !node.is_described {
+        // They were those of another version.
+        Entry::Gone(node.ino).encode(log);
+        node.noted = Noted::default();
+    }
     let before = log.len();
     Entry::Node(note_of(node)).encode(log);
     let mut hasher = DefaultHasher::new();
@@ -199,6 +207,7 @@ fn write(node: &mut Node, log: &mut Vec<u8>) {
     node.noted.entry = sum;
     // Whoever looks a closed file up asks the bucket for these; but what was said once must stay right.
     let wants_attributes = node.opens > 0 || node.is_local() || node.noted.attributes.is_some();
+    let wants_attributes = wants_attributes && node.is_described;
     if wants_attributes && !node.noted.attributes.as_ref().is_some_and(|noted| Arc::ptr_eq(noted, &node.attributes)) {
         Entry::Attributes(node.ino, (*node.attributes).clone()).encode(log);
         node.noted.attributes = Some(Arc::clone(&node.attributes));

@@ -224,13 +224,15 @@ impl DirtyFile {
             UploadPlan::Put => {
                 let _permit = self.context.parts.acquire().await;
                 let body = self.read(0, 0..snapshot.size, base).await?;
+                let mut needs_base = false;
                 if snapshot.base.is_some()
                     && let Err(error) = self.stage_fetched(0, &body)
                 {
                     // The base will be gone even if the answer is lost, or this process killed, before that is known.
                     tracing::debug!(?key, %error, "an edit is stored without a whole copy of the file here");
+                    needs_base = true;
                 }
-                if self.context.options.records_tags {
+                if self.context.options.records_tags || needs_base {
                     self.note_completing(&put_tag(body.iter().map(|chunk| &chunk[..])));
                 }
                 let outcome = store.put(&key, PutBody::Chunks(body), attributes, condition).await;
@@ -394,10 +396,10 @@ impl DirtyFile {
     /// What the file stood on will be gone, and whoever finds the file must know that the object with this tag is its own.
     fn note_completing(&self, tag: &ETag) {
         let mut state = self.state();
-        state.journal.note(&[Event::Completing(tag.as_str().to_owned())]);
-        if state.base.is_some()
-            && let Err(error) = state.journal.sync_if_durable()
-        {
+        let noted = state.journal.note_kept(&Event::Completing(tag.as_str().to_owned()));
+        let synced = noted.and_then(|()| if state.base.is_some() { state.journal.sync_if_durable() } else { Ok(()) });
+        if let Err(error) = synced {
+            // It is stored all the same: a disk that is broken may not get better.
             tracing::warn!(key = %state.key, %error, "the record of a staged file is not on the disk");
         }
     }

@@ -205,8 +205,23 @@ impl DirtyFile {
 
     /// For whoever finds the file after this process died: what the object shall carry, and whether someone chose its
     /// times.
-    pub fn describe(&self, attributes: ObjectAttributes, times_set: bool) {
-        self.state().journal.describe(Described { attributes, times_set });
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`], [`FsError::Io`]: then what was said before holds.
+    pub fn describe(&self, attributes: ObjectAttributes, times_set: bool) -> FsResult<()> {
+        let mut state = self.state();
+        let described = state.journal.describe(Described { attributes, times_set });
+        described.map_err(not_recorded(&state.key))
+    }
+
+    /// Comes before the object of a file that was stored is moved: whoever finds the file must not look for it where it was.
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`], [`FsError::Io`].
+    pub fn catch_up(&self) -> FsResult<()> {
+        let mut state = self.state();
+        let recorded = state.journal.catch_up();
+        recorded.map_err(not_recorded(&state.key))
     }
 
     /// The object that the next upload replaces has this tag, though none of its bytes may show.
@@ -218,6 +233,11 @@ impl DirtyFile {
         }
     }
 
+    /// Whether bytes of it may be nowhere but in the object that it was made from.
+    pub fn has_base(&self) -> bool {
+        self.state().base.is_some()
+    }
+
     /// For whoever takes the mount up after this process died: the inode that the file belongs to.
     pub fn belongs_to(&self, ino: u64) {
         self.state().journal.belongs_to(ino);
@@ -226,13 +246,13 @@ impl DirtyFile {
     /// The file has no name any more: nobody wants it back if this process dies.
     pub fn note_unlinked(&self) {
         let mut state = self.state();
-        state.journal.note(&[Event::Unlinked]);
+        state.journal.note_surely(&Event::Unlinked);
         self.stay_here(&mut state);
     }
 
     /// The object is about to be removed: nobody wants the file back if this process dies and it is gone.
     pub fn note_removing(&self) {
-        self.state().journal.note(&[Event::Removing]);
+        self.state().journal.note_surely(&Event::Removing);
     }
 
     /// What is written from now on goes up with the next commit, if there is one, and not before.

@@ -21,6 +21,8 @@ pub enum DiskChange {
     Punch,
     /// A record is appended to.
     Record,
+    /// The same, in room that the record has already: a full disk does not refuse it.
+    Kept,
     /// What was written is brought to the disk.
     Sync,
     /// A file moves.

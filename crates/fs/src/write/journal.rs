@@ -4,6 +4,9 @@
 //! true of the staging file: bytes are in it before the log says so, and the log says that they are gone, or end, before
 //! they are. Little is synced: a kill loses nothing that is in the kernel's hands; only a machine that stops does. What a
 //! program was told is safe ([`Event::Durable`]) is on the disk, and whatever takes bytes of it away is there before they go.
+//!
+//! Behind the last entry stand zeros, which are no frame: room for what must be said on a full disk, too
+//! ([`Journal::note_kept`]).
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,12 +20,17 @@ use super::disk::{self, DiskChange};
 use super::record::{Begin, Described, Event, FORMAT, FORMAT_AT, Recorded, head, sum_events};
 use super::sums::{Summed, Sums};
 
+/// Zeros behind the last entry, at least while the disk is not full. The tag of an upload takes less.
+const KEPT_LEN: usize = 256;
+
 /// The log of one staging file, and what it needs to know to append little.
 #[derive(Debug)]
 pub(super) struct Journal {
     file: Arc<File>,
     /// How much of the file is right.
     len: u64,
+    /// How long the file is.
+    room: u64,
     /// What is to be appended with the next entry that must be there.
     queue: Vec<u8>,
     /// See [`Event::Tail`].
@@ -38,6 +46,8 @@ pub(super) struct Journal {
     has_news: bool,
     described: Described,
     has_warned: bool,
+    /// The last of what is queued was written ahead of the rest.
+    is_ahead: bool,
     /// How much of the file was brought to the disk before something was changed.
     #[cfg(test)]
     pub(super) synced_len: std::cell::Cell<u64>,
@@ -69,6 +79,7 @@ impl Journal {
         Ok(Self {
             file: Arc::new(file),
             len: 0,
+            room: 0,
             queue,
             tail: None,
             data_len: 0,
@@ -78,6 +89,7 @@ impl Journal {
             has_news: true,
             described: Described::default(),
             has_warned: false,
+            is_ahead: false,
             #[cfg(test)]
             synced_len: std::cell::Cell::default(),
             owes: false,
@@ -86,15 +98,17 @@ impl Journal {
 
     /// Goes on with a log whose first `len` bytes are whole.
     pub(super) fn resume(file: File, len: u64, data_len: u64, recorded: &Recorded) -> io::Result<Self> {
-        // What was torn must not stand behind shorter new entries.
-        disk::before(DiskChange::Record)?;
-        file.set_len(len)?;
+        // What was torn must not stand behind shorter new entries; the room is kept.
+        disk::before(DiskChange::Kept)?;
+        let room = file.metadata()?.len().max(len);
+        file.write_all_at(&vec![0; usize::try_from(room - len).unwrap_or_default()], len)?;
         // A program that knows no sums must not take them for damage.
         file.write_all_at(&[FORMAT], FORMAT_AT as u64)?;
         let described = Described { attributes: recorded.attributes.clone(), times_set: recorded.times_set };
         let mut journal = Self {
             file: Arc::new(file),
             len,
+            room,
             queue: Vec::new(),
             tail: None,
             data_len,
@@ -104,6 +118,7 @@ impl Journal {
             has_news: true,
             described,
             has_warned: false,
+            is_ahead: false,
             owes: false,
             #[cfg(test)]
             synced_len: std::cell::Cell::default(),
@@ -125,12 +140,34 @@ impl Journal {
 
     fn flush(&mut self) -> io::Result<()> {
         disk::before(DiskChange::Record)?;
-        self.file.write_all_at(&self.queue, self.len)?;
-        self.len += self.queue.len() as u64;
-        self.has_news |= !self.queue.is_empty();
+        let queued = self.queue.len();
+        if self.len + (queued + KEPT_LEN) as u64 > self.room {
+            // More than is needed, so that not each entry makes the file longer.
+            self.queue.resize(queued + 2 * KEPT_LEN, 0);
+        }
+        let written = self.put(0..self.queue.len());
+        self.queue.truncate(queued);
+        written?;
+        self.len += queued as u64;
+        self.has_news |= queued > 0;
         self.queue.clear();
         self.owes = false;
         super::crash::point();
+        Ok(())
+    }
+
+    /// Writes some of the queue behind the last entry.
+    fn put(&mut self, queued: Range<usize>) -> io::Result<()> {
+        let bytes = &self.queue[queued];
+        if let Err(error) = self.file.write_all_at(bytes, self.len) {
+            // Some may be there. No shorter entry must stand before the rest of it.
+            let zeros = vec![0; bytes.len()];
+            let room = usize::try_from(self.room - self.len).unwrap_or(usize::MAX);
+            self.file.write_all_at(&zeros[..room.min(zeros.len())], self.len)?;
+            self.file.set_len(self.room)?;
+            return Err(error);
+        }
+        self.room = self.room.max(self.len + bytes.len() as u64);
         Ok(())
     }
 
@@ -154,16 +191,51 @@ impl Journal {
         }
     }
 
+    /// Appends an entry; where the disk is full, also ahead of those that wait for room. It must be true without them, and
+    /// is written once more behind them.
+    pub(super) fn note_kept(&mut self, event: &Event) -> io::Result<()> {
+        let mut frame = Vec::new();
+        event.encode(&mut frame);
+        let is_queued = self.queue.ends_with(&frame);
+        if !is_queued {
+            self.queue.extend(&frame);
+        }
+        let Err(error) = self.flush() else { return Ok(()) };
+        if is_queued && self.is_ahead {
+            return Ok(());
+        }
+        let queued = self.queue.len() - frame.len();
+        self.is_ahead = false;
+        if self.len + frame.len() as u64 > self.room {
+            return Err(error);
+        }
+        disk::before(DiskChange::Kept)?;
+        self.put(queued..self.queue.len())?;
+        self.len += frame.len() as u64;
+        (self.has_news, self.is_ahead) = (true, true);
+        super::crash::point();
+        Ok(())
+    }
+
+    /// The same for what is worth a try.
+    pub(super) fn note_surely(&mut self, event: &Event) {
+        if let Err(error) = self.note_kept(event) {
+            tracing::warn!(%error, "the record of a staged file cannot be written; it will be tried again");
+        }
+    }
+
     /// What the object shall carry. Not written before there is something to store.
-    pub(super) fn describe(&mut self, described: Described) {
+    pub(super) fn describe(&mut self, described: Described) -> io::Result<()> {
         if described == self.described {
-            return;
+            return Ok(());
         }
-        Event::Described(described.clone()).encode(&mut self.queue);
+        let event = Event::Described(described.clone());
+        match self.is_stored {
+            true => event.encode(&mut self.queue),
+            false => self.append(&[event])?,
+        }
         self.described = described;
-        if !self.is_stored {
-            self.note(&[]);
-        }
+        Ok(())
     }
 
     /// The file belongs to this inode. Not written before there is something to store.
@@ -308,6 +380,12 @@ impl Journal {
         self.is_durable = false;
     }
 
+    /// Appends what could not be written before.
+    pub(super) fn catch_up(&mut self) -> io::Result<()> {
+        // Of a file that nobody has changed nothing need be said.
+        if self.len == 0 || self.queue.is_empty() { Ok(()) } else { self.flush() }
+    }
+
     /// Appends that the file is safe, for which the staging file must be on the disk already. Then the log must follow it
     /// there. `None`: it is safe as it is.
     pub(super) fn durable(&mut self) -> io::Result<Option<Arc<File>>> {
@@ -351,5 +429,53 @@ impl Journal {
         self.flush()?;
         disk::before(DiskChange::Sync)?;
         self.file.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::disk::set_hook;
+    use super::super::record::{self, Origin};
+    use super::*;
+
+    fn begin() -> Begin {
+        Begin {
+            boot: boot().to_owned(),
+            created: 0,
+            origin: Origin::default(),
+            key: "k".to_owned(),
+            size: 0,
+            base: None,
+            replaces: None,
+            part_len: 1,
+        }
+    }
+
+    #[test]
+    fn which_tag_an_upload_will_have_is_noted_on_a_full_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record");
+        let mut journal = Journal::create(&path, begin()).unwrap();
+        journal.change(None).unwrap();
+        set_hook(Some(Box::new(|change| match change {
+            DiskChange::Record => Err(rustix::io::Errno::NOSPC.into()),
+            _ => Ok(std::time::Duration::ZERO),
+        })));
+        journal.belongs_to(7);
+        assert!(journal.change(Some(Event::Cut(0))).is_err());
+        let tag = |n: usize| format!("{n:032x}-10000");
+        for n in [0, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2] {
+            journal.note_kept(&Event::Completing(tag(n))).unwrap();
+        }
+        let read = || record::read(&std::fs::read(&path).unwrap(), 0).unwrap().0;
+        let noted = |n| Some(sandpail_store::ETag::new(&tag(n)));
+        assert_eq!((read().completing, read().node), (noted(2), None), "what can wait does");
+        // It comes to an end.
+        assert!((3..20).any(|n| journal.note_kept(&Event::Completing(tag(n))).is_err()));
+        assert!(std::fs::metadata(&path).unwrap().len() < 2 * KEPT_LEN as u64 + 400);
+        set_hook(None);
+        journal.note_kept(&Event::Completing(tag(20))).unwrap();
+        assert_eq!((read().completing, read().node), (noted(20), Some(7)));
+        assert_eq!(record::entries_in(&path).len() as u64, journal.len);
     }
 }

@@ -185,7 +185,7 @@ mod tests {
                 }
             };
             file.assert_sums();
-            let log = std::fs::read(file.staged.record_path()).unwrap();
+            let log = record::entries_in(&file.staged.record_path());
             synced = match step {
                 Step::Persist => log.len(),
                 _ => synced.max(index(file.state().journal.synced_len.get())),

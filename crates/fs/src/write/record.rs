@@ -592,6 +592,19 @@ impl PartForm {
     }
 }
 
+/// The log in a file, without the room behind its last entry.
+#[cfg(test)]
+pub(super) fn entries_in(path: &std::path::Path) -> Vec<u8> {
+    let mut log = std::fs::read(path).unwrap();
+    let mut end = HEAD_LEN.min(log.len());
+    while let Some((_, next)) = frames::at(&log, end) {
+        end = next;
+    }
+    assert!(log[end..].iter().all(|byte| *byte == 0));
+    log.truncate(end);
+    log
+}
+
 /// The same log, as another start of the machine would have left it.
 #[cfg(test)]
 pub(crate) fn of_another_boot(log: &[u8]) -> Vec<u8> {

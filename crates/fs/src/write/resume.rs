@@ -220,7 +220,7 @@ mod tests {
         let file = DirtyFile::new(Arc::new(context), key.clone(), base, expected.len() as u64).unwrap();
         let from_store = FromStore(Arc::clone(&store));
         let (log_path, data_path) = (file.staged.record_path(), file.staged.path().to_owned());
-        let look = move || Left { log: std::fs::read(&log_path).unwrap(), data: std::fs::read(&data_path).unwrap() };
+        let look = move || Left { log: record::entries_in(&log_path), data: std::fs::read(&data_path).unwrap() };
         let seen: Rc<RefCell<Vec<Left>>> = Rc::default();
         let (look_at_point, seen_at_point) = (look.clone(), Rc::clone(&seen));
         let (store_at_point, key_at_point, versions_at_point) = (Arc::clone(&store), key.clone(), Rc::clone(&versions));
@@ -284,7 +284,7 @@ mod tests {
                         prop_assert!(rest.is_empty(), "{:?}", rest);
                     }
                 }
-                Step::Describe(times) => file.describe(ObjectAttributes::default(), *times),
+                Step::Describe(times) => file.describe(ObjectAttributes::default(), *times).unwrap(),
                 Step::Wait => {
                     while file.state().stream.as_ref().is_some_and(|stream| stream.is_busy()) {
                         tokio::task::yield_now().await;
@@ -422,7 +422,7 @@ mod tests {
             let store = Arc::new(MemoryStore::new());
             let context = WriteContext::new(store, staging, options, tokio::runtime::Handle::current());
             let file = DirtyFile::new(Arc::new(context), ObjectKey::new("k").unwrap(), None, 0).unwrap();
-            let log_len = || std::fs::metadata(file.staged.record_path()).unwrap().len();
+            let log_len = || record::entries_in(&file.staged.record_path()).len();
             file.write(0, &[1; 100]).unwrap();
             let before = log_len();
             for at in 1..100 {

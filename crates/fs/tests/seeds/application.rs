@@ -353,10 +353,10 @@ impl Application {
             engine.drain().await
         });
         self.summary.tally += self.process().weather.tally();
-        // That an upload was about to be done could not be recorded, the disk being full, and then its process died: to the
+        // That an upload was about to be done could not be recorded, the disk being broken, and then its process died: to the
         // next one the object is somebody else's. It overwrites nothing, says so, and keeps what it has.
         let is_disputed = |file: &Unstored| file.reason.contains("was replaced in the bucket");
-        if !left.is_empty() && self.world.disk.has_faults() && self.summary.deaths > 0 && left.iter().all(is_disputed) {
+        if !left.is_empty() && self.world.disk.broken > 0.0 && self.summary.deaths > 0 && left.iter().all(is_disputed) {
             self.summary.disputed += 1;
             return self.summary;
         }

@@ -40,6 +40,15 @@ fn seeds() -> Range<u64> {
     0..if std::env::var_os("SANDPAIL_LONG").is_some() { 200_000 } else { 10_000 }
 }
 
+/// Each took a night's run to find.
+#[test]
+fn worlds_that_found_something() {
+    for seed in [23_199, 65_142, 99_403, 99_414, 131_576, 132_774, 171_082, 180_103] {
+        println!("seed {seed}");
+        run(seed);
+    }
+}
+
 #[test]
 fn nothing_is_lost_in_any_world() {
     let (seeds, total) = (seeds(), Mutex::new(Summary::default()));

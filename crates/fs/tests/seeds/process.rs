@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sandpail_fs::FsResult;
-use sandpail_fs::engine::{Engine, EngineOptions, Left, WriteBack};
+use sandpail_fs::engine::{Engine, EngineOptions, Left, Metadata, WriteBack};
 use sandpail_fs::write::{DiskChange, set_disk_hook};
 use sandpail_store::Store;
 use sandpail_store::memory::MemoryStore;
@@ -77,6 +77,7 @@ impl Disk {
 
 fn options(world: &World, staging: &Path, cache: Option<&Path>) -> EngineOptions {
     let mut options = EngineOptions::new(staging.to_owned());
+    options.metadata = if world.seed.is_multiple_of(3) { Metadata::Auto } else { Metadata::Posix };
     options.metadata_ttl = Duration::ZERO;
     options.part_len = 5_000;
     options.stream_threshold = 6_000;
@@ -186,7 +187,7 @@ impl Process {
             if is_new {
                 engine.replay(Duration::from_secs(60)).await?;
             } else {
-                engine.wait_until_quiet().await;
+                engine.wait_until_quiet(async {}).await;
             }
             Ok(())
         });

@@ -26,12 +26,6 @@ pub(crate) struct DiskFaults {
     pub(crate) sync_max: Duration,
 }
 
-impl DiskFaults {
-    pub(crate) fn has_faults(&self) -> bool {
-        self.full > 0.0 || self.broken > 0.0
-    }
-}
-
 /// A world.
 #[derive(Clone, Debug)]
 pub(crate) struct World {

@@ -59,6 +59,7 @@ use sandpail_spec::{Endpoint, Provider};
 
 #[cfg(feature = "aws-chain")]
 pub use chain::AwsChain;
+pub use connect::{Connections, is_asked};
 pub use counters::RequestCounts;
 pub use credentials::{CredentialProvider, StaticCredentials, environment};
 pub use probe::{FirstAnswer, ProbeStep, ProviderProfile};
@@ -126,6 +127,7 @@ pub struct HttpStoreBuilder {
     capabilities: Option<Capabilities>,
     checksum: Option<ChecksumKind>,
     profile: Option<ProviderProfile>,
+    connections: Option<Arc<dyn Connections>>,
 }
 
 impl HttpStoreBuilder {
@@ -213,6 +215,13 @@ impl HttpStoreBuilder {
         self
     }
 
+    /// Tells of each connection that the store opens.
+    #[must_use]
+    pub fn watched_by(mut self, connections: Arc<dyn Connections>) -> Self {
+        self.connections = Some(connections);
+        self
+    }
+
     /// Makes the store. Nothing is sent yet.
     ///
     /// # Errors
@@ -278,11 +287,12 @@ impl HttpStoreBuilder {
     }
 
     fn connector(&self) -> StoreResult<Connector> {
-        if self.endpoint.is_tls() {
-            Connector::tls(self.timeouts.connect, self.ca_file.as_deref(), self.insecure)
+        let connector = if self.endpoint.is_tls() {
+            Connector::tls(self.timeouts.connect, self.ca_file.as_deref(), self.insecure)?
         } else {
-            Ok(Connector::plain(self.timeouts.connect))
-        }
+            Connector::plain(self.timeouts.connect)
+        };
+        Ok(connector.watched_by(self.connections.clone()))
     }
 
     fn origin(self, quirks: Quirks, dialect: &'static Dialect) -> Origin {
@@ -375,6 +385,7 @@ impl HttpStore {
             capabilities: None,
             checksum: None,
             profile: None,
+            connections: None,
         }
     }
 
@@ -551,6 +562,10 @@ impl HttpStore {
 impl Store for HttpStore {
     fn capabilities(&self) -> &Capabilities {
         &self.shared.capabilities
+    }
+
+    fn has_directories(&self) -> bool {
+        self.shared.has_directories()
     }
 
     fn describe(&self) -> String {

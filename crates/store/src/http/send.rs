@@ -14,8 +14,10 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use sandpail_s3::checksum::sha256_hex;
 use sandpail_s3::sign::UNSIGNED_PAYLOAD;
+
 use sandpail_s3::{Call, Operation};
 use sandpail_spec::Credentials;
+use sandpail_spec::Provider;
 use tokio::time::{Instant, sleep};
 
 use super::body::{UploadBody, file_error};
@@ -107,6 +109,11 @@ impl Shared {
     /// Whether user metadata of keys that end in `/` is dropped here.
     pub(super) fn loses_marker_metadata(&self) -> bool {
         !self.quirks.marker_metadata || self.is_seaweedfs.load(Ordering::Relaxed)
+    }
+
+    /// Whether keys are paths of directories here.
+    pub(super) fn has_directories(&self) -> bool {
+        self.quirks.provider == Provider::SeaweedFs || self.is_seaweedfs.load(Ordering::Relaxed)
     }
 
     /// Whether a backslash in a key becomes a `/` here.
