@@ -240,6 +240,8 @@ pub(crate) struct MountArgs {
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct UpgradeArgs {
+    /// The directory of the one mount to upgrade; without it all mounts of this user, those in sandboxes too
+    pub(crate) mountpoint: Option<PathBuf>,
     /// How long the next process of a mount may take
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     pub(crate) timeout: Duration,

@@ -18,6 +18,9 @@ use crate::{host, umount};
 /// How long a mount may take to name what it has not stored, when it did not store it in time.
 const NAMING_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Time between two looks for the process that follows another.
+pub(crate) const NEXT_PAUSE: Duration = Duration::from_millis(10);
+
 /// What became of what was written.
 pub(crate) enum Outcome {
     /// Everything is in the bucket; so many files had not been, some of which are named.
@@ -58,7 +61,8 @@ pub(crate) fn run(arguments: &SyncArgs) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-fn mount_at(mountpoint: &Path) -> anyhow::Result<Entry> {
+/// The entry of the mount on a directory.
+pub(crate) fn mount_at(mountpoint: &Path) -> anyhow::Result<Entry> {
     let shown = mountpoint.display();
     let absolute = umount::absolute(mountpoint)?;
     if host::sandpail_mount(&absolute).is_none() {
@@ -72,7 +76,7 @@ fn sync(entry: &Entry, timeout: Duration) -> anyhow::Result<Outcome> {
     if entry.sandbox.is_none() {
         flush_pages(&entry.mountpoint, timeout)?;
     }
-    drain(entry.pid, timeout.saturating_sub(started.elapsed()))
+    drain(&mut entry.clone(), timeout.saturating_sub(started.elapsed()))
 }
 
 /// Pages that were changed through a shared mapping are still the kernel's; nobody has told the mount's process.
@@ -90,8 +94,29 @@ fn flush_pages(mountpoint: &Path, timeout: Duration) -> anyhow::Result<()> {
     flushed.context("the kernel cannot hand over what was written through mappings")
 }
 
-/// Has the mount's process store everything.
-pub(crate) fn drain(pid: u32, timeout: Duration) -> anyhow::Result<Outcome> {
+/// Has the mount's process store everything. One that ends before it has answered, killed or upgraded, is followed by
+/// another, which is asked then, and which `entry` names afterwards.
+pub(crate) fn drain(entry: &mut Entry, timeout: Duration) -> anyhow::Result<Outcome> {
+    let begun = Instant::now();
+    loop {
+        let error = match drain_by(entry.pid, timeout.saturating_sub(begun.elapsed())) {
+            Err(error) if control::is_cut(&error) => error,
+            outcome => return outcome,
+        };
+        *entry = loop {
+            if let Some(next) = entry.next()? {
+                break next;
+            }
+            let is_over = entry.sandbox.is_none() && !umount::answers(&entry.mountpoint);
+            if is_over || begun.elapsed() > timeout {
+                return Err(error);
+            }
+            std::thread::sleep(NEXT_PAUSE);
+        };
+    }
+}
+
+fn drain_by(pid: u32, timeout: Duration) -> anyhow::Result<Outcome> {
     let socket = registry::socket_of(pid)?;
     // A timeout of zero would mean none.
     match control::ask(&socket, Ask::Drain, timeout.max(Duration::from_millis(1))) {

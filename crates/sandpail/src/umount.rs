@@ -17,12 +17,12 @@ pub(crate) fn run(arguments: &UmountArgs) -> anyhow::Result<ExitCode> {
     if host::sandpail_mount(&mountpoint).is_none() {
         bail!("{shown} is not mounted by sandpail (see: sandpail list)");
     }
-    let entry = entry_of(&mountpoint)?;
+    let mut entry = entry_of(&mountpoint)?;
     let mut left = None;
     let mut json = serde_json::json!({ "stored": [], "notStored": [] });
-    if let Some(entry) = &entry {
+    if let Some(entry) = &mut entry {
         let waiting = Waiting::start("storing what was written");
-        let outcome = sync::drain(entry.pid, arguments.timeout)?;
+        let outcome = sync::drain(entry, arguments.timeout)?;
         drop(waiting);
         if arguments.json {
             json = outcome.to_json();
@@ -39,7 +39,8 @@ pub(crate) fn run(arguments: &UmountArgs) -> anyhow::Result<ExitCode> {
         }
     }
     host::unmount(&mountpoint, false)?;
-    if let Some(entry) = entry {
+    // Another one may serve it by now; without an entry it has ended, or is about to.
+    if let Some(entry) = registry::find(&mountpoint)?.or(entry) {
         wait_for_end(entry.pid, arguments.timeout)?;
     }
     tell_json(arguments, json, true)?;
@@ -69,12 +70,12 @@ fn entry_of(mountpoint: &Path) -> anyhow::Result<Option<registry::Entry>> {
         if entry.is_some() || begun.elapsed() > TIMEOUT || !answers(mountpoint) {
             return Ok(entry);
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(sync::NEXT_PAUSE);
     }
 }
 
 /// Whether somebody serves the mount, or will.
-fn answers(mountpoint: &Path) -> bool {
+pub(crate) fn answers(mountpoint: &Path) -> bool {
     let error = std::fs::symlink_metadata(mountpoint).err().and_then(|error| error.raw_os_error());
     error != Some(rustix::io::Errno::NOTCONN.raw_os_error())
 }

@@ -8,12 +8,13 @@ use anyhow::{Context, bail};
 use crate::cli::UpgradeArgs;
 use crate::control::{self, Ask};
 use crate::registry::{self, Entry};
-
-/// Time between two looks.
-const PAUSE: Duration = Duration::from_millis(10);
+use crate::sync::{self, NEXT_PAUSE};
 
 pub(crate) fn run(arguments: &UpgradeArgs) -> anyhow::Result<ExitCode> {
-    let entries = registry::entries()?;
+    let entries = match &arguments.mountpoint {
+        Some(mountpoint) => vec![sync::mount_at(mountpoint)?],
+        None => registry::entries()?,
+    };
     if entries.is_empty() {
         println!("no mounts");
     }
@@ -35,15 +36,12 @@ fn replace(entry: &Entry, timeout: Duration) -> anyhow::Result<Entry> {
         .context("it does not leave the mount to another (mounted with --no-restart, or by an older version)")?;
     let begun = Instant::now();
     loop {
-        let is_next = |next: &Entry| {
-            next.pid != entry.pid && next.mountpoint == entry.mountpoint && next.sandbox == entry.sandbox
-        };
-        if let Some(next) = registry::entries()?.into_iter().find(is_next) {
+        if let Some(next) = entry.next()? {
             return Ok(next);
         }
         if begun.elapsed() > timeout {
             bail!("no other process has come within {timeout:?}");
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(NEXT_PAUSE);
     }
 }

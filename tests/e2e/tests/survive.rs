@@ -10,6 +10,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("survive::programs_see_no_error", |world| programs(world, &[])).minutes(8, 60),
     Test::new("survive::nor_with_write_back", |world| programs(world, &["--write-back"])).minutes(8, 60),
     Test::new("survive::single_promises", promises),
+    Test::new("survive::who_waits_for_the_bucket_waits_for_the_next_process", asked_meanwhile),
     Test::new("survive::what_the_store_does_late", late).minutes(5, 5),
     Test::new("survive::fsx_with_faults", fsx).minutes(10, 120),
     Test::new("survive::pjdfstest_with_kills", pjdfstest).minutes(15, 30),
@@ -137,6 +138,54 @@ assert get('stored') == b'stored' and get('new') == b'not stored' and get('moved
 assert len(get('large')) == 40 << 20 and not [k for k in keys() if k.startswith(('m', 'n')) and k not in ('moved', 'new')], keys()",
     )?;
     mount.unmount()
+}
+
+/// Its process is killed or upgraded while `sync` and `umount` wait until everything is stored.
+fn asked_meanwhile(world: &World) -> Result<()> {
+    if on_peer() {
+        return Ok(());
+    }
+    let proxy = Proxy::start(world.server.addr())?;
+    let mut plan = world.plan("mnt", &["--write-back"])?;
+    if plan.endpoint.is_none() {
+        return Ok(());
+    }
+    plan.endpoint = Some(proxy.endpoint());
+    plan.survives = true;
+    let mount = Mount::start(plan)?;
+    proxy.set_latency(Duration::from_millis(600));
+    let script = r#"
+import os, signal, subprocess, sys, time
+MNT, SANDPAIL = os.environ["MNT"], os.environ["SANDPAIL"]
+def worker():
+    listed = subprocess.run([SANDPAIL, "list"], capture_output=True, text=True).stdout.splitlines()
+    return next((int(line.split("pid ")[1]) for line in listed if line.startswith(MNT + "\t")), None)
+def write(name):
+    with open(f"{MNT}/{name}", "w") as file: file.write(name)
+for how in ["killed", "upgraded"]:
+    write(how)
+    before = worker()
+    waiting = subprocess.Popen([SANDPAIL, "sync", MNT])
+    time.sleep(0.2)
+    if how == "killed": os.kill(before, signal.SIGKILL)
+    else: subprocess.run([SANDPAIL, "upgrade", MNT], check=True)
+    assert waiting.wait() == 0, how
+    assert worker() not in (before, None), how
+    assert b'"stored"' in os.getxattr(f"{MNT}/{how}", "user.sandpail.state"), how
+write("unmounted")
+if not os.fork():
+    # The programs around it do not wait for this one.
+    for end in (0, 1, 2): os.dup2(os.open(os.devnull, os.O_RDWR), end)
+    os.chdir("/")
+    time.sleep(0.5)
+    os.kill(worker(), signal.SIGKILL)
+    os._exit(0)
+"#;
+    world.sh(&mount, &format!("\"$PYTHON\" - <<'PY'{script}PY\n"))?;
+    mount.unmount()?;
+    proxy.set_latency(Duration::ZERO);
+    world.python("assert [get(key) for key in ('killed', 'upgraded', 'unmounted')] == [b'killed', b'upgraded', b'unmounted'], keys()")?;
+    Ok(())
 }
 
 /// What the killed process has asked for is done long after the next one has come: a link would be back, a file gone.

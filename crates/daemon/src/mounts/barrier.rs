@@ -10,9 +10,9 @@ use sandpail_spec::MountPath;
 use sandpail_sync::SyncError;
 
 use super::Mount;
+use super::leave::drained;
 use super::state::MountState;
 use crate::sandboxes::Inner;
-use crate::worker::control::Ask;
 use crate::{DaemonError, MountError, MountSynced};
 
 /// Stores what a mount has not stored. It stays usable meanwhile, and other calls for the sandbox go on.
@@ -45,7 +45,7 @@ async fn stored(sandbox: &Sandbox, mount: &Arc<Mount>, timeout: Duration) -> Res
     flush_pages(root, timeout).await?;
     let worker = mount.worker().ok_or("there is no process behind it")?;
     let left = timeout.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
-    let answer = worker.ask(Ask::Drain, left).await.map_err(|why| format!("not everything is stored: {why}"))?;
+    let answer = drained(mount, worker, left).await.1.map_err(|why| format!("not everything is stored: {why}"))?;
     Ok(MountSynced { stored: answer.stored as u64, failed: answer.failed })
 }
 

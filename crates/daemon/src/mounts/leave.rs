@@ -1,7 +1,7 @@
 //! Ending a mount.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sandpail_sandbox::{Sandbox, SandboxError, SandboxId};
 use sandpail_spec::MountPath;
@@ -10,7 +10,7 @@ use sandpail_sync::SyncError;
 use super::process::Worker;
 use super::{Action, Mount, MountEvent, STATUS_TIMEOUT, is_local, sync_state_file};
 use crate::sandboxes::{Inner, Slot};
-use crate::worker::control::{Ask, StoredFile};
+use crate::worker::control::{Answer, Ask, StoredFile};
 use crate::{DaemonError, MountError};
 
 /// How many files that are not stored are named.
@@ -126,14 +126,7 @@ fn told_stored(files: &[StoredFile]) -> String {
 /// Brings everything to the bucket, and gives what was not there; if that cannot be, what is not there, and why.
 async fn stored(mount: &Mount, timeout: Duration) -> Result<Vec<StoredFile>, Left> {
     if let Some(worker) = mount.worker() {
-        let (worker, asked) = match worker.ask(Ask::Drain, timeout).await {
-            // It was killed meanwhile: another one has everything.
-            Err(_) if let Some(next) = mount.next_worker(&worker).await => {
-                let asked = next.ask(Ask::Drain, timeout).await;
-                (next, asked)
-            }
-            asked => (worker, asked),
-        };
+        let (worker, asked) = drained(mount, worker, timeout).await;
         return match asked {
             Ok(answer) => not_stored(answer.failed).map(|()| answer.stored_files),
             Err(why) => Err(still_waiting(&worker, why).await),
@@ -148,6 +141,22 @@ async fn stored(mount: &Mount, timeout: Duration) -> Result<Vec<StoredFile>, Lef
             Err(Left { why, files })
         }
         Err(_) => Err(format!("not everything is carried over within {timeout:?}").into()),
+    }
+}
+
+/// Has everything stored, by `worker` or by the one that has followed it, which is given with the answer.
+pub(super) async fn drained(mount: &Mount, worker: Worker, timeout: Duration) -> (Worker, Result<Answer, String>) {
+    let begun = Instant::now();
+    let mut worker = worker;
+    loop {
+        // No time at all would mean no limit.
+        let left = timeout.saturating_sub(begun.elapsed()).max(Duration::from_millis(1));
+        let asked = worker.ask(Ask::Drain, left).await;
+        // One that was killed meanwhile has left everything to another.
+        match &asked {
+            Err(_) if let Some(next) = mount.next_worker(&worker).await => worker = next,
+            _ => return (worker, asked),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The socket through which `umount` and the daemon speak to a mount's process.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -169,13 +169,24 @@ pub fn keep(path: &Path, timeout: Duration) -> anyhow::Result<Kept> {
 /// Asks a mount's process.
 ///
 /// # Errors
-/// When it does not answer within `timeout`.
+/// When it does not answer within `timeout`, or ends before; [`is_cut`] tells the two apart.
 pub fn ask(path: &Path, ask: Ask, timeout: Duration) -> anyhow::Result<Answer> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(timeout))?;
     stream.write_all(format!("{}\n", serde_json::to_string(&ask)?).as_bytes())?;
     // Large enough for keys: a text that grew would leave copies of them behind.
     let mut line = Zeroizing::new(String::with_capacity(TEXT_LEN));
-    BufReader::new(stream).read_line(&mut line)?;
+    if BufReader::new(stream).read_line(&mut line)? == 0 {
+        return Err(io::Error::new(ErrorKind::UnexpectedEof, "the mount's process has closed the connection").into());
+    }
     Ok(serde_json::from_str(&line)?)
+}
+
+/// Whether [`ask`] got no answer because nobody is there any more: the process was killed, or has left its mount to
+/// another one.
+pub fn is_cut(error: &anyhow::Error) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
+    error.downcast_ref::<io::Error>().is_some_and(|error| {
+        matches!(error.kind(), BrokenPipe | ConnectionRefused | ConnectionReset | NotFound | UnexpectedEof)
+    })
 }

@@ -99,6 +99,16 @@ impl Entry {
         format!("{inside}{}", self.mountpoint.display())
     }
 
+    /// The process that serves the mount after this one, if there is one yet.
+    ///
+    /// # Errors
+    /// Without a runtime directory.
+    pub fn next(&self) -> anyhow::Result<Option<Self>> {
+        let follows =
+            |next: &Self| next.pid != self.pid && next.mountpoint == self.mountpoint && next.sandbox == self.sandbox;
+        Ok(entries()?.into_iter().rev().find(follows))
+    }
+
     pub fn write(&self) -> anyhow::Result<()> {
         let path = self.path()?;
         std::fs::write(&path, serde_json::to_vec(self)?).with_context(|| format!("cannot write {}", path.display()))
