@@ -283,7 +283,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Contents changed: times move, and set-id bits go where asked.
+    /// Contents changed: times move, and set-id bits go where asked. An upload that has begun meanwhile may have the new bytes
+    /// with the old times; then these are stored once more.
     fn modified(&self, ino: u64, keep_set_id: bool) {
         let mut tree = self.tree();
         tree.reclaim(ino);
@@ -296,6 +297,9 @@ impl Engine {
             }
             if let Some(content) = &node.content {
                 content.set_times_were_set(false);
+                if content.is_uploading() || !content.dirty().is_some_and(|dirty| dirty.is_dirty()) {
+                    content.set_attributes_pending(true);
+                }
             }
         }
     }
@@ -575,10 +579,6 @@ impl Engine {
             dirty.allocate_to(range.end)?;
         }
         self.modified(file.ino, true);
-        if !dirty.is_dirty() {
-            // Only the times have changed.
-            file.content.set_attributes_pending(true);
-        }
         Ok(())
     }
 
@@ -670,5 +670,41 @@ pub(crate) fn clear_set_id(perm: &mut u32) {
     *perm &= !0o4000;
     if *perm & 0o010 != 0 {
         *perm &= !0o2000;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sandpail_store::memory::MemoryStore;
+
+    use super::*;
+    use crate::engine::{EngineOptions, SetAttr, SetTime};
+
+    const ROOT: u64 = 1;
+
+    /// The uploader is quicker than whoever writes: it has the new bytes, and the times that somebody chose before.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_upload_that_begins_in_the_middle_of_a_write_keeps_no_old_time() {
+        let (store, staging) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());
+        let new = || {
+            let options = EngineOptions::new(staging.path().to_owned());
+            Engine::new(store.clone(), options, tokio::runtime::Handle::current()).unwrap()
+        };
+        let engine = new();
+        let mode = OpenMode { write: true, ..OpenMode::default() };
+        let opened = engine.create(ROOT, b"a", 0o644, 0, 0, mode).await.unwrap();
+        let (ino, handle) = (opened.stat.ino, opened.handle);
+        let chosen = Time { secs: 1000, nanos: 0 };
+        let set = SetAttr { mtime: Some(SetTime::At(chosen)), handle: Some(handle), ..SetAttr::default() };
+        engine.setattr(ino, set).await.unwrap();
+        let file = engine.file(handle).unwrap();
+        engine.staged(ino, &file.content).unwrap().write(0, b"bytes").unwrap();
+        engine.store_file(ino).await.unwrap();
+        engine.modified(ino, true);
+        engine.flush(handle).await.unwrap();
+        let shown = stat_of(&engine.tree(), ino).unwrap().attr.mtime;
+        assert_ne!(shown, chosen);
+        let stored = new().lookup(ROOT, b"a").await.unwrap().attr.mtime;
+        assert_eq!(stored, shown);
     }
 }
