@@ -195,6 +195,21 @@ impl Attr {
         attr
     }
 
+    /// Undoes a change from `before` to `after`, where nothing else has changed it since.
+    pub(crate) fn take_back(&mut self, after: &Self, before: &Self) {
+        fn one<T: PartialEq + Copy>(now: &mut T, after: T, before: T) {
+            if *now == after {
+                *now = before;
+            }
+        }
+        one(&mut self.perm, after.perm, before.perm);
+        one(&mut self.uid, after.uid, before.uid);
+        one(&mut self.gid, after.gid, before.gid);
+        one(&mut self.atime, after.atime, before.atime);
+        one(&mut self.mtime, after.mtime, before.mtime);
+        one(&mut self.ctime, after.ctime, before.ctime);
+    }
+
     /// Puts these attributes into an object's metadata and keeps what else is there.
     pub fn store_in(&self, attributes: &mut ObjectAttributes) {
         let metadata = &mut attributes.metadata;

@@ -20,8 +20,7 @@ pub struct Content {
     dirty: Mutex<Option<Arc<DirtyFile>>>,
     /// Held while the file is uploaded, renamed or removed. Taken before the tree's lock, never under it.
     pub(crate) commit: tokio::sync::Mutex<()>,
-    /// Since when attributes wait to be stored.
-    attributes_pending: Mutex<Option<Instant>>,
+    attributes: Mutex<Waiting>,
     /// Something is on its way to the bucket, which has not acknowledged it.
     uploading: AtomicBool,
     /// How the last try to store it failed, if it did.
@@ -31,6 +30,22 @@ pub struct Content {
     replaced: AtomicBool,
     may_be_stored: AtomicBool,
     removal_open: AtomicBool,
+    leaving: AtomicBool,
+}
+
+/// Attributes that wait to be stored.
+#[derive(Debug, Default)]
+struct Waiting {
+    since: Option<Instant>,
+    /// Counts the changes.
+    changes: u64,
+}
+
+/// A change of attributes, which can be taken back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttributeChange {
+    number: u64,
+    was_waiting: bool,
 }
 
 impl Content {
@@ -125,19 +140,41 @@ impl Content {
         self.has_pending_attributes() || self.dirty().is_some_and(|dirty| dirty.is_dirty())
     }
 
-    pub(crate) fn set_attributes_pending(&self, pending: bool) {
-        let mut since = guard(&self.attributes_pending);
-        *since = pending.then(|| since.unwrap_or_else(Instant::now));
+    /// Attributes were changed, and wait to be stored.
+    pub(crate) fn attributes_changed(&self) -> AttributeChange {
+        let mut waiting = guard(&self.attributes);
+        let was_waiting = waiting.since.is_some();
+        waiting.since.get_or_insert_with(Instant::now);
+        waiting.changes += 1;
+        AttributeChange { number: waiting.changes, was_waiting }
+    }
+
+    /// A change could not be stored and is taken back; others that wait go on waiting.
+    pub(crate) fn attributes_restored(&self, change: AttributeChange) {
+        let mut waiting = guard(&self.attributes);
+        if waiting.changes == change.number && !change.was_waiting {
+            waiting.since = None;
+        }
+    }
+
+    /// They are not stored, or not as they are now.
+    pub(crate) fn attributes_wait(&self) {
+        guard(&self.attributes).since.get_or_insert_with(Instant::now);
+    }
+
+    /// They are on their way as they are now. Only under the tree's lock.
+    pub(crate) fn attributes_go_up(&self) {
+        guard(&self.attributes).since = None;
     }
 
     pub(crate) fn has_pending_attributes(&self) -> bool {
-        guard(&self.attributes_pending).is_some()
+        guard(&self.attributes).since.is_some()
     }
 
     /// Since when something waits to be stored, and how many bytes.
     pub(crate) fn waiting(&self) -> (Option<Instant>, u64) {
         let (since, bytes) = self.dirty().map_or((None, 0), |dirty| dirty.waiting());
-        (since.into_iter().chain(*guard(&self.attributes_pending)).min(), bytes)
+        (since.into_iter().chain(guard(&self.attributes).since).min(), bytes)
     }
 
     pub(crate) fn is_uploading(&self) -> bool {
@@ -207,6 +244,17 @@ impl Content {
         self.removal_open.load(Ordering::Acquire)
     }
 
+    /// Its object is about to go: whoever opens the file has to wait until that is decided. Until the guard is dropped; only for the
+    /// holder of `commit`.
+    pub(crate) fn begin_leaving(&self) -> Leaving<'_> {
+        self.leaving.store(true, Ordering::Release);
+        Leaving { content: self }
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
     /// Remembers that an upload failed, which may have been done all the same: its answer may only have been lost.
     pub(crate) fn set_may_be_stored(&self) {
         self.may_be_stored.store(true, Ordering::Release);
@@ -214,6 +262,18 @@ impl Content {
 
     pub(crate) fn may_be_stored(&self) -> bool {
         self.may_be_stored.load(Ordering::Acquire)
+    }
+}
+
+/// The object is being removed or replaced.
+#[derive(Debug)]
+pub(crate) struct Leaving<'a> {
+    content: &'a Content,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.content.leaving.store(false, Ordering::Release);
     }
 }
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::file::clear_set_id;
 use super::{Engine, Stat, stale, stat_of, status};
 use crate::attr::{Kind, Time, set_xattrs, xattrs};
-use crate::content::Content;
+use crate::content::AttributeChange;
 use crate::receipt::STATE_ATTRIBUTE;
-use crate::tree::ROOT;
+use crate::tree::{Node, ROOT};
 use crate::{FsError, FsResult};
 
 /// A time to set.
@@ -98,7 +98,7 @@ impl Engine {
     }
 
     async fn change(&self, ino: u64, set: SetAttr) -> FsResult<()> {
-        let (before, times_were_set) = {
+        let (before, after, times_were_set, change) = {
             let mut tree = self.tree();
             let node = tree.get_mut(ino).ok_or_else(|| stale(ino))?;
             let before = node.attr.clone();
@@ -115,23 +115,22 @@ impl Engine {
             attr.atime = set.atime.map_or(attr.atime, SetTime::time);
             attr.mtime = set.mtime.map_or(attr.mtime, SetTime::time);
             attr.ctime = Time::now();
+            let after = attr.clone();
             if set.mtime.is_some() && node.dir.is_none() {
                 node.content.get_or_insert_default().set_times_were_set(true);
             }
-            if let Some(content) = &node.content {
-                // In the same moment: an upload that ends just now would put back what it has stored.
-                if node.is_linked && self.has_posix_metadata() {
-                    content.set_attributes_pending(true);
-                }
-            }
-            (before, times_were_set)
+            (before, after, times_were_set, self.attributes_changed(node))
         };
-        let result = self.store_changed_attributes(ino, set.handle).await;
+        let result = self.store_changed_attributes(ino, set.handle, change).await;
         if result.is_err() {
             let mut tree = self.tree();
             if let Some(node) = tree.get_mut(ino) {
-                node.attr = before;
-                if let Some(content) = &node.content {
+                // Others may have changed something else meanwhile.
+                node.attr.take_back(&after, &before);
+                if let Some(content) = &node.content
+                    && set.mtime.is_some()
+                    && node.attr.mtime == before.mtime
+                {
                     content.set_times_were_set(times_were_set);
                 }
             }
@@ -140,8 +139,22 @@ impl Engine {
         result
     }
 
+    /// A node's attributes wait to be stored, if they are. In the moment in which they are changed: an upload that ends just
+    /// then would put back what it has stored.
+    fn attributes_changed(&self, node: &mut Node) -> Option<AttributeChange> {
+        if node.dir.is_some() || !node.is_linked || !self.has_posix_metadata() {
+            return None;
+        }
+        Some(node.content.get_or_insert_default().attributes_changed())
+    }
+
     /// Brings a node's attributes to the bucket: with the data where data is still to come, else at once.
-    async fn store_changed_attributes(&self, ino: u64, handle: Option<u64>) -> FsResult<()> {
+    async fn store_changed_attributes(
+        &self,
+        ino: u64,
+        handle: Option<u64>,
+        change: Option<AttributeChange>,
+    ) -> FsResult<()> {
         if !self.has_posix_metadata() {
             return Ok(());
         }
@@ -150,26 +163,18 @@ impl Engine {
             let node = tree.get(ino).ok_or_else(|| stale(ino))?;
             (node.is_linked, node.dir.is_some(), node.content.clone())
         };
-        if !is_linked {
-            return Ok(());
-        }
-        if is_directory {
+        if is_linked && is_directory {
             return self.store_directory(ino).await;
         }
-        if let Some(content) = &content
-            && let Some(dirty) = content.dirty().filter(|dirty| dirty.is_dirty())
-        {
+        let (Some(content), Some(change), true) = (content, change, is_linked) else { return Ok(()) };
+        if let Some(dirty) = content.dirty().filter(|dirty| dirty.is_dirty()) {
             // Goes up with the data.
-            return self.describe(ino, &dirty);
-        }
-        let content = content.unwrap_or_else(|| {
-            let mut tree = self.tree();
-            match tree.get_mut(ino) {
-                Some(node) => Arc::clone(node.content.get_or_insert_default()),
-                None => Arc::new(Content::default()),
+            let described = self.describe(ino, &dirty);
+            if described.is_err() {
+                content.attributes_restored(change);
             }
-        });
-        content.set_attributes_pending(true);
+            return described;
+        }
         // A writer that holds the file open will flush it; one copy then serves several changes.
         let is_deferred = handle.is_some_and(|handle| self.is_writer(handle));
         if is_deferred {
@@ -177,7 +182,7 @@ impl Engine {
         }
         let result = self.store_file(ino).await;
         if result.is_err() {
-            content.set_attributes_pending(false);
+            content.attributes_restored(change);
         }
         // As in `close_stored`.
         self.settle();
@@ -314,7 +319,7 @@ impl Engine {
             return Err(FsError::Unsupported { what: "extended attributes need --metadata posix".to_owned() });
         }
         self.look_for_xattrs(ino).await?;
-        let before = {
+        let (before, after, pending) = {
             let mut tree = self.tree();
             let node = tree.get_mut(ino).ok_or_else(|| stale(ino))?;
             let before = Arc::clone(&node.attributes);
@@ -325,15 +330,19 @@ impl Engine {
             // From here on the request is done, if it is sent again.
             let number = self.note_begun();
             self.note_ended(number);
-            node.attributes = Arc::new(attributes);
+            let after = Arc::new(attributes);
+            node.attributes = Arc::clone(&after);
             node.attr.ctime = Time::now();
-            before
+            (before, after, self.attributes_changed(node))
         };
-        let result = self.store_changed_attributes(ino, None).await;
-        if result.is_err()
-            && let Some(node) = self.tree().get_mut(ino)
-        {
-            node.attributes = before;
+        let result = self.store_changed_attributes(ino, None, pending).await;
+        if result.is_err() {
+            let mut tree = self.tree();
+            // Others may have changed something else meanwhile.
+            match tree.get_mut(ino) {
+                Some(node) if Arc::ptr_eq(&node.attributes, &after) => node.attributes = before,
+                _ => tree.doubt(ino),
+            }
         }
         result
     }

@@ -92,6 +92,8 @@ impl Engine {
             return self.create_local(parent, name, perm, uid, gid, mode).await;
         }
         let segment = self.new_segment(parent, name).await?;
+        // While a directory above it is moved its key is not known.
+        let _shared = self.structure.read().await;
         let key = self.key_in(&self.tree(), parent, &segment)?;
         let attr = self.new_attr(parent, Kind::File, perm, uid, gid);
         // Nothing is changed in the bucket; but it is made, perhaps, if it is asked for again.
@@ -155,13 +157,26 @@ impl Engine {
                 // An edit keeps what the object carries.
                 self.describe_first(ino).await?;
             }
+            let leaving = {
+                let tree = self.tree();
+                tree.get(ino).and_then(|node| node.content.clone()).filter(|content| content.is_leaving())
+            };
+            if let Some(content) = leaving {
+                // It may be here to stay, or gone: nobody has looked to it that this handle can read what goes.
+                drop(content.commit.lock().await);
+                continue;
+            }
             let mut tree = self.tree();
             let node = tree.get_mut(ino).ok_or_else(|| stale(ino))?;
-            if node.is_removal_open() {
+            if node.is_removal_open() || node.content.as_ref().is_some_and(|content| content.is_leaving()) {
                 continue;
             }
             if node.dir.is_some() {
                 return Err(FsError::IsADirectory);
+            }
+            if !node.is_linked && node.opens == 0 && !node.is_local() {
+                // Another file may have the name: the kernel looks again.
+                return Err(FsError::Changed { what: String::from_utf8_lossy(&node.name).into_owned() });
             }
             // The content is dropped when another version is found, so pages are right as long as it is there. Where there are
             // none, the kernel is not told to drop any: it would wait for those that somebody else has asked for meanwhile, and
@@ -298,7 +313,7 @@ impl Engine {
             if let Some(content) = &node.content {
                 content.set_times_were_set(false);
                 if content.is_uploading() || !content.dirty().is_some_and(|dirty| dirty.is_dirty()) {
-                    content.set_attributes_pending(true);
+                    content.attributes_wait();
                 }
             }
         }
@@ -634,6 +649,11 @@ impl Engine {
         }
         let _shared = self.structure.read().await;
         let _one = target.content.commit.lock().await;
+        // Written meanwhile, perhaps.
+        let staged = self.staged(target.ino, &target.content)?;
+        if staged.size() != 0 || target.content.is_unlinked() {
+            return Err(unsupported());
+        }
         let (key, attributes, parent, name, carries_more) = {
             let tree = self.tree();
             let node = tree.get(target.ino).ok_or_else(|| stale(target.ino))?;
@@ -645,15 +665,33 @@ impl Engine {
         }
         let origin = CopySource { key: version.key.clone(), etag: Some(version.etag.clone()) };
         let change = self.begin(parent, &name);
-        let outcome = self
-            .store
-            .copy(&origin, &key, Some(&attributes), &sandpail_store::Condition::Always)
-            .await
-            .map_err(failed(|| format!("cannot copy {} to {key}", version.key)))?;
-        target.content.drop_dirty();
-        let mut tree = self.tree();
-        self.stored(&mut tree, target.ino, &outcome, version.size, attributes);
-        change.done(&mut tree);
+        let uploading = target.content.begin_upload();
+        // What is written from here on comes after it: whoever asked may be gone by then, and another one writes.
+        let had_changes = staged.begin_replacement();
+        let copied = self.store.copy(&origin, &key, Some(&attributes), &sandpail_store::Condition::Always).await;
+        let outcome = match copied {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                staged.replacement_failed(had_changes);
+                return Err(failed(|| format!("cannot copy {} to {key}", version.key))(error));
+            }
+        };
+        {
+            let mut tree = self.tree();
+            self.stored(&mut tree, target.ino, &outcome, version.size, attributes);
+            change.done(&mut tree);
+        }
+        // Which version it is must stand in the ledger before the record goes.
+        self.settle();
+        {
+            let _tree = self.tree();
+            if staged.is_dirty() {
+                staged.set_replaces(outcome.etag);
+            } else {
+                target.content.drop_dirty();
+            }
+        }
+        drop(uploading);
         Ok(version.size)
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use sandpail_store::{ListRequest, ObjectAttributes, ObjectInfo, ObjectKey, StoreError};
 use tokio::time::Instant;
@@ -25,6 +25,8 @@ const AHEAD_GROWTH: usize = 8;
 const LISTED_AHEAD_LEN_MAX: usize = 16;
 /// A local change in the middle of every question would have to happen this often.
 const TRIES: usize = 16;
+/// Time between two looks at a name that is being changed.
+const CHANGE_PAUSE: Duration = Duration::from_millis(5);
 
 enum Step {
     Known(u64),
@@ -87,7 +89,9 @@ impl Engine {
         if let Some(stat) = self.resolve_local(parent, name, pin)? {
             return Ok(stat);
         }
-        for _ in 0..TRIES {
+        let mut tries = 0;
+        while tries < TRIES {
+            tries += 1;
             let step = {
                 let mut tree = self.tree();
                 let step = self.lookup_step(&mut tree, parent, name)?;
@@ -103,7 +107,14 @@ impl Engine {
             };
             match step {
                 Step::Absent => return Err(not_found(name)),
-                Step::Ask(question) => self.answer(parent, name, question).await?,
+                Step::Ask(question) => {
+                    self.answer(parent, name, question).await?;
+                    if self.tree().is_changing(parent, name) {
+                        // Nothing that the store says now counts: it may be from before.
+                        tokio::time::sleep(CHANGE_PAUSE).await;
+                        tries -= 1;
+                    }
+                }
                 Step::Known(ino) => drop(self.settle_removal(ino).await?),
             }
         }
@@ -124,7 +135,7 @@ impl Engine {
         }
         let believes = |until: Instant| dir.believes(until, self.believed_for());
         if let Some(child) = dir.children.get(name).and_then(|ino| tree.get(*ino))
-            && (child.is_ours_to_tell() || believes(child.fresh_until))
+            && (child.is_ours_to_tell() || believes(child.fresh_until) || tree.is_changing(parent, name))
         {
             return Ok(Step::Known(child.ino));
         }

@@ -108,7 +108,7 @@ impl Engine {
         let _shared = self.structure.read().await;
         let contents = self.contents_of(ino, Some(target.ino));
         let mut locks = Vec::new();
-        for content in &contents {
+        for (_, content) in &contents {
             locks.push(content.commit.lock().await);
         }
         let staged_key = {
@@ -245,12 +245,11 @@ impl Engine {
     }
 
     /// What is to be locked for a move. Always in the order of inode numbers, so that two never wait for each other.
-    fn contents_of(&self, ino: u64, target: Option<u64>) -> Vec<Arc<Content>> {
-        let tree = self.tree();
+    fn contents_of(&self, ino: u64, target: Option<u64>) -> Vec<(u64, Arc<Content>)> {
         let mut both: Vec<_> = [Some(ino), target].into_iter().flatten().collect();
         both.sort_unstable();
         both.dedup();
-        both.into_iter().filter_map(|ino| tree.get(ino)?.content.clone()).collect()
+        both.into_iter().filter_map(|ino| Some((ino, self.content_of(ino)?))).collect()
     }
 
     async fn rename_file(
@@ -269,9 +268,11 @@ impl Engine {
         let _shared = self.structure.read().await;
         let contents = self.contents_of(ino, target);
         let mut locks = Vec::new();
-        for content in &contents {
+        for (_, content) in &contents {
             locks.push(content.commit.lock().await);
         }
+        let replaced = contents.iter().find(|(ino, _)| Some(*ino) == target);
+        let _leaving = replaced.map(|(_, content)| content.begin_leaving());
         if let Some(target) = target {
             self.save_for_handles(target).await?;
         }
@@ -473,6 +474,8 @@ impl Engine {
             return Err(FsError::Store { what, source });
         }
         let mut tree = self.tree();
+        // With those that were looked up meanwhile.
+        let below = tree.descendants(ino);
         let followed = self.follow(&tree, ino, new_parent, new_name);
         tree.detach(new_parent, new_name);
         tree.relink(ino, new_parent, Name::from(new_name), segment);

@@ -242,7 +242,7 @@ impl Engine {
         }
         for ino in pending {
             if let Some(content) = self.tree().get(ino).and_then(|node| node.content.clone()) {
-                content.set_attributes_pending(true);
+                content.attributes_wait();
             }
         }
         let mut tree = self.tree();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::directory::touch;
 use super::{Engine, failed, guard, stale};
 use crate::attr::{Kind, Time};
+use crate::content::Content;
 use crate::tree::{Name, Node, ROOT, Tree};
 use crate::{FsError, FsResult};
 
@@ -28,11 +29,13 @@ impl Engine {
             return Ok(());
         }
         let _shared = self.structure.read().await;
-        let content = self.tree().get(stat.ino).and_then(|node| node.content.clone());
+        // Also of a file that nobody has had open: it may be opened, written and closed meanwhile.
+        let content = self.content_of(stat.ino);
         let _one = match &content {
             Some(content) => Some(content.commit.lock().await),
             None => None,
         };
+        let _leaving = content.as_ref().map(|content| content.begin_leaving());
         self.save_for_handles(stat.ino).await?;
         let (key, version) = {
             let tree = self.tree();
@@ -74,6 +77,13 @@ impl Engine {
         self.supersede(parent, name);
         self.keep_parent(parent).await;
         Ok(())
+    }
+
+    /// The content of a file, made if need be.
+    pub(super) fn content_of(&self, ino: u64) -> Option<Arc<Content>> {
+        let mut tree = self.tree();
+        let node = tree.get_mut(ino).filter(|node| node.dir.is_none())?;
+        Some(Arc::clone(node.content.get_or_insert_default()))
     }
 
     /// Forgets a name that was removed from the bucket.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use sandpail_store::{Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, PutOutcome, StoreError};
+use sandpail_store::{Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, Proof, PutOutcome, StoreError};
 
 use super::{Engine, FsError, FsResult, OnConflict, failed, guard, object_key, stale};
 use crate::content::Content;
@@ -144,20 +144,26 @@ impl Engine {
             let key = self.file_key(&tree, ino)?;
             let attributes = self.attributes_of(node);
             // In the same moment: what is changed from now on waits for the next time.
-            content.set_attributes_pending(false);
+            content.attributes_go_up();
             (key, attributes, node.version.clone(), parent, name, self.carries_more(node))
         };
         if carries_more && let Err(error) = self.mark(parent).await {
-            content.set_attributes_pending(true);
+            content.attributes_wait();
             return Err(error);
         }
         let change = self.begin_upload(parent, &name);
         let Some(dirty) = content.dirty().filter(|dirty| dirty.is_dirty()) else {
             let stored = self.store_attributes(ino, &key, attributes).await;
-            content.set_attributes_pending(stored.is_err());
+            if stored.is_err() {
+                content.attributes_wait();
+            }
             change.done(&mut self.tree());
             return stored;
         };
+        if dirty.key() != key && !dirty.has_bytes_in_upload() {
+            // It was staged while its directory moved.
+            dirty.retarget(key.clone());
+        }
         if attributes.tag_count > 0 {
             // A new version has only the tags that come with it.
             attributes.tagging = match self.store.tagging(&key).await {
@@ -200,12 +206,14 @@ impl Engine {
                     with_times.metadata.insert(name.to_owned(), value.clone());
                 }
             }
-            if with_times != attributes || content.times_were_set() {
+            if with_times == attributes && !content.times_were_set() {
+                dirty.note_stored();
+            } else {
                 let source = CopySource { key: key.clone(), etag: Some(outcome.etag.clone()) };
                 let copied = self.copy_object(&source, &key, committed.size, Some(&attributes)).await;
                 if copied.is_err() {
                     // The bytes are there; what they shall carry still waits.
-                    content.set_attributes_pending(true);
+                    content.attributes_wait();
                     let mut tree = self.tree();
                     self.stored(&mut tree, ino, &outcome, committed.size, stored);
                     change.done(&mut tree);
@@ -217,6 +225,7 @@ impl Engine {
                     etag: outcome.etag.clone(),
                     size: committed.size,
                 });
+                dirty.note_stored();
                 stored = attributes;
             }
         }
@@ -274,9 +283,12 @@ impl Engine {
                 node.attr.mtime = time("mtime").unwrap_or(node.attr.mtime);
             }
         }
-        // They are asked for again before the next edit.
-        attributes.tagging = None;
-        node.attributes = Arc::new(attributes);
+        // What was changed meanwhile goes up next.
+        if is_unchanged {
+            // They are asked for again before the next edit.
+            attributes.tagging = None;
+            node.attributes = Arc::new(attributes);
+        }
         node.is_described = true;
         node.fresh_until = until;
         tree.note_stored(ino);
@@ -319,11 +331,15 @@ impl Engine {
         let what = || format!("cannot copy {} to {target}", source.key);
         let limits = self.store.capabilities();
         if size <= limits.copy_len_max {
-            return self
-                .store
-                .copy(source, target, attributes, &Condition::Always)
-                .await
-                .map_err(|error| changed_or(error, &source.key, what));
+            let copied = self.store.copy(source, target, attributes, &Condition::Always).await;
+            return match (copied, attributes) {
+                (Err(error), Some(attributes)) if source.key == *target => {
+                    // Where a copy has a tag of its own, one whose answer was lost looks like somebody else's object.
+                    self.copied_before(target, size, attributes).await.ok_or(error)
+                }
+                (copied, _) => copied,
+            }
+            .map_err(|error| changed_or(error, &source.key, what));
         }
         if !limits.part_copy {
             return Err(FsError::TooLarge { what: format!("{size} bytes cannot be copied by this provider") });
@@ -349,6 +365,20 @@ impl Engine {
             Err(_) => self.writing.abort_upload(target, &id).await,
         }
         result.map_err(|error| changed_or(error, &source.key, what))
+    }
+
+    /// What a copy of an object onto itself has made, of which nobody knows whether it was done: if the object is what it should
+    /// have made of it.
+    async fn copied_before(&self, key: &ObjectKey, size: u64, wanted: &ObjectAttributes) -> Option<PutOutcome> {
+        let info = self.store.head(key).await.ok()?;
+        let has_all = info.size == size
+            && info.attributes.metadata == wanted.metadata
+            && info.attributes.content_type == wanted.content_type;
+        has_all.then(|| PutOutcome {
+            etag: info.etag,
+            last_modified: Some(info.last_modified),
+            proof: Proof::default(),
+        })
     }
 
     async fn copy_parts(

@@ -555,6 +555,11 @@ impl Tree {
             || self.child(parent, name).is_some_and(Node::is_ours_to_tell)
     }
 
+    /// Whether this host is about to change what has this name.
+    pub fn is_changing(&self, parent: u64, name: &[u8]) -> bool {
+        self.dir(parent).is_some_and(|dir| dir.mutations.get(name) == Some(&u64::MAX))
+    }
+
     /// Writes into the listing what this host has just stored under a name.
     pub fn note_stored(&mut self, ino: u64) {
         let Some(node) = self.nodes.get(&ino) else { return };

@@ -159,6 +159,7 @@ impl DirtyFile {
                 part_count: 0,
                 replaces: recorded.replaces,
                 tag: Some(tag),
+                is_of_the_dead: true,
             });
         }
         drop(state);

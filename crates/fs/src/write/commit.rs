@@ -119,7 +119,8 @@ impl DirtyFile {
                     state.changed_since = Some(since);
                 }
                 self.rebase(&mut state, version)?;
-                if !state.is_changed {
+                // Otherwise the caller brings it what it lacks before it says so.
+                if !state.is_changed && attributes_stored == *attributes {
                     state.journal.stored();
                 }
                 Ok((Committed { outcome, size: snapshot.size, attributes_stored }, left_out.is_empty()))
@@ -145,6 +146,15 @@ impl DirtyFile {
         state.replaces = Some(version.etag.clone());
         state.base = Some(Base { version, limit });
         state.attempt = None;
+        // What was nowhere but in the upload is no hole, and is stored now.
+        let uploaded: Vec<_> = state.in_upload.iter().map(|range| range.start..range.end.min(limit)).collect();
+        for range in uploaded.into_iter().filter(|range| !range.is_empty()) {
+            for (part, is_local) in state.local.split(range) {
+                if !is_local {
+                    state.dirty.remove(part);
+                }
+            }
+        }
         state.in_upload.remove(0..limit);
         // What was punched meanwhile is neither local nor the base's.
         let punched: Vec<_> = state.dirty.iter().collect();
@@ -173,8 +183,8 @@ impl DirtyFile {
             state.attempt = None;
             return Ok(None);
         };
-        if attempt.tag.is_some() {
-            // Of a process that died: what was written after its upload is known from the record alone.
+        if attempt.is_of_the_dead {
+            // What was written after its upload is known from the record alone.
             state.attempt = None;
             drop(state);
             let version = ObjectVersion { key: attempt.key, etag: info.etag.clone(), size: info.size };
@@ -183,12 +193,16 @@ impl DirtyFile {
         if state.attempt.is_some() {
             let version = ObjectVersion { key: attempt.key, etag: info.etag.clone(), size: info.size };
             self.rebase(&mut state, version)?;
+            // It was complete, and nothing can be added to it.
+            if let Some(stream) = state.stream.take() {
+                self.abandon(stream);
+            }
         }
         Ok(Some(info.etag))
     }
 
     /// Dirty bytes that are not local are zeros; under a new base they must be staged as such.
-    fn stage_holes(&self, state: &mut State, range: Range<u64>) -> FsResult<()> {
+    pub(super) fn stage_holes(&self, state: &mut State, range: Range<u64>) -> FsResult<()> {
         if range.is_empty() {
             return Ok(());
         }
@@ -235,7 +249,20 @@ impl DirtyFile {
                 if self.context.options.records_tags || needs_base {
                     self.note_completing(&put_tag(body.iter().map(|chunk| &chunk[..])));
                 }
+                // The next try must not take what this one has made for somebody else's.
+                let sent = (!matches!(condition, Condition::Always)).then(|| body.clone());
                 let outcome = store.put(&key, PutBody::Chunks(body), attributes, condition).await;
+                if let Err(error) = &outcome
+                    && error.is_transient()
+                    && let Some(sent) = sent
+                {
+                    let tag = put_tag(sent.iter().map(|chunk| &chunk[..]));
+                    let mut state = self.state();
+                    let replaces = state.replaces.clone();
+                    let (key, size) = (key.clone(), snapshot.size);
+                    state.attempt =
+                        Some(Attempt { key, size, part_count: 0, replaces, tag: Some(tag), is_of_the_dead: false });
+                }
                 return Ok(Stored::all(outcome.map_err(failed)?, attributes));
             }
             UploadPlan::Multipart(parts) => parts,
@@ -254,7 +281,7 @@ impl DirtyFile {
                 Ok(done) => {
                     let attempt = self.attempt(&key, snapshot.size, &done);
                     let completed = self.complete(&attempt, &id, &done, condition).await;
-                    if completed.is_err() && snapshot.base.is_some() {
+                    if completed.is_err() && (snapshot.base.is_some() || !matches!(condition, Condition::Always)) {
                         self.state().attempt = Some(attempt);
                     }
                     completed.map_err(failed)
@@ -360,7 +387,8 @@ impl DirtyFile {
 
     pub(super) fn attempt(&self, key: &ObjectKey, size: u64, parts: &[Part]) -> Attempt {
         let replaces = self.state().replaces.clone();
-        Attempt { key: key.clone(), size, part_count: parts.len(), replaces, tag: None }
+        let tag = multipart_tag(parts.iter().map(|part| &part.etag)).ok();
+        Attempt { key: key.clone(), size, part_count: parts.len(), replaces, tag, is_of_the_dead: false }
     }
 
     /// Completes an upload. If the answer to an earlier try was lost, the upload is gone and the object is there.
@@ -371,15 +399,13 @@ impl DirtyFile {
         parts: &[Part],
         condition: &Condition,
     ) -> Result<PutOutcome, StoreError> {
-        let tag = multipart_tag(parts.iter().map(|part| &part.etag)).ok();
-        if let Some(tag) = &tag {
+        if let Some(tag) = &attempt.tag {
             self.note_completing(tag);
         }
         let store = &self.context.store;
         let completed = match store.complete_multipart(&attempt.key, id, parts, condition).await {
             Err(error @ StoreError::NotFound { .. }) => match store.head(&attempt.key).await {
-                // The same bytes as before have the same tag.
-                Ok(info) if tag.as_ref() == Some(&info.etag) || attempt.made(&info) => {
+                Ok(info) if attempt.made(&info) => {
                     let proof = Proof::default();
                     Ok(PutOutcome { etag: info.etag, last_modified: Some(info.last_modified), proof })
                 }

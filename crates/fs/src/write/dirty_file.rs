@@ -102,15 +102,20 @@ pub(super) struct Attempt {
     pub(super) part_count: usize,
     /// The object before.
     pub(super) replaces: Option<ETag>,
-    /// The tag that the object would have, if that is known: then nothing else is looked at.
+    /// The tag that the object would have, if that is known: the same bytes as before have the same.
     pub(super) tag: Option<ETag>,
+    /// It was another process's, which died.
+    pub(super) is_of_the_dead: bool,
 }
 
 impl Attempt {
     /// Whether `info` is the object that the upload would have made.
     pub(super) fn made(&self, info: &ObjectInfo) -> bool {
-        if let Some(tag) = &self.tag {
-            return info.etag == *tag;
+        if self.tag.as_ref() == Some(&info.etag) {
+            return true;
+        }
+        if self.is_of_the_dead {
+            return false;
         }
         info.size == self.size
             && self.replaces.as_ref() != Some(&info.etag)
@@ -210,8 +215,32 @@ impl DirtyFile {
     /// [`FsError::NoSpace`], [`FsError::Io`]: then what was said before holds.
     pub fn describe(&self, attributes: ObjectAttributes, times_set: bool) -> FsResult<()> {
         let mut state = self.state();
-        let described = state.journal.describe(Described { attributes, times_set });
-        described.map_err(not_recorded(&state.key))
+        let described = state.journal.describe(Described { attributes: attributes.clone(), times_set });
+        described.map_err(not_recorded(&state.key))?;
+        // An upload that begins while the file is written carries it, too.
+        state.attributes = attributes;
+        Ok(())
+    }
+
+    /// Something else than an upload gives the object its bytes: what is written from now on is a change of those. Gives whether
+    /// something was to be stored before.
+    pub fn begin_replacement(&self) -> bool {
+        std::mem::take(&mut self.state().is_changed)
+    }
+
+    /// It did not.
+    pub fn replacement_failed(&self, had_changes: bool) {
+        if had_changes {
+            self.state().changed();
+        }
+    }
+
+    /// The object has what it shall have, its attributes too: whoever finds the file need not look any more.
+    pub fn note_stored(&self) {
+        let mut state = self.state();
+        if !state.is_changed {
+            state.journal.stored();
+        }
     }
 
     /// Comes before the object of a file that was stored is moved: whoever finds the file must not look for it where it was.
@@ -277,6 +306,11 @@ impl DirtyFile {
         !self.state().in_upload.is_empty()
     }
 
+    /// Where the next upload puts it.
+    pub fn key(&self) -> ObjectKey {
+        self.state().key.clone()
+    }
+
     /// The file has another key now.
     pub fn retarget(&self, key: ObjectKey) {
         let mut state = self.state();
@@ -299,7 +333,7 @@ impl DirtyFile {
     }
 
     /// An upload of the file was completed, as was found out later, and made `version`: what it took from its base, or from
-    /// parts, is there now. `false` if that cannot be told from zeros.
+    /// parts, is there now. `false` if there is no room for the zeros that may have come since.
     pub(crate) fn stand_on(&self, version: ObjectVersion) -> bool {
         let mut state = self.state();
         let limit = state.base.as_ref().map_or(0, |base| base.limit);
@@ -308,8 +342,12 @@ impl DirtyFile {
             gaps.insert(0..state.size);
             let known = state.local.iter().chain(state.in_upload.iter()).chain(std::iter::once(0..limit));
             known.for_each(|range| gaps.remove(range));
-            if !gaps.is_empty() {
-                return false;
+            // Holes, which the object has, too, or what was punched since, which it has not.
+            for gap in gaps.iter().collect::<Vec<_>>() {
+                if let Err(error) = self.stage_holes(&mut state, gap) {
+                    tracing::warn!(key = %state.key, %error, "an upload that is complete cannot be stood on");
+                    return false;
+                }
             }
         }
         let limit = limit.max(state.in_upload.end()).min(version.size);

@@ -21,6 +21,7 @@ use super::commit::Stored;
 use super::dirty_file::State;
 use super::record::{Event, PartForm, Recorded};
 use super::{BaseReader, DirtyFile, RangeSet};
+use crate::attr::Time;
 use crate::{FsError, FsResult};
 
 /// After so many parts their length doubles, so that any size fits the number of parts.
@@ -121,6 +122,17 @@ impl BaseReader for NoBase {
     }
 }
 
+/// What an upload carries that begins while the file is written, and its times move.
+fn written_now(attributes: &ObjectAttributes) -> ObjectAttributes {
+    let mut attributes = attributes.clone();
+    for name in ["mtime", "ctime"] {
+        if let Some(time) = attributes.metadata.get_mut(name) {
+            *time = Time::now().text();
+        }
+    }
+    attributes
+}
+
 impl DirtyFile {
     pub(super) fn stream_part_len(&self, number: u32) -> u64 {
         let limits = self.context.store.capabilities();
@@ -148,7 +160,7 @@ impl DirtyFile {
             state.stream = Some(Stream {
                 serial: next_serial(),
                 key: state.key.clone(),
-                attributes: state.attributes.clone(),
+                attributes: written_now(&state.attributes),
                 id: None,
                 parts: BTreeMap::new(),
                 rewritten: RangeSet::default(),
@@ -440,7 +452,13 @@ impl DirtyFile {
             Ok(rest) => {
                 stream.parts.extend(rest);
                 let parts: Vec<Part> = stream.parts.values().cloned().collect();
-                self.complete(&self.attempt(&key, size, &parts), &id, &parts, condition).await
+                let attempt = self.attempt(&key, size, &parts);
+                let completed = self.complete(&attempt, &id, &parts, condition).await;
+                if completed.is_err() {
+                    // It may be done: then nothing can be added to it any more.
+                    self.state().attempt = Some(attempt);
+                }
+                completed
             }
             Err(error) => Err(error),
         };

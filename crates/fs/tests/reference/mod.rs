@@ -73,7 +73,9 @@ pub(crate) fn same(ours: Errno, theirs: rustix::io::Errno) -> bool {
         // Links are followed by the kernel, not by the engine.
         E::LOOP => return true,
         // Of several reasons each may be told.
-        E::XDEV => return matches!(ours, Errno::EXDEV | Errno::ENOENT | Errno::ENOTDIR | Errno::EINVAL),
+        E::XDEV => {
+            return matches!(ours, Errno::EXDEV | Errno::ENOENT | Errno::ENOTDIR | Errno::EINVAL | Errno::ENOTEMPTY);
+        }
         _ => return false,
     };
     // Where several are right, each may choose.

@@ -26,6 +26,7 @@ use crate::reference::{
 use crate::world::{After, World};
 
 const FILE_LEN_MAX: u64 = 20_000;
+const STREAM_LEN_MIN: usize = 6_000;
 /// So many processes may die in a row before one lives on.
 const DEATHS_MAX: u64 = 30;
 
@@ -383,6 +384,10 @@ impl Application {
     }
 
     fn range(&mut self) -> Range<usize> {
+        if self.world.is_streaming && self.random.chance(0.4) {
+            // Long enough for an upload that begins while it is written.
+            return 0..STREAM_LEN_MIN + self.index(usize::try_from(FILE_LEN_MAX).unwrap() - STREAM_LEN_MIN);
+        }
         any_range(&mut self.random, FILE_LEN_MAX)
     }
 

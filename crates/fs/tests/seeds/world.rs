@@ -41,6 +41,8 @@ pub(crate) struct World {
     pub(crate) lands: f64,
     /// Reads are kept on the disk, where bits flip.
     pub(crate) has_cache: bool,
+    /// Many writes begin at the beginning, and are long.
+    pub(crate) is_streaming: bool,
 }
 
 impl World {
@@ -84,6 +86,7 @@ impl World {
             life_max,
             lands,
             has_cache: random.chance(0.3),
+            is_streaming: false,
         }
     }
 
