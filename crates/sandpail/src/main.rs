@@ -12,6 +12,7 @@ mod probe;
 mod progress;
 mod recover;
 mod serve;
+mod serving;
 mod store;
 mod sync;
 mod umount;

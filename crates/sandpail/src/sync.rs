@@ -13,13 +13,14 @@ use crate::cli::SyncArgs;
 use crate::control::{self, Ask, StoredFile};
 use crate::progress::Waiting;
 use crate::registry::{self, Entry};
+use crate::serving::Spot;
 use crate::{host, umount};
 
 /// How long a mount may take to name what it has not stored, when it did not store it in time.
 const NAMING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time between two looks for the process that follows another.
-pub(crate) const NEXT_PAUSE: Duration = Duration::from_millis(10);
+/// Time until a process is asked again, or another one, after it has closed the connection.
+const ASK_AGAIN_PAUSE: Duration = Duration::from_millis(10);
 
 /// What became of what was written.
 pub(crate) enum Outcome {
@@ -29,25 +30,28 @@ pub(crate) enum Outcome {
     Failed(Vec<(String, String)>, Vec<StoredFile>),
     /// The time was up; these are not stored yet, with how the last try ended.
     Late(Vec<(String, String)>),
+    /// Nothing is mounted there any more, or the mount is dead.
+    Gone,
 }
 
 pub(crate) fn run(arguments: &SyncArgs) -> anyhow::Result<ExitCode> {
-    let entries = match &arguments.mountpoint {
+    let spots = match &arguments.mountpoint {
         Some(mountpoint) => vec![mount_at(mountpoint)?],
-        None => registry::entries()?,
+        None => all_mounts()?,
     };
     let waiting = Waiting::start("storing what was written");
     let outcomes: Vec<_> = std::thread::scope(|scope| {
-        let all: Vec<_> =
-            entries.iter().map(|entry| scope.spawn(|| sync(entry, arguments.timeout))).collect::<Vec<_>>();
+        let all: Vec<_> = spots.iter().map(|spot| scope.spawn(|| sync(spot, arguments.timeout))).collect::<Vec<_>>();
         all.into_iter().map(|one| one.join().unwrap_or_else(|_| bail!("storing ended early"))).collect()
     });
     drop(waiting);
     let mut code = ExitCode::SUCCESS;
-    for (entry, outcome) in entries.iter().zip(outcomes) {
-        let shown = entry.shown_place();
+    for (spot, outcome) in spots.iter().zip(outcomes) {
+        let shown = spot.shown();
         match outcome {
             Ok(Outcome::Stored(count, _)) => println!("{shown}: everything is stored ({count} file(s) just now)"),
+            // Who has ended it was told what was not stored then.
+            Ok(Outcome::Gone) if arguments.all => println!("{shown}: {}", Outcome::Gone.told(arguments.timeout)),
             Ok(outcome) => {
                 code = ExitCode::FAILURE;
                 eprintln!("sandpail: {shown}: {}", outcome.told(arguments.timeout));
@@ -61,31 +65,52 @@ pub(crate) fn run(arguments: &SyncArgs) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// The entry of the mount on a directory.
-pub(crate) fn mount_at(mountpoint: &Path) -> anyhow::Result<Entry> {
-    let shown = mountpoint.display();
+/// A directory that must be a mount.
+pub(crate) fn mount_at(mountpoint: &Path) -> anyhow::Result<Spot> {
     let absolute = umount::absolute(mountpoint)?;
     if host::sandpail_mount(&absolute).is_none() {
-        bail!("{shown} is not mounted by sandpail (see: sandpail list)");
+        bail!("{} is not mounted by sandpail (see: sandpail list)", mountpoint.display());
     }
-    registry::find(&absolute)?.with_context(|| format!("the process behind {shown} is not this user's, or has ended"))
+    Ok(Spot::on_host(absolute))
 }
 
-fn sync(entry: &Entry, timeout: Duration) -> anyhow::Result<Outcome> {
-    let started = Instant::now();
-    if entry.sandbox.is_none() {
-        flush_pages(&entry.mountpoint, timeout)?;
+/// All mounts of this user, those too whose process was killed just now.
+fn all_mounts() -> anyhow::Result<Vec<Spot>> {
+    let mut spots: Vec<Spot> = registry::entries()?.iter().map(Spot::of).collect();
+    let is_known = |spots: &[Spot], at: &Path| spots.iter().any(|spot| spot.sandbox.is_none() && spot.mountpoint == at);
+    for line in host::mounts() {
+        if line.is_sandpail() && line.is_own() && !is_known(&spots, &line.mountpoint) {
+            spots.push(Spot::on_host(line.mountpoint));
+        }
     }
-    drain(&mut entry.clone(), timeout.saturating_sub(started.elapsed()))
+    Ok(spots)
+}
+
+fn sync(spot: &Spot, timeout: Duration) -> anyhow::Result<Outcome> {
+    let started = Instant::now();
+    let Some(mut entry) = spot.served_by(timeout)? else { return Ok(Outcome::Gone) };
+    let left = || timeout.saturating_sub(started.elapsed());
+    if entry.sandbox.is_none() {
+        flush_pages(&entry.mountpoint, left())?;
+    }
+    drain(&mut entry, left())
 }
 
 /// Pages that were changed through a shared mapping are still the kernel's; nobody has told the mount's process.
 fn flush_pages(mountpoint: &Path, timeout: Duration) -> anyhow::Result<()> {
+    /// `FUSE_SUPER_MAGIC`
+    const FUSE: i64 = 0x6573_5546;
     let (tell, told) = std::sync::mpsc::channel();
     let path = mountpoint.to_owned();
     // By a thread of its own, which may be left behind: a mount that hangs must not take this command along.
     std::thread::spawn(move || {
-        let flushed = File::open(&path).and_then(|root| Ok(rustix::fs::syncfs(root)?));
+        let flushed = File::open(&path).and_then(|root| {
+            // It may be unmounted by now, and another file system is below.
+            let is_ours = i64::from(rustix::fs::fstatfs(&root)?.f_type) == FUSE;
+            Ok(if is_ours {
+                rustix::fs::syncfs(root)?
+            })
+        });
         // Nobody listens any more when the time was up.
         let _ = tell.send(flushed);
     });
@@ -98,21 +123,18 @@ fn flush_pages(mountpoint: &Path, timeout: Duration) -> anyhow::Result<()> {
 /// another, which is asked then, and which `entry` names afterwards.
 pub(crate) fn drain(entry: &mut Entry, timeout: Duration) -> anyhow::Result<Outcome> {
     let begun = Instant::now();
+    let left = || timeout.saturating_sub(begun.elapsed());
     loop {
-        let error = match drain_by(entry.pid, timeout.saturating_sub(begun.elapsed())) {
-            Err(error) if control::is_cut(&error) => error,
+        match drain_by(entry.pid, left()) {
+            Err(error) if control::is_cut(&error) && !left().is_zero() => {}
             outcome => return outcome,
-        };
-        *entry = loop {
-            if let Some(next) = entry.next()? {
-                break next;
-            }
-            let is_over = entry.sandbox.is_none() && !umount::answers(&entry.mountpoint);
-            if is_over || begun.elapsed() > timeout {
-                return Err(error);
-            }
-            std::thread::sleep(NEXT_PAUSE);
-        };
+        }
+        // It may only be about to end.
+        std::thread::sleep(ASK_AGAIN_PAUSE);
+        match Spot::of(entry).served_by(left())? {
+            Some(next) => *entry = next,
+            None => return Ok(Outcome::Gone),
+        }
     }
 }
 
@@ -145,6 +167,7 @@ impl Outcome {
             Self::Stored(_, stored) => (&stored[..], NONE),
             Self::Failed(failed, stored) => (&stored[..], &failed[..]),
             Self::Late(waiting) => (&[][..], &waiting[..]),
+            Self::Gone => (&[][..], NONE),
         };
         let left = |(path, reason): &(String, String)| json!({ "path": path, "reason": reason });
         json!({ "stored": stored, "notStored": not_stored.iter().map(left).collect::<Vec<_>>() })
@@ -154,6 +177,7 @@ impl Outcome {
     pub(crate) fn told(&self, timeout: Duration) -> String {
         let (mut text, files) = match self {
             Self::Stored(..) => return "everything is stored".to_owned(),
+            Self::Gone => return "it is not mounted any more".to_owned(),
             Self::Failed(files, _) => (format!("{} file(s) could not be stored:", files.len()), files),
             Self::Late(files) => (format!("not everything is stored after {timeout:?}; still waiting:"), files),
         };

@@ -5,32 +5,39 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, bail};
+
 use crate::cli::UmountArgs;
 use crate::progress::Waiting;
+use crate::report::in_one_line;
 use crate::sync::{self, Outcome};
 use crate::{host, registry};
-use anyhow::{Context, bail};
 
 pub(crate) fn run(arguments: &UmountArgs) -> anyhow::Result<ExitCode> {
     let shown = arguments.mountpoint.display();
-    let mountpoint = absolute(&arguments.mountpoint)?;
-    if host::sandpail_mount(&mountpoint).is_none() {
-        bail!("{shown} is not mounted by sandpail (see: sandpail list)");
-    }
-    let mut entry = entry_of(&mountpoint)?;
-    let mut left = None;
-    let mut json = serde_json::json!({ "stored": [], "notStored": [] });
+    let spot = sync::mount_at(&arguments.mountpoint)?;
+    let mountpoint = &spot.mountpoint;
+    let (mut left, mut outcome) = (None, Outcome::Gone);
+    let mut entry = match spot.served_by(arguments.timeout) {
+        Err(error) if arguments.force => {
+            left = Some(in_one_line(&error));
+            None
+        }
+        found => found.with_context(|| format!("{shown} stays mounted (see --force)"))?,
+    };
     if let Some(entry) = &mut entry {
         let waiting = Waiting::start("storing what was written");
-        let outcome = sync::drain(entry, arguments.timeout)?;
+        let drained = sync::drain(entry, arguments.timeout);
         drop(waiting);
-        if arguments.json {
-            json = outcome.to_json();
+        match drained {
+            Ok(drained) => outcome = drained,
+            Err(error) if arguments.force => left = Some(in_one_line(&error)),
+            Err(error) => return Err(error),
         }
-        if !matches!(outcome, Outcome::Stored(..)) {
+        if matches!(outcome, Outcome::Failed(..) | Outcome::Late(..)) {
             let told = outcome.told(arguments.timeout);
             if !arguments.force {
-                tell_json(arguments, json, false)?;
+                tell_json(arguments, outcome.to_json(), false)?;
                 eprintln!("sandpail: {shown} stays mounted: {told}");
                 eprintln!("sandpail: try again when the store answers, or keep the bytes aside with --force");
                 return Ok(ExitCode::FAILURE);
@@ -38,12 +45,17 @@ pub(crate) fn run(arguments: &UmountArgs) -> anyhow::Result<ExitCode> {
             left = Some(told);
         }
     }
-    host::unmount(&mountpoint, false)?;
+    // Somebody else may have been quicker.
+    if host::sandpail_mount(mountpoint).is_some() {
+        host::unmount(mountpoint, false)?;
+    }
     // Another one may serve it by now; without an entry it has ended, or is about to.
-    if let Some(entry) = registry::find(&mountpoint)?.or(entry) {
+    let last =
+        registry::entries()?.into_iter().rev().find(|last| last.sandbox.is_none() && last.mountpoint == *mountpoint);
+    if let Some(entry) = last.or(entry) {
         wait_for_end(entry.pid, arguments.timeout)?;
     }
-    tell_json(arguments, json, true)?;
+    tell_json(arguments, outcome.to_json(), true)?;
     if let Some(told) = left {
         eprintln!("sandpail: {shown} is unmounted all the same: {told}");
         eprintln!("sandpail: what the last try could not store either is below kept/ in the staging directory");
@@ -59,25 +71,6 @@ fn tell_json(arguments: &UmountArgs, mut json: serde_json::Value, unmounted: boo
         writeln!(std::io::stdout(), "{json}").context("cannot print")?;
     }
     Ok(())
-}
-
-/// The entry of a mount. One whose process was killed has none until the next one serves.
-fn entry_of(mountpoint: &Path) -> anyhow::Result<Option<registry::Entry>> {
-    const TIMEOUT: Duration = Duration::from_secs(3);
-    let begun = Instant::now();
-    loop {
-        let entry = registry::find(mountpoint)?;
-        if entry.is_some() || begun.elapsed() > TIMEOUT || !answers(mountpoint) {
-            return Ok(entry);
-        }
-        std::thread::sleep(sync::NEXT_PAUSE);
-    }
-}
-
-/// Whether somebody serves the mount, or will.
-pub(crate) fn answers(mountpoint: &Path) -> bool {
-    let error = std::fs::symlink_metadata(mountpoint).err().and_then(|error| error.raw_os_error());
-    error != Some(rustix::io::Errno::NOTCONN.raw_os_error())
 }
 
 pub(crate) fn absolute(path: &Path) -> anyhow::Result<std::path::PathBuf> {

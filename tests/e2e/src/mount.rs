@@ -80,6 +80,11 @@ pub struct Mount {
     done: bool,
 }
 
+/// How often a log says that a mount is ready.
+fn times_ready(log: &Path) -> usize {
+    std::fs::read_to_string(log).unwrap_or_default().matches("mounted on ").count()
+}
+
 impl Mount {
     /// Mounts and waits until the directory answers.
     ///
@@ -89,6 +94,7 @@ impl Mount {
         std::fs::create_dir_all(&plan.mountpoint)?;
         let log = plan.scratch.join("mount.log");
         let output = File::options().create(true).append(true).open(&log)?;
+        let ready_before = times_ready(&log);
         let mut command = if on_peer() { s3fs(&plan)? } else { ours(&plan)? };
         let child = command
             .stdin(Stdio::null())
@@ -107,6 +113,11 @@ impl Mount {
             std::thread::sleep(Duration::from_millis(10));
         }
         Script::new("stat . >/dev/null", &mount.plan.mountpoint).limit(MOUNT_LIMIT).run()?;
+        // It answers before everybody can find its process.
+        while !on_peer() && times_ready(&log) == ready_before {
+            ensure!(start.elapsed() < MOUNT_LIMIT, "not ready after {MOUNT_LIMIT:?}:\n{}", mount.log());
+            std::thread::sleep(Duration::from_millis(2));
+        }
         Ok(mount)
     }
 

@@ -206,7 +206,8 @@ while not stop.is_set() and not (LOCAL / "stop").exists() if KILLS <= 0 else kil
         continue
     pid = worker()
     if pid is None: continue
-    os.kill(pid, signal.SIGKILL)
+    try: os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError: continue
     kills += 1
     deadline = time.monotonic() + 60
     while worker() in (pid, None):

@@ -14,7 +14,7 @@ use sandpail_sync::{Sync, SyncError, SyncOptions};
 use super::device::{self, Device, DeviceOptions};
 use super::process::Worker;
 use super::worker_plan::{open_store, shown_source, worker_plan};
-use super::{Engine, Mount, MountEvent, is_local, leave, sync_state_file, watch};
+use super::{Action, Engine, Mount, MountEvent, is_local, leave, sync_state_file, watch};
 use super::{own, route};
 use crate::config::Config;
 use crate::sandboxes::{Inner, Slot};
@@ -112,7 +112,9 @@ async fn mount_planned(
     };
     let proven = opened.and_then(|door| {
         mount.now().door = door;
-        mount.on(MountEvent::Proven);
+        if mount.on(MountEvent::Proven) == Action::Refuse {
+            return Err(failed("the process behind it ended at once"));
+        }
         inner.persist(slot)
     });
     if let Err(error) = proven {
@@ -122,9 +124,6 @@ async fn mount_planned(
         return Err(error);
     }
     reservation.stays = true;
-    if let Some(worker) = mount.worker() {
-        watch(inner, slot, &mount, &worker);
-    }
     let detail = format!("{} of {}", mount.shown.mode.as_str(), mount.shown.bucket);
     inner.events.tell("mount.serving", &slot.id, Some(plan.path.as_str()), detail);
     Ok(())
@@ -159,6 +158,7 @@ async fn attach(
         mount.now().kept = Some(Arc::new(worker.keep().await.map_err(failed)?));
     }
     mount.on(MountEvent::Spawned);
+    watch(inner, slot, mount, &worker);
     // From here on something could be left behind by a daemon that is killed.
     inner.persist(slot)?;
     let own = detached.try_clone().map_err(|error| failed(format!("no descriptor: {error}")))?;
@@ -256,10 +256,12 @@ async fn take_back(inner: &Arc<Inner>, slot: &Slot, sandbox: &Sandbox, mount: &M
     if is_attached && let Err(error) = sandbox.detach(mount.path(), made.as_deref(), true).await {
         tracing::error!(sandbox = slot.id.as_str(), path = mount.shown.path.as_str(), %error, "a failed mount stays");
     }
+    // Nobody shall start another process for it.
+    mount.now().kept = None;
     if let Some(worker) = mount.worker() {
         worker.end(inner.config().mounts.drain_timeout).await;
     }
-    mount.now().kept = None;
+    mount.is_left(inner.config().mounts.drain_timeout).await;
     if let Some(sync) = mount.sync() {
         // Dropping it ends it; nothing was promised yet.
         drop(sync);

@@ -70,6 +70,7 @@ pub(crate) async fn unmount(
     if let Some(worker) = mount.worker() {
         end_worker(&worker, inner.config().mounts.drain_timeout, force).await;
     }
+    mount.is_left(inner.config().mounts.drain_timeout).await;
     inner.events.tell("mount.gone", &slot.id, Some(path.as_str()), told_stored(&files));
     Ok(left)
 }
@@ -265,6 +266,7 @@ pub(crate) async fn end_after_sandbox(inner: &Arc<Inner>, slot: &Slot, mount: &M
     if let Some(worker) = mount.worker() {
         end_worker(&worker, inner.config().mounts.drain_timeout, false).await;
     }
+    mount.is_left(inner.config().mounts.drain_timeout).await;
     if is_local(&mount.shown) {
         remove_sync_state(inner, slot, mount);
     }

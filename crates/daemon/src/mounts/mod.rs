@@ -19,6 +19,7 @@ use std::time::Duration;
 use sandpail_proxy::OpenRoute;
 use sandpail_spec::{MountMode, MountPlan};
 use sandpail_sync::Sync;
+use tokio::task::JoinHandle;
 
 pub(crate) use self::attach::mount;
 pub(crate) use self::barrier::sync;
@@ -64,6 +65,8 @@ struct Now {
     next: Option<WorkerRecord>,
     /// What keeps the file system alive when its process is killed.
     kept: Option<Arc<Kept>>,
+    /// Starts the next process when one is killed; ends with the mount.
+    watching: Option<JoinHandle<()>>,
     /// The way of S3 clients inside.
     door: Option<OpenRoute>,
     made: Option<PathBuf>,
@@ -104,6 +107,7 @@ impl Mount {
             engine: None,
             next: None,
             kept: None,
+            watching: None,
             door: None,
             made: None,
             device: 0,
@@ -160,6 +164,17 @@ impl Mount {
             }
         };
         tokio::time::timeout(NEXT_WORKER_TIMEOUT, followed).await.ok().flatten()
+    }
+
+    /// Waits until no other process is being started for it any more, now that it is gone.
+    async fn is_left(&self, timeout: Duration) {
+        self.now().kept = None;
+        let watching = self.now().watching.take();
+        if let Some(watching) = watching
+            && tokio::time::timeout(timeout, watching).await.is_err()
+        {
+            tracing::warn!(path = %self.shown.path, "a process that was started for a mount is still there");
+        }
     }
 
     fn sync(&self) -> Option<Arc<Sync>> {
@@ -234,8 +249,9 @@ impl Mount {
 
 /// Starts another process when the one behind a mount is killed, and reports when that cannot be done.
 fn watch(inner: &Arc<Inner>, slot: &Arc<Slot>, mount: &Arc<Mount>, worker: &Worker) {
+    let watched = Arc::clone(mount);
     let (inner, slot, mount, worker) = (Arc::downgrade(inner), Arc::clone(slot), Arc::clone(mount), worker.clone());
-    tokio::spawn(async move {
+    let watching = tokio::spawn(async move {
         let (mut worker, mut lives) = (worker, Lives::begin());
         loop {
             let reason = worker.ended().await;
@@ -265,6 +281,7 @@ fn watch(inner: &Arc<Inner>, slot: &Arc<Slot>, mount: &Arc<Mount>, worker: &Work
             return;
         }
     });
+    watched.now().watching = Some(watching);
 }
 
 /// Starts another process on a mount whose own was killed. `None`: it shall end, or cannot be taken up.
@@ -273,8 +290,7 @@ async fn take_up(inner: &Arc<Inner>, slot: &Slot, mount: &Mount, lives: &mut Liv
     loop {
         let kept = {
             let now = mount.now();
-            let is_wanted = matches!(now.state, MountState::Serving | MountState::Draining);
-            now.kept.clone().filter(|_| is_wanted)?
+            now.kept.clone().filter(|_| is_wanted(&now.state))?
         };
         if !kept.wants_another() {
             return None;
@@ -285,23 +301,28 @@ async fn take_up(inner: &Arc<Inner>, slot: &Slot, mount: &Mount, lives: &mut Liv
         }
         match start_next(inner, slot, mount, &kept).await {
             Ok(next) => {
-                let is_wanted = {
+                let serves = {
                     let mut now = mount.now();
-                    let is_wanted = matches!(now.state, MountState::Serving | MountState::Draining);
-                    if is_wanted {
+                    let serves = is_wanted(&now.state) && now.kept.is_some();
+                    if serves {
                         now.engine = Some(Engine::Worker(next.clone()));
                         now.next = None;
                     }
-                    is_wanted
+                    serves
                 };
-                if !is_wanted {
+                if !serves {
                     // Unmounted meanwhile.
                     next.end(inner.config().mounts.drain_timeout).await;
                     return None;
                 }
                 lives.begun_again();
                 match next.keep().await {
-                    Ok(kept) => mount.now().kept = Some(Arc::new(kept)),
+                    Ok(kept) => {
+                        // It may have been unmounted meanwhile.
+                        if let Some(held) = &mut mount.now().kept {
+                            *held = Arc::new(kept);
+                        }
+                    }
                     // It has died meanwhile; what is held is the same.
                     Err(why) => tracing::warn!(path, why, "the mount's process hands over nothing"),
                 }
@@ -314,6 +335,12 @@ async fn take_up(inner: &Arc<Inner>, slot: &Slot, mount: &Mount, lives: &mut Liv
             }
         }
     }
+}
+
+/// Whether a mount in this state needs a process. One that leaves may find that it is in use, and serve again.
+fn is_wanted(state: &MountState) -> bool {
+    use MountState::{Draining, Leaving, Serving, Starting};
+    matches!(state, Starting | Serving | Draining | Leaving)
 }
 
 /// Starts a process, writes down that the mount is its from now on, and gives it the mount: a daemon that is started at any

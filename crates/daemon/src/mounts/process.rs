@@ -26,6 +26,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a killed process takes to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a process that has closed its sockets may take to be gone.
+const CUT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time between two tries to reach one that does not serve yet.
 const KEEP_PAUSE: Duration = Duration::from_millis(20);
 
@@ -162,20 +164,22 @@ impl Worker {
     pub(crate) async fn ask(&self, ask: Ask, timeout: Duration) -> Result<Answer, String> {
         let socket = self.socket()?;
         let asked = tokio::task::spawn_blocking(move || control::ask(&socket, ask, timeout));
-        let mut ended = self.ended.clone();
-        tokio::select! {
-            answer = asked => {
-                answer.map_err(|error| error.to_string())?.map_err(|error| {
-                    let is_late = error.downcast_ref::<io::Error>().is_some_and(|error| {
-                        matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
-                    });
-                    if is_late { format!("no answer within {timeout:?}") } else { format!("{error:#}") }
-                })
-            }
-            reason = ended.wait_for(Option::is_some) => {
-                Err(format!("the mount's process ended ({})", text_of(reason)))
-            }
+        let answer = tokio::select! {
+            answer = asked => answer.map_err(|error| error.to_string())?,
+            reason = self.ended() => return Err(format!("the mount's process ended ({reason})")),
+        };
+        let error = match answer {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        if control::is_cut(&error) {
+            // Its sockets are closed before anybody is told that it has ended; whoever asks wants to know that.
+            self.ended_within(CUT_TIMEOUT).await;
         }
+        let is_late = error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut));
+        Err(if is_late { format!("no answer within {timeout:?}") } else { format!("{error:#}") })
     }
 
     /// Waits until it has ended, and says how; `None` after `timeout`.

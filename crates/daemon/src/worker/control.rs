@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use sandpail_fs::engine::{self, Engine, Unstored};
@@ -13,11 +13,13 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::backend::RemotePlan;
-use super::keeper::Kept;
+use super::keeper::{KEEP_TIMEOUT, Kept};
 use super::{hand_over, leave};
 
 /// Room for the usual answer.
 const TEXT_LEN: usize = 16 << 10;
+/// Time between two looks whether somebody keeps the mount.
+const KEEP_PAUSE: Duration = Duration::from_millis(10);
 /// Files that an answer names without having tried to store them.
 const NAMED_COUNT_MAX: usize = 100;
 
@@ -51,6 +53,9 @@ pub struct Answer {
     pub stored_files: Vec<StoredFile>,
     /// Paths that could not be stored, with the reasons; for [`Ask::Status`] those that are not stored.
     pub failed: Vec<(String, String)>,
+    /// Why what was asked for is not done; only for [`Ask::Yield`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
     /// How the bucket is reached; only for [`Ask::Remote`], of a mount in a sandbox whose bucket is on a server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<RemotePlan>,
@@ -120,13 +125,15 @@ fn answer(
             Answer { unstored, failed: pairs(engine.unstored(NAMED_COUNT_MAX)), ..Answer::default() }
         }
         Ask::Remote => Answer { remote: remote.cloned(), ..Answer::default() },
-        Ask::Yield => {
-            anyhow::ensure!(kept.is_some_and(Kept::is_held), "nobody keeps this mount");
-            tracing::info!("asked to leave the mount to another process");
-            let mut stream = stream;
-            stream.write_all(&[&serde_json::to_vec(&Answer::default())?[..], b"\n"].concat())?;
-            leave();
-        }
+        Ask::Yield => match may_leave(kept) {
+            Err(why) => Answer { refused: Some(why.to_owned()), ..Answer::default() },
+            Ok(()) => {
+                tracing::info!("asked to leave the mount to another process");
+                let mut stream = stream;
+                stream.write_all(&[&serde_json::to_vec(&Answer::default())?[..], b"\n"].concat())?;
+                leave();
+            }
+        },
         Ask::Keep => {
             let kept = kept.context("this mount cannot be kept alive")?;
             let text = Zeroizing::new(serde_json::to_string(&kept.plan)?);
@@ -138,7 +145,7 @@ fn answer(
             let synced = engine.runtime().block_on(engine.sync());
             let unstored = engine.unstored_count();
             let stored_files = synced.files.into_iter().map(StoredFile::from).collect();
-            Answer { unstored, stored: synced.stored, stored_files, failed: pairs(synced.failed), remote: None }
+            Answer { unstored, stored: synced.stored, stored_files, failed: pairs(synced.failed), ..Answer::default() }
         }
     };
     let mut text = Zeroizing::new(Vec::with_capacity(TEXT_LEN));
@@ -147,6 +154,17 @@ fn answer(
     let mut stream = stream;
     stream.write_all(&text)?;
     Ok(())
+}
+
+/// Whether somebody would start another process, or why not.
+fn may_leave(kept: Option<&Kept>) -> Result<(), &'static str> {
+    let kept = kept.ok_or("it was mounted with --no-restart")?;
+    let begun = Instant::now();
+    // Whoever has started this process asks for that next.
+    while !kept.was_held() && begun.elapsed() < KEEP_TIMEOUT {
+        std::thread::sleep(KEEP_PAUSE);
+    }
+    if kept.is_held() { Ok(()) } else { Err("nobody would start another process for it") }
 }
 
 fn pairs(files: Vec<Unstored>) -> Vec<(String, String)> {

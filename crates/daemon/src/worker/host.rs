@@ -13,6 +13,20 @@ pub struct MountLine {
     pub mountpoint: PathBuf,
     pub fs_type: String,
     pub source: String,
+    /// Who mounted it, for file systems that say so.
+    pub uid: Option<u32>,
+}
+
+impl MountLine {
+    /// Whether it is a sandpail mount.
+    pub fn is_sandpail(&self) -> bool {
+        self.fs_type == "fuse.sandpail"
+    }
+
+    /// Whether this user has mounted it.
+    pub fn is_own(&self) -> bool {
+        self.uid == Some(rustix::process::geteuid().as_raw())
+    }
 }
 
 /// The mount table of this process.
@@ -25,10 +39,12 @@ fn mount_line(line: &str) -> Option<MountLine> {
     let (before, after) = line.split_once(" - ")?;
     let mut after = after.split(' ');
     let (fs_type, source) = (after.next()?, after.next()?);
+    let uid = after.next().and_then(|options| options.split(',').find_map(|option| option.strip_prefix("user_id=")));
     Some(MountLine {
         mountpoint: PathBuf::from(unescape(before.split(' ').nth(4)?)),
         fs_type: fs_type.to_owned(),
         source: unescape(source),
+        uid: uid.and_then(|uid| uid.parse().ok()),
     })
 }
 
@@ -58,7 +74,7 @@ fn unescape(text: &str) -> String {
 /// The mount on top of a directory, if it is a sandpail mount.
 pub fn sandpail_mount(mountpoint: &Path) -> Option<MountLine> {
     let top = mounts().into_iter().rev().find(|line| line.mountpoint == mountpoint)?;
-    (top.fs_type == "fuse.sandpail").then_some(top)
+    top.is_sandpail().then_some(top)
 }
 
 /// Unmounts: directly as root, else through `fusermount3`.

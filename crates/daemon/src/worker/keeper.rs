@@ -8,13 +8,15 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, ExitCode};
+use std::process::{Child, ExitCode, ExitStatus};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::RecvFlags;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use sandpail_fs::engine::{Engine, Left};
 use sandpail_fs::ledger::State;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -22,13 +24,16 @@ use signal_hook::iterator::Signals;
 
 use super::start::{self, Given};
 use super::witness::Witness;
-use super::{ARGUMENT as WORKER, FAILED, Plan, READY, control, hand_over, registry, report, secrecy};
+use super::{ARGUMENT as WORKER, FAILED, Place, Plan, READY, control, hand_over, host, registry, report, secrecy};
 
 /// The first argument of the process that keeps a mount of the host.
 pub const ARGUMENT: &str = "mount-keeper";
 
 /// How long a worker may take to hand over what keeps its mount.
 pub const KEEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one may take to take up a mount, for which programs wait. Usual is a fraction of a second; one that has to wait for
+/// the last answers to the one before takes some seconds.
+const TAKE_UP_TIMEOUT: Duration = Duration::from_secs(60);
 /// A worker that lives shorter than this died of the mount itself, perhaps: what it was asked is asked again at once.
 const LIFE_MIN: Duration = Duration::from_millis(200);
 /// So many such in a row are enough.
@@ -86,6 +91,11 @@ impl Kept {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.retain(is_open);
         lines.push(line);
+    }
+
+    /// Whether it was handed over to somebody, who may be gone by now.
+    pub(super) fn was_held(&self) -> bool {
+        !self.lines.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// Whether somebody would start another process.
@@ -197,7 +207,8 @@ fn run() -> anyhow::Result<()> {
     // Away from the terminal and its signals.
     rustix::process::setsid().context("cannot leave the terminal")?;
     keep(&plan, || {
-        println!("{READY}");
+        // Not `println!`, which panics if nobody reads it any more.
+        writeln!(io::stdout(), "{READY}")?;
         io::stdout().flush()
     })
 }
@@ -210,22 +221,28 @@ fn run() -> anyhow::Result<()> {
 pub fn keep(plan: &Plan, ready: impl FnOnce() -> io::Result<()>) -> anyhow::Result<()> {
     let program = start::own_program()?;
     let signals = Signals::new([SIGTERM, SIGINT])?;
-    let current = Current::default();
+    let current = Arc::<Current>::default();
     pass_on(signals, Arc::clone(&current))?;
     let mut worker = Worker::start(&program, plan, Given::Nothing)?;
-    worker.tell(&current);
+    current.is(&worker);
     let mut kept = match worker.keep() {
         Ok(kept) => kept,
         Err(error) => {
             worker.kill();
+            // Nobody will answer there.
+            if let Place::Host { mountpoint, .. } = &plan.place {
+                host::unmount(mountpoint, true)?;
+            }
             return Err(error);
         }
     };
-    // Nobody may listen any more.
-    let _ = ready();
+    if ready().is_err() {
+        // Whoever wanted the mount is gone, and cannot know that it is there.
+        current.ask_to_end();
+    }
     let mut lives = Lives::begin();
     loop {
-        let status = worker.child.wait()?;
+        let status = worker.wait(&current)?;
         if status.success() || !kept.wants_another() {
             return Ok(());
         }
@@ -247,7 +264,7 @@ pub fn keep(plan: &Plan, ready: impl FnOnce() -> io::Result<()>) -> anyhow::Resu
                 }
             }
         }
-        worker.tell(&current);
+        current.is(&worker);
         match worker.keep() {
             Ok(next) => kept = next,
             // It has died meanwhile; what is held is the same.
@@ -257,17 +274,56 @@ pub fn keep(plan: &Plan, ready: impl FnOnce() -> io::Result<()>) -> anyhow::Resu
 }
 
 /// The process to which signals are passed on.
-type Current = Arc<Mutex<Option<Pid>>>;
+#[derive(Default)]
+struct Current {
+    state: Mutex<Asked>,
+}
+
+#[derive(Default)]
+struct Asked {
+    pid: Option<Pid>,
+    /// A signal has asked for the end. Each process is told: one that was killed has not done it.
+    to_end: bool,
+}
+
+impl Current {
+    fn state(&self) -> MutexGuard<'_, Asked> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This process serves from now on.
+    fn is(&self, worker: &Worker) {
+        let mut state = self.state();
+        state.pid = worker.pid();
+        state.pass_on();
+    }
+
+    /// None serves, and nobody else may get signals if its number is used again.
+    fn is_none(&self) {
+        self.state().pid = None;
+    }
+
+    fn ask_to_end(&self) {
+        let mut state = self.state();
+        state.to_end = true;
+        state.pass_on();
+    }
+}
+
+impl Asked {
+    fn pass_on(&self) {
+        if let Some(pid) = self.pid.filter(|_| self.to_end) {
+            // It may have ended.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+    }
+}
 
 /// A signal that asks for the end is the worker's to answer, which is in no group with this process.
-fn pass_on(mut signals: Signals, current: Current) -> anyhow::Result<()> {
+fn pass_on(mut signals: Signals, current: Arc<Current>) -> anyhow::Result<()> {
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for _signal in signals.forever() {
-            let pid = *current.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(pid) = pid {
-                // It may have ended.
-                let _ = kill_process(pid, Signal::TERM);
-            }
+            current.ask_to_end();
         }
     })?;
     Ok(())
@@ -290,7 +346,8 @@ impl Worker {
         // The worker's end of the socket is in there.
         drop(command);
         let mut worker = Self { child };
-        match start::hand_plan(&socket, plan, given).and_then(|()| worker.first_line()) {
+        let limit = matches!(given, Given::Mount(_)).then_some(TAKE_UP_TIMEOUT);
+        match start::hand_plan(&socket, plan, given).and_then(|()| worker.first_line(limit)) {
             Ok(()) => Ok(worker),
             Err(error) => {
                 worker.kill();
@@ -299,9 +356,14 @@ impl Worker {
         }
     }
 
-    fn first_line(&mut self) -> anyhow::Result<()> {
+    fn first_line(&mut self, limit: Option<Duration>) -> anyhow::Result<()> {
         let mut line = String::new();
         let output = self.child.stdout.take().context("no pipe")?;
+        if let Some(limit) = limit {
+            let limit = Timespec::try_from(limit)?;
+            let found = poll(&mut [PollFd::new(&output, PollFlags::IN)], Some(&limit))?;
+            anyhow::ensure!(found > 0, "the mount's process does not serve within {TAKE_UP_TIMEOUT:?}");
+        }
         BufReader::new(output).read_line(&mut line)?;
         match line.trim_end() {
             READY => Ok(()),
@@ -310,9 +372,18 @@ impl Worker {
         }
     }
 
-    fn tell(&self, current: &Current) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        *current.lock().unwrap_or_else(PoisonError::into_inner) = pid;
+    fn pid(&self) -> Option<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
+    }
+
+    /// Waits for its end.
+    fn wait(&mut self, current: &Current) -> io::Result<ExitStatus> {
+        if let Some(pid) = self.pid() {
+            // Its number is its own until it is waited for in earnest.
+            while waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).err() == Some(Errno::INTR) {}
+        }
+        current.is_none();
+        self.child.wait()
     }
 
     /// Says in its log what it cannot say itself any more.

@@ -34,6 +34,7 @@ use sandpail_spec::PathClasses;
 use sandpail_store::http::Connections;
 use sandpail_store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::backend::{RemotePlan, Source};
 use self::keeper::Kept;
@@ -447,13 +448,19 @@ fn serve_engine(
         engine.write_back();
     }
     engine.keep_aborting_left_uploads();
+    // From before there is anything to end.
+    let signals = {
+        let _context = runtime.enter();
+        EndSignals::new()?
+    };
     let attached = attach(plan, device, engine)?;
     let entry = plan.entry(log_file)?;
     let remote = plan.store.clone().filter(|_| matches!(plan.place, Place::Sandbox { .. }));
     let socket = registry::socket_of(pid)?;
     let registered = Kept::of(plan, attached.device(), engine, witness).and_then(|kept| {
-        entry.write()?;
-        control::serve(&socket, Arc::clone(engine), remote, kept)
+        control::serve(&socket, Arc::clone(engine), remote, kept)?;
+        // Only now: whoever finds it asks.
+        entry.write()
     });
     let told = registered.and_then(|()| match ready() {
         // A daemon that was killed after it had given the mount to this process; the next one knows it by its record.
@@ -478,7 +485,7 @@ fn serve_engine(
     } else {
         tracing::info!(source, %mountpoint, "mounted");
     }
-    let served = wait(runtime, engine, &plan.place, attached)?;
+    let served = wait(runtime, engine, &plan.place, attached, signals)?;
     if plan.survives
         && let Err(error) = &served
     {
@@ -531,6 +538,7 @@ fn wait(
     engine: &Arc<Engine>,
     place: &Place,
     attached: Attached,
+    signals: EndSignals,
 ) -> anyhow::Result<std::io::Result<()>> {
     let (tell, told) = std::sync::mpsc::channel();
     let asked = tell.clone();
@@ -540,10 +548,7 @@ fn wait(
     })?;
     let (engine, place) = (Arc::clone(engine), place.clone());
     runtime.spawn(async move {
-        if let Err(error) = on_signals(&engine, &place).await {
-            tracing::error!(%error, "signals are not heard");
-            return;
-        }
+        on_signals(&engine, &place, signals).await;
         if let Place::Sandbox { .. } = place {
             tracing::info!("asked to end");
             let _ = asked.send(Ok(()));
@@ -552,18 +557,33 @@ fn wait(
     told.recv().context("nobody waits for the mount")
 }
 
+/// The signals that ask for the end.
+struct EndSignals {
+    term: Signal,
+    int: Signal,
+}
+
+impl EndSignals {
+    /// From now on they are heard. In a runtime's context.
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! { _ = self.term.recv() => {}, _ = self.int.recv() => {} }
+    }
+}
+
 /// Returns when everything is stored after a signal, and a mount of the host is unmounted.
-async fn on_signals(engine: &Engine, place: &Place) -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+async fn on_signals(engine: &Engine, place: &Place, mut signals: EndSignals) {
     loop {
-        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        signals.next().await;
         engine.drain().await;
-        let Place::Host { mountpoint, .. } = place else { return Ok(()) };
+        let Place::Host { mountpoint, .. } = place else { return };
         let at = mountpoint.clone();
         let unmounted = tokio::task::spawn_blocking(move || host::unmount(&at, false)).await;
         match unmounted {
-            Ok(Ok(())) => return Ok(()),
+            Ok(Ok(())) => return,
             Ok(Err(error)) => tracing::warn!(%error, "asked to end, but the mount is in use"),
             Err(error) => tracing::warn!(%error, "asked to end"),
         }

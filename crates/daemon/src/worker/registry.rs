@@ -88,6 +88,12 @@ pub fn socket_of(pid: u32) -> anyhow::Result<PathBuf> {
     Ok(directory()?.join(format!("{}.sock", name_of(pid))))
 }
 
+/// Where something appears that is mounted on the host or in a sandbox, for people.
+pub fn shown_place(sandbox: Option<&str>, mountpoint: &Path) -> String {
+    let inside = sandbox.map_or_else(String::new, |sandbox| format!("sandbox {sandbox}:"));
+    format!("{inside}{}", mountpoint.display())
+}
+
 impl Entry {
     fn path(&self) -> anyhow::Result<PathBuf> {
         Ok(directory()?.join(format!("{}.json", name_of(self.pid))))
@@ -95,23 +101,16 @@ impl Entry {
 
     /// Where it appears, for people.
     pub fn shown_place(&self) -> String {
-        let inside = self.sandbox.as_ref().map_or_else(String::new, |sandbox| format!("sandbox {sandbox}:"));
-        format!("{inside}{}", self.mountpoint.display())
-    }
-
-    /// The process that serves the mount after this one, if there is one yet.
-    ///
-    /// # Errors
-    /// Without a runtime directory.
-    pub fn next(&self) -> anyhow::Result<Option<Self>> {
-        let follows =
-            |next: &Self| next.pid != self.pid && next.mountpoint == self.mountpoint && next.sandbox == self.sandbox;
-        Ok(entries()?.into_iter().rev().find(follows))
+        shown_place(self.sandbox.as_deref(), &self.mountpoint)
     }
 
     pub fn write(&self) -> anyhow::Result<()> {
         let path = self.path()?;
-        std::fs::write(&path, serde_json::to_vec(self)?).with_context(|| format!("cannot write {}", path.display()))
+        let new = path.with_extension("new");
+        // Nobody shall read half of it.
+        std::fs::write(&new, serde_json::to_vec(self)?)
+            .and_then(|()| std::fs::rename(&new, &path))
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Removes the entry and the socket; the log stays only if it holds a warning.
@@ -171,11 +170,6 @@ pub fn entries() -> anyhow::Result<Vec<Entry>> {
     }
     found.sort_by_key(|entry| entry.started);
     Ok(found)
-}
-
-/// The mount on this directory, if it is one of ours.
-pub fn find(mountpoint: &Path) -> anyhow::Result<Option<Entry>> {
-    Ok(entries()?.into_iter().rev().find(|entry| entry.sandbox.is_none() && entry.mountpoint == mountpoint))
 }
 
 pub fn print_list() -> anyhow::Result<()> {
