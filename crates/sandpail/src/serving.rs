@@ -5,16 +5,15 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use rustix::fs::{AtFlags, CWD, StatxFlags};
 
-use crate::host;
+use crate::host::{self, MountLine};
 use crate::registry::{self, Entry};
 
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_millis(10);
 /// What the next process may take, who waits for the last answers to the one before.
 const NEXT_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same in a sandbox, of which nobody here can say whether it is still mounted.
-const IN_SANDBOX_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// Where something is mounted.
 #[derive(Clone, Debug)]
@@ -39,12 +38,11 @@ impl Spot {
         registry::shown_place(self.sandbox.as_deref(), &self.mountpoint)
     }
 
-    /// The process that serves it; one that follows another is waited for. `None`: nothing of this user is mounted there any
-    /// more, or nobody will ever answer.
+    /// The process that serves it; one that follows another is waited for.
     ///
     /// # Errors
     /// When it is mounted, and none has come within `timeout`, or the time that one can take.
-    pub(crate) fn served_by(&self, timeout: Duration) -> anyhow::Result<Option<Entry>> {
+    pub(crate) fn served_by(&self, timeout: Duration) -> anyhow::Result<Found> {
         self.find(timeout, |_| true)
     }
 
@@ -52,36 +50,84 @@ impl Spot {
     ///
     /// # Errors
     /// As [`Spot::served_by`].
-    pub(crate) fn served_after(&self, pid: u32, timeout: Duration) -> anyhow::Result<Option<Entry>> {
+    pub(crate) fn served_after(&self, pid: u32, timeout: Duration) -> anyhow::Result<Found> {
         self.find(timeout, |entry| entry.pid != pid)
     }
 
-    fn find(&self, timeout: Duration, is_right: impl Fn(&Entry) -> bool) -> anyhow::Result<Option<Entry>> {
+    fn find(&self, timeout: Duration, is_right: impl Fn(&Entry) -> bool) -> anyhow::Result<Found> {
         let limit = timeout.min(NEXT_TIMEOUT);
         let (begun, mut look) = (Instant::now(), Look::default());
         loop {
-            let is_here = |entry: &Entry| entry.mountpoint == self.mountpoint && entry.sandbox == self.sandbox;
-            let found = registry::entries()?.into_iter().rev().find(|entry| is_here(entry) && is_right(entry));
-            if found.is_some() {
-                return Ok(found);
+            let entries = registry::entries()?;
+            let is_here = |entry: &&Entry| entry.mountpoint == self.mountpoint && entry.sandbox == self.sandbox;
+            let found = entries.iter().rev().find(|entry| is_here(entry) && is_right(entry));
+            if let Some(entry) = found {
+                return Ok(Found::Served(entry.clone()));
             }
-            let is_over = match self.sandbox {
-                None => !is_own_mount(&self.mountpoint) || look.is_dead(&self.mountpoint),
-                Some(_) => begun.elapsed() > IN_SANDBOX_TIMEOUT,
-            };
-            if is_over {
-                return Ok(None);
+            if self.sandbox.is_none() {
+                let mounts = host::mounts();
+                let Some(line) = mounts.iter().rev().find(|line| line.mountpoint == self.mountpoint) else {
+                    return Ok(Found::Gone);
+                };
+                if !line.is_sandpail() {
+                    return Ok(Found::Gone);
+                }
+                if !line.is_own() || is_shown_by(&entries, &mounts, line) {
+                    return Ok(Found::NotOurs);
+                }
+                if look.is_dead(&self.mountpoint) {
+                    return Ok(Found::Dead);
+                }
             }
             if begun.elapsed() > limit {
-                bail!("no process has come within {limit:?} that serves {}", self.mountpoint.display());
+                let directory = registry::directory()?;
+                bail!(
+                    "no process that is known in {} has come within {limit:?} to serve {}",
+                    directory.display(),
+                    self.shown()
+                );
             }
             std::thread::sleep(PAUSE);
         }
     }
 }
 
-fn is_own_mount(mountpoint: &Path) -> bool {
-    host::sandpail_mount(mountpoint).is_some_and(|line| line.is_own())
+/// Who serves a mount.
+pub(crate) enum Found {
+    /// This process.
+    Served(Entry),
+    /// Nothing is mounted there any more.
+    Gone,
+    /// Its process has ended, and none will follow.
+    Dead,
+    /// It is another user's, or the same as a mount at another place.
+    NotOurs,
+}
+
+impl Found {
+    /// The process, if it can be asked for something; `None` if the mount has ended in good order.
+    ///
+    /// # Errors
+    /// When nobody can be asked.
+    pub(crate) fn process(self) -> anyhow::Result<Option<Entry>> {
+        match self {
+            Self::Served(entry) => Ok(Some(entry)),
+            Self::Gone => Ok(None),
+            Self::Dead => {
+                bail!("its process has ended; what that had not stored is kept aside (see: sandpail recover list)")
+            }
+            Self::NotOurs => bail!("the process behind it is not this user's, or serves it at another place"),
+        }
+    }
+}
+
+/// Whether a mount is the same as one that an entry knows at another place: a bind mount.
+pub(crate) fn is_shown_by(entries: &[Entry], mounts: &[MountLine], line: &MountLine) -> bool {
+    mounts.iter().any(|other| {
+        other.device == line.device
+            && other.mountpoint != line.mountpoint
+            && entries.iter().any(|entry| entry.sandbox.is_none() && entry.mountpoint == other.mountpoint)
+    })
 }
 
 /// A look at a mount, which waits as long as nobody serves it.
@@ -98,9 +144,11 @@ impl Look {
             let path = mountpoint.to_owned();
             // By a thread of its own, which may be left behind: a mount that hangs must not take this command along.
             std::thread::spawn(move || {
-                let error = std::fs::symlink_metadata(&path).err().and_then(|error| error.raw_os_error());
+                // What the kernel remembers says nothing.
+                let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+                let seen = rustix::fs::statx(CWD, &path, flags, StatxFlags::BASIC_STATS);
                 // Nobody listens any more when the time was up.
-                let _ = tell.send(error == Some(rustix::io::Errno::NOTCONN.raw_os_error()));
+                let _ = tell.send(seen.err() == Some(rustix::io::Errno::NOTCONN));
             });
             told
         });

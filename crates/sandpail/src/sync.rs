@@ -13,7 +13,7 @@ use crate::cli::SyncArgs;
 use crate::control::{self, Ask, StoredFile};
 use crate::progress::Waiting;
 use crate::registry::{self, Entry};
-use crate::serving::Spot;
+use crate::serving::{Spot, is_shown_by};
 use crate::{host, umount};
 
 /// How long a mount may take to name what it has not stored, when it did not store it in time.
@@ -30,7 +30,7 @@ pub(crate) enum Outcome {
     Failed(Vec<(String, String)>, Vec<StoredFile>),
     /// The time was up; these are not stored yet, with how the last try ended.
     Late(Vec<(String, String)>),
-    /// Nothing is mounted there any more, or the mount is dead.
+    /// Nothing is mounted there any more. Who has ended that was told what was not stored.
     Gone,
 }
 
@@ -50,7 +50,6 @@ pub(crate) fn run(arguments: &SyncArgs) -> anyhow::Result<ExitCode> {
         let shown = spot.shown();
         match outcome {
             Ok(Outcome::Stored(count, _)) => println!("{shown}: everything is stored ({count} file(s) just now)"),
-            // Who has ended it was told what was not stored then.
             Ok(Outcome::Gone) if arguments.all => println!("{shown}: {}", Outcome::Gone.told(arguments.timeout)),
             Ok(outcome) => {
                 code = ExitCode::FAILURE;
@@ -76,11 +75,13 @@ pub(crate) fn mount_at(mountpoint: &Path) -> anyhow::Result<Spot> {
 
 /// All mounts of this user, those too whose process was killed just now.
 fn all_mounts() -> anyhow::Result<Vec<Spot>> {
-    let mut spots: Vec<Spot> = registry::entries()?.iter().map(Spot::of).collect();
-    let is_known = |spots: &[Spot], at: &Path| spots.iter().any(|spot| spot.sandbox.is_none() && spot.mountpoint == at);
-    for line in host::mounts() {
-        if line.is_sandpail() && line.is_own() && !is_known(&spots, &line.mountpoint) {
-            spots.push(Spot::on_host(line.mountpoint));
+    let (entries, mounts) = (registry::entries()?, host::mounts());
+    let mut spots: Vec<Spot> = entries.iter().map(Spot::of).collect();
+    for line in &mounts {
+        let is_known = spots.iter().any(|spot| spot.sandbox.is_none() && spot.mountpoint == line.mountpoint)
+            || is_shown_by(&entries, &mounts, line);
+        if line.is_sandpail() && line.is_own() && !is_known {
+            spots.push(Spot::on_host(line.mountpoint.clone()));
         }
     }
     Ok(spots)
@@ -88,7 +89,7 @@ fn all_mounts() -> anyhow::Result<Vec<Spot>> {
 
 fn sync(spot: &Spot, timeout: Duration) -> anyhow::Result<Outcome> {
     let started = Instant::now();
-    let Some(mut entry) = spot.served_by(timeout)? else { return Ok(Outcome::Gone) };
+    let Some(mut entry) = spot.served_by(timeout)?.process()? else { return Ok(Outcome::Gone) };
     let left = || timeout.saturating_sub(started.elapsed());
     if entry.sandbox.is_none() {
         flush_pages(&entry.mountpoint, left())?;
@@ -131,7 +132,7 @@ pub(crate) fn drain(entry: &mut Entry, timeout: Duration) -> anyhow::Result<Outc
         }
         // It may only be about to end.
         std::thread::sleep(ASK_AGAIN_PAUSE);
-        match Spot::of(entry).served_by(left())? {
+        match Spot::of(entry).served_by(left())?.process()? {
             Some(next) => *entry = next,
             None => return Ok(Outcome::Gone),
         }

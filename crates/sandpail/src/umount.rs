@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use crate::cli::UmountArgs;
 use crate::progress::Waiting;
 use crate::report::in_one_line;
+use crate::serving::Found;
 use crate::sync::{self, Outcome};
 use crate::{host, registry};
 
@@ -23,7 +24,10 @@ pub(crate) fn run(arguments: &UmountArgs) -> anyhow::Result<ExitCode> {
             left = Some(in_one_line(&error));
             None
         }
-        found => found.with_context(|| format!("{shown} stays mounted (see --force)"))?,
+        // Nobody can be asked; or it is not the last place where the mount is seen.
+        Ok(Found::Dead | Found::Gone | Found::NotOurs) => None,
+        Ok(Found::Served(entry)) => Some(entry),
+        Err(error) => return Err(error.context(format!("{shown} stays mounted (see --force)"))),
     };
     if let Some(entry) = &mut entry {
         let waiting = Waiting::start("storing what was written");

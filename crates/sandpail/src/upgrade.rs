@@ -1,7 +1,7 @@
 //! `sandpail upgrade`: each mount goes on with another process, of the program's file as it is now.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
@@ -11,12 +11,15 @@ use crate::registry::{self, Entry};
 use crate::serving::Spot;
 use crate::sync;
 
+/// How long a process may take to be gone that has closed the connection.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(10);
+
 pub(crate) fn run(arguments: &UpgradeArgs) -> anyhow::Result<ExitCode> {
     let entries = match &arguments.mountpoint {
         Some(mountpoint) => {
             let spot = sync::mount_at(mountpoint)?;
-            let gone = || format!("no process of this user serves {}", spot.shown());
-            vec![spot.served_by(arguments.timeout)?.with_context(gone)?]
+            spot.served_by(arguments.timeout)?.process().with_context(|| spot.shown())?.into_iter().collect()
         }
         None => registry::entries()?,
     };
@@ -30,7 +33,7 @@ pub(crate) fn run(arguments: &UpgradeArgs) -> anyhow::Result<ExitCode> {
             Ok(None) => println!("{}\tis not mounted any more", entry.shown_place()),
             Err(error) => {
                 failed = true;
-                eprintln!("sandpail: {} stays with its process {}: {error:#}", entry.shown_place(), entry.pid);
+                eprintln!("sandpail: {}: no other process follows {}: {error:#}", entry.shown_place(), entry.pid);
             }
         }
     }
@@ -45,9 +48,17 @@ fn replace(entry: &Entry, timeout: Duration) -> anyhow::Result<Option<Entry>> {
                 bail!("it does not leave the mount to another: {why}");
             }
         }
-        // It was killed, or somebody else has asked before. Older versions refuse like this.
-        Err(error) if control::is_cut(&error) => {}
+        // It was killed, or somebody else has asked before.
+        Err(error) if control::is_cut(&error) => {
+            let begun = Instant::now();
+            while registry::entries()?.iter().any(|other| other.pid == entry.pid) {
+                if begun.elapsed() > END_TIMEOUT {
+                    bail!("it does not leave the mount to another: mounted with --no-restart, or by an older version");
+                }
+                std::thread::sleep(PAUSE);
+            }
+        }
         Err(error) => return Err(error),
     }
-    Spot::of(entry).served_after(entry.pid, timeout)
+    Spot::of(entry).served_after(entry.pid, timeout)?.process()
 }

@@ -248,6 +248,9 @@ async fn start_sync(
 /// Takes back whatever was made.
 async fn take_back(inner: &Arc<Inner>, slot: &Slot, sandbox: &Sandbox, mount: &Mount) {
     mount.close_door(slot);
+    // Whoever asked is told; nobody else knows of it yet.
+    mount.on(MountEvent::Unmount);
+    mount.on(MountEvent::Stored);
     let (is_attached, made) = {
         let now = mount.now();
         (now.is_attached, now.made.clone())

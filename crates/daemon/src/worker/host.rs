@@ -11,6 +11,8 @@ use rustix::mount::UnmountFlags;
 #[derive(Clone, Debug)]
 pub struct MountLine {
     pub mountpoint: PathBuf,
+    /// The file system's number, `major:minor`.
+    pub device: String,
     pub fs_type: String,
     pub source: String,
     /// Who mounted it, for file systems that say so.
@@ -39,9 +41,12 @@ fn mount_line(line: &str) -> Option<MountLine> {
     let (before, after) = line.split_once(" - ")?;
     let mut after = after.split(' ');
     let (fs_type, source) = (after.next()?, after.next()?);
+    let mut before = before.split(' ').skip(2);
+    let (device, mountpoint) = (before.next()?, before.nth(1)?);
     let uid = after.next().and_then(|options| options.split(',').find_map(|option| option.strip_prefix("user_id=")));
     Some(MountLine {
-        mountpoint: PathBuf::from(unescape(before.split(' ').nth(4)?)),
+        mountpoint: PathBuf::from(unescape(mountpoint)),
+        device: device.to_owned(),
         fs_type: fs_type.to_owned(),
         source: unescape(source),
         uid: uid.and_then(|uid| uid.parse().ok()),

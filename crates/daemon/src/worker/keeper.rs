@@ -34,6 +34,8 @@ pub const KEEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one may take to take up a mount, for which programs wait. Usual is a fraction of a second; one that has to wait for
 /// the last answers to the one before takes some seconds.
 const TAKE_UP_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a signal that asks for the end counts: a mount that was in use then stays.
+const END_REMEMBERED: Duration = Duration::from_secs(60);
 /// A worker that lives shorter than this died of the mount itself, perhaps: what it was asked is asked again at once.
 const LIFE_MIN: Duration = Duration::from_millis(200);
 /// So many such in a row are enough.
@@ -230,8 +232,11 @@ pub fn keep(plan: &Plan, ready: impl FnOnce() -> io::Result<()>) -> anyhow::Resu
         Err(error) => {
             worker.kill();
             // Nobody will answer there.
-            if let Place::Host { mountpoint, .. } = &plan.place {
-                host::unmount(mountpoint, true)?;
+            if let Place::Host { mountpoint, .. } = &plan.place
+                && host::sandpail_mount(mountpoint).is_some_and(|line| line.is_own())
+                && let Err(error) = host::unmount(mountpoint, true)
+            {
+                worker.log(plan, &report::in_one_line(&error));
             }
             return Err(error);
         }
@@ -282,8 +287,8 @@ struct Current {
 #[derive(Default)]
 struct Asked {
     pid: Option<Pid>,
-    /// A signal has asked for the end. Each process is told: one that was killed has not done it.
-    to_end: bool,
+    /// When a signal has asked for the end. A process that was killed just then has not done it, and the next one is told.
+    to_end: Option<Instant>,
 }
 
 impl Current {
@@ -305,14 +310,15 @@ impl Current {
 
     fn ask_to_end(&self) {
         let mut state = self.state();
-        state.to_end = true;
+        state.to_end = Some(Instant::now());
         state.pass_on();
     }
 }
 
 impl Asked {
     fn pass_on(&self) {
-        if let Some(pid) = self.pid.filter(|_| self.to_end) {
+        let is_asked = self.to_end.is_some_and(|asked| asked.elapsed() < END_REMEMBERED);
+        if let Some(pid) = self.pid.filter(|_| is_asked) {
             // It may have ended.
             let _ = kill_process(pid, Signal::TERM);
         }
@@ -360,9 +366,16 @@ impl Worker {
         let mut line = String::new();
         let output = self.child.stdout.take().context("no pipe")?;
         if let Some(limit) = limit {
-            let limit = Timespec::try_from(limit)?;
-            let found = poll(&mut [PollFd::new(&output, PollFlags::IN)], Some(&limit))?;
-            anyhow::ensure!(found > 0, "the mount's process does not serve within {TAKE_UP_TIMEOUT:?}");
+            let begun = Instant::now();
+            loop {
+                let left = Timespec::try_from(limit.saturating_sub(begun.elapsed()))?;
+                match poll(&mut [PollFd::new(&output, PollFlags::IN)], Some(&left)) {
+                    Ok(0) => bail!("the mount's process does not serve within {limit:?}"),
+                    Ok(_) => break,
+                    Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
         }
         BufReader::new(output).read_line(&mut line)?;
         match line.trim_end() {

@@ -132,7 +132,7 @@ struct Call {
 
 impl Call {
     fn new(name: &'static str, request: &Request) -> Self {
-        let stores = matches!(name, "flush" | "fsync" | "mknod" | "rename" | "setattr" | "unlink" | "write");
+        let stores = matches!(name, "flush" | "fsync" | "mknod" | "open" | "rename" | "setattr" | "unlink" | "write");
         let wants = if name == "flush" { Want::Close } else { Want::Answer };
         Self { name, caller: Caller::new(request.pid()), stores, wants }
     }

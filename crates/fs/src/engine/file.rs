@@ -92,8 +92,7 @@ impl Engine {
             return self.create_local(parent, name, perm, uid, gid, mode).await;
         }
         let segment = self.new_segment(parent, name).await?;
-        // While a directory above it is moved its key is not known.
-        let _shared = self.structure.read().await;
+        // A directory above it that is being moved takes it along: nothing here waits for that.
         let key = self.key_in(&self.tree(), parent, &segment)?;
         let attr = self.new_attr(parent, Kind::File, perm, uid, gid);
         // Nothing is changed in the bucket; but it is made, perhaps, if it is asked for again.
@@ -252,12 +251,13 @@ impl Engine {
         if let Some(dirty) = content.dirty() {
             return Ok(dirty);
         }
+        let moves = self.tree().moves();
         let version = self.object_version(ino)?;
         let key = self.file_key(&self.tree(), ino)?;
         let replaces = version.as_ref().map(|version| version.etag.clone());
         // Before the lock inside, which others take under the tree's.
         let described = self.described(ino);
-        content.dirty_or(|| {
+        let dirty = content.dirty_or(|| {
             let size = version.as_ref().map_or(0, |version| version.size);
             let base = version.filter(|version| version.size > 0).map(|version| Base { limit: version.size, version });
             let dirty = DirtyFile::new(Arc::clone(&self.writing), key, base, size)?;
@@ -273,7 +273,22 @@ impl Engine {
                 dirty.describe(attributes, false)?;
             }
             Ok(dirty)
-        })
+        })?;
+        let tree = self.tree();
+        if tree.moves() != moves {
+            // Its object may have gone elsewhere while it was staged, and whoever moved it did not see this.
+            let key = self.file_key(&tree, ino)?;
+            if dirty.key() != key && !dirty.has_bytes_in_upload() {
+                dirty.retarget(key.clone());
+                if let Some(Version { etag: Some(etag), size, .. }) =
+                    tree.get(ino).and_then(|node| node.version.clone())
+                {
+                    dirty.set_base_version(ObjectVersion { key, etag, size });
+                }
+            }
+        }
+        drop(tree);
+        Ok(dirty)
     }
 
     /// Tells a staged file what its object shall carry.

@@ -107,14 +107,12 @@ impl Engine {
             };
             match step {
                 Step::Absent => return Err(not_found(name)),
-                Step::Ask(question) => {
-                    self.answer(parent, name, question).await?;
-                    if self.tree().is_changing(parent, name) {
-                        // Nothing that the store says now counts: it may be from before.
-                        tokio::time::sleep(CHANGE_PAUSE).await;
-                        tries -= 1;
-                    }
+                Step::Ask(_) if self.tree().is_changing(parent, name) => {
+                    // Nothing that the store says now counts: it may be from before.
+                    tokio::time::sleep(CHANGE_PAUSE).await;
+                    tries -= 1;
                 }
+                Step::Ask(question) => self.answer(parent, name, question).await?,
                 Step::Known(ino) => drop(self.settle_removal(ino).await?),
             }
         }

@@ -441,6 +441,7 @@ impl Engine {
         }
         // From here on nothing else changes the bucket.
         let _alone = self.structure.write().await;
+        let _whole = self.writing.keep_whole();
         let below = self.tree().descendants(ino);
         for file in &below {
             let is_linked =
@@ -487,7 +488,14 @@ impl Engine {
                 dir.absent.clear();
             }
             let Ok(key) = self.file_key(&tree, *child) else { continue };
-            let Some((outcome, origin)) = copied.get(&key) else { continue };
+            let Some((outcome, origin)) = copied.get(&key) else {
+                // Made meanwhile, and not stored yet.
+                let staged = tree.get(*child).filter(|node| node.version.is_none() && node.dir.is_none());
+                if let Some(dirty) = staged.and_then(|node| node.content.as_ref()?.dirty()) {
+                    dirty.retarget(key);
+                }
+                continue;
+            };
             let known = tree.get(*child).and_then(|node| node.version.clone());
             if known.as_ref().is_some_and(|known| known.has_same_bytes(origin)) {
                 self.moved(&mut tree, *child, &key, outcome, origin.size);

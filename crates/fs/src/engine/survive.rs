@@ -241,7 +241,7 @@ impl Engine {
             spent.extend(self.restore_staged(file)?);
         }
         for ino in pending {
-            if let Some(content) = self.tree().get(ino).and_then(|node| node.content.clone()) {
+            if let Some(content) = self.content_of(ino) {
                 content.attributes_wait();
             }
         }

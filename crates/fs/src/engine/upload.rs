@@ -154,8 +154,10 @@ impl Engine {
         let change = self.begin_upload(parent, &name);
         let Some(dirty) = content.dirty().filter(|dirty| dirty.is_dirty()) else {
             let stored = self.store_attributes(ino, &key, attributes).await;
-            if stored.is_err() {
-                content.attributes_wait();
+            match (&stored, content.dirty()) {
+                (Err(_), _) => content.attributes_wait(),
+                (Ok(()), Some(dirty)) => dirty.note_stored(),
+                (Ok(()), None) => {}
             }
             change.done(&mut self.tree());
             return stored;
@@ -210,7 +212,22 @@ impl Engine {
                 dirty.note_stored();
             } else {
                 let source = CopySource { key: key.clone(), etag: Some(outcome.etag.clone()) };
+                // Whoever takes the mount up if this process dies meanwhile knows that the bytes are there, and what they lack:
+                // the copy may have a tag that nobody can know before.
+                let waiting = self.options.survives.then(|| {
+                    let mut tree = self.tree();
+                    let waiting = content.attributes_changed();
+                    self.stored(&mut tree, ino, &outcome, committed.size, stored.clone());
+                    waiting
+                });
+                if waiting.is_some() {
+                    self.settle();
+                    dirty.note_stored();
+                }
                 let copied = self.copy_object(&source, &key, committed.size, Some(&attributes)).await;
+                if let Some(waiting) = waiting {
+                    content.attributes_restored(waiting);
+                }
                 if copied.is_err() {
                     // The bytes are there; what they shall carry still waits.
                     content.attributes_wait();
@@ -393,7 +410,11 @@ impl Engine {
         let mut copies = Vec::new();
         for (number, at) in (1u32..).zip(0..size.div_ceil(part_len)) {
             let range = at * part_len..((at + 1) * part_len).min(size);
-            copies.push(self.store.upload_part_copy(target, id, number, source, range));
+            copies.push(async move {
+                let copied = self.store.upload_part_copy(target, id, number, source, range).await;
+                self.writing.progress.note();
+                copied
+            });
         }
         futures_util::stream::iter(copies).buffered(COPIES_AT_ONCE).try_collect().await
     }

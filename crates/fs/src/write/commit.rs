@@ -42,6 +42,11 @@ pub(super) struct Stored {
     pub(super) left_out: RangeSet,
 }
 
+/// Whether what failed so may be done all the same. An upload that is not there may be complete.
+pub(super) fn may_be_done(error: &StoreError) -> bool {
+    error.is_transient() || matches!(error, StoreError::NotFound { .. })
+}
+
 impl Stored {
     fn all(outcome: PutOutcome, attributes: &ObjectAttributes) -> Self {
         Self { outcome, attributes: attributes.clone(), left_out: RangeSet::default() }
@@ -146,16 +151,7 @@ impl DirtyFile {
         state.replaces = Some(version.etag.clone());
         state.base = Some(Base { version, limit });
         state.attempt = None;
-        // What was nowhere but in the upload is no hole, and is stored now.
-        let uploaded: Vec<_> = state.in_upload.iter().map(|range| range.start..range.end.min(limit)).collect();
-        for range in uploaded.into_iter().filter(|range| !range.is_empty()) {
-            for (part, is_local) in state.local.split(range) {
-                if !is_local {
-                    state.dirty.remove(part);
-                }
-            }
-        }
-        state.in_upload.remove(0..limit);
+        state.uploaded(limit);
         // What was punched meanwhile is neither local nor the base's.
         let punched: Vec<_> = state.dirty.iter().collect();
         for range in punched {
@@ -246,22 +242,20 @@ impl DirtyFile {
                     tracing::debug!(?key, %error, "an edit is stored without a whole copy of the file here");
                     needs_base = true;
                 }
-                if self.context.options.records_tags || needs_base {
-                    self.note_completing(&put_tag(body.iter().map(|chunk| &chunk[..])));
+                let tag = || put_tag(body.iter().map(|chunk| &chunk[..]));
+                // Where the next try would take what this one has made for somebody else's, it must know it.
+                let is_noted = self.context.options.records_tags || needs_base;
+                let tag = (is_noted || !matches!(condition, Condition::Always)).then(tag);
+                if let Some(tag) = tag.as_ref().filter(|_| is_noted) {
+                    self.note_completing(tag);
                 }
-                // The next try must not take what this one has made for somebody else's.
-                let sent = (!matches!(condition, Condition::Always)).then(|| body.clone());
                 let outcome = store.put(&key, PutBody::Chunks(body), attributes, condition).await;
-                if let Err(error) = &outcome
-                    && error.is_transient()
-                    && let Some(sent) = sent
-                {
-                    let tag = put_tag(sent.iter().map(|chunk| &chunk[..]));
+                if tag.is_some() && outcome.as_ref().is_err_and(may_be_done) {
                     let mut state = self.state();
-                    let replaces = state.replaces.clone();
-                    let (key, size) = (key.clone(), snapshot.size);
-                    state.attempt =
-                        Some(Attempt { key, size, part_count: 0, replaces, tag: Some(tag), is_of_the_dead: false });
+                    let (key, replaces) = (key.clone(), state.replaces.clone());
+                    let attempt =
+                        Attempt { key, size: snapshot.size, part_count: 0, replaces, tag, is_of_the_dead: false };
+                    state.attempt = Some(attempt);
                 }
                 return Ok(Stored::all(outcome.map_err(failed)?, attributes));
             }
@@ -281,7 +275,7 @@ impl DirtyFile {
                 Ok(done) => {
                     let attempt = self.attempt(&key, snapshot.size, &done);
                     let completed = self.complete(&attempt, &id, &done, condition).await;
-                    if completed.is_err() && (snapshot.base.is_some() || !matches!(condition, Condition::Always)) {
+                    if completed.as_ref().is_err_and(may_be_done) {
                         self.state().attempt = Some(attempt);
                     }
                     completed.map_err(failed)

@@ -86,6 +86,19 @@ pub(super) struct UnderWay {
 }
 
 impl State {
+    /// What was nowhere but in an upload is in the object now, up to `limit`: it is stored, and no hole.
+    pub(super) fn uploaded(&mut self, limit: u64) {
+        let ranges: Vec<_> = self.in_upload.iter().map(|range| range.start..range.end.min(limit)).collect();
+        for range in ranges.into_iter().filter(|range| !range.is_empty()) {
+            for (part, is_local) in self.local.split(range) {
+                if !is_local {
+                    self.dirty.remove(part);
+                }
+            }
+        }
+        self.in_upload.remove(0..limit);
+    }
+
     /// Something is not stored from now on.
     pub(super) fn changed(&mut self) {
         self.is_changed = true;
@@ -336,11 +349,12 @@ impl DirtyFile {
     /// parts, is there now. `false` if there is no room for the zeros that may have come since.
     pub(crate) fn stand_on(&self, version: ObjectVersion) -> bool {
         let mut state = self.state();
-        let limit = state.base.as_ref().map_or(0, |base| base.limit);
+        let before = state.base.as_ref().map_or(0, |base| base.limit);
+        let limit = before.max(state.in_upload.end()).min(version.size);
         if !state.in_upload.is_empty() {
             let mut gaps = RangeSet::default();
-            gaps.insert(0..state.size);
-            let known = state.local.iter().chain(state.in_upload.iter()).chain(std::iter::once(0..limit));
+            gaps.insert(0..state.size.min(limit));
+            let known = state.local.iter().chain(state.in_upload.iter()).chain(std::iter::once(0..before));
             known.for_each(|range| gaps.remove(range));
             // Holes, which the object has, too, or what was punched since, which it has not.
             for gap in gaps.iter().collect::<Vec<_>>() {
@@ -350,8 +364,7 @@ impl DirtyFile {
                 }
             }
         }
-        let limit = limit.max(state.in_upload.end()).min(version.size);
-        state.in_upload = RangeSet::default();
+        state.uploaded(u64::MAX);
         // Complete: there is nothing to abort.
         state.stream = None;
         state.replaces = Some(version.etag.clone());

@@ -26,6 +26,7 @@ mod uploads;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -133,6 +134,20 @@ pub struct WriteContext {
     /// What the records say of where files belong.
     origin: Arc<Origin>,
     pub(crate) progress: Progress,
+    /// While keys change, no bytes are let go of: what is nowhere but in an upload could not go along.
+    keeps_whole: AtomicBool,
+}
+
+/// As long as it lives, staged files stay whole.
+#[derive(Debug)]
+pub(crate) struct Whole<'a> {
+    context: &'a WriteContext,
+}
+
+impl Drop for Whole<'_> {
+    fn drop(&mut self) {
+        self.context.keeps_whole.store(false, Ordering::Release);
+    }
 }
 
 impl WriteContext {
@@ -146,7 +161,16 @@ impl WriteContext {
         let limits = store.capabilities();
         options.part_len = options.part_len.clamp(limits.part_len_min, limits.part_len_max);
         let parts = Arc::new(tokio::sync::Semaphore::new(PARTS_AT_ONCE));
-        Self { store, staging, options, runtime, parts, origin: Arc::default(), progress: Progress::default() }
+        Self {
+            store,
+            staging,
+            options,
+            runtime,
+            parts,
+            origin: Arc::default(),
+            progress: Progress::default(),
+            keeps_whole: AtomicBool::new(false),
+        }
     }
 
     /// Its files belong there.
@@ -158,6 +182,12 @@ impl WriteContext {
     /// An upload to `key` was begun: written down, so that it is aborted if this process is killed.
     pub(crate) fn upload_begun(&self, key: &ObjectKey, id: &UploadId) {
         self.staging.uploads.begun(&self.origin, key, id);
+    }
+
+    /// From now on no bytes are let go of. One at a time asks for it.
+    pub(crate) fn keep_whole(&self) -> Whole<'_> {
+        self.keeps_whole.store(true, Ordering::Release);
+        Whole { context: self }
     }
 
     /// It was completed.

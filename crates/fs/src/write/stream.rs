@@ -17,8 +17,8 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use sandpail_store::{Condition, ObjectAttributes, ObjectKey, Part, PutBody, StoreError, UploadId};
 
 use super::checked::Fill;
-use super::commit::Stored;
-use super::dirty_file::State;
+use super::commit::{Stored, may_be_done};
+use super::dirty_file::{State, note_base};
 use super::record::{Event, PartForm, Recorded};
 use super::{BaseReader, DirtyFile, RangeSet};
 use crate::attr::Time;
@@ -145,7 +145,9 @@ impl DirtyFile {
 
     /// Bytes changed: begins or goes on with an upload, if it makes sense.
     pub(super) fn on_change(self: &Arc<Self>, state: &mut State, range: &Range<u64>) {
-        if state.stays_here {
+        // What is let go of must be in one upload, not in another one of which nobody knows yet whether it is the object now.
+        let is_unclear = state.stream.is_none() && state.attempt.is_some();
+        if state.stays_here || is_unclear {
             return;
         }
         if let Some(stream) = &mut state.stream {
@@ -157,6 +159,9 @@ impl DirtyFile {
             {
                 return;
             }
+            // An earlier upload that was about to be completed is none of its: whoever finds parts of this one must not take them
+            // for parts of that.
+            note_base(state);
             state.stream = Some(Stream {
                 serial: next_serial(),
                 key: state.key.clone(),
@@ -235,7 +240,7 @@ impl DirtyFile {
 
     fn spawn_parts(self: &Arc<Self>, state: &mut State) {
         let limits = self.context.store.capabilities();
-        let State { stream: Some(stream), local, .. } = state else { return };
+        let State { stream: Some(stream), local, attempt: None, .. } = state else { return };
         let Some(id) = stream.id.clone() else { return };
         while !stream.is_finishing
             && stream.failure.is_none()
@@ -282,7 +287,10 @@ impl DirtyFile {
     fn let_go(&self, state: &mut State, keep: u64) -> bool {
         let before = state.times_let_go;
         while let Some(stream) = &state.stream {
-            if !self.staged.holds_more_than(keep) || !stream.parts.contains_key(&stream.let_go_next) {
+            if !self.staged.holds_more_than(keep)
+                || !stream.parts.contains_key(&stream.let_go_next)
+                || self.context.keeps_whole.load(Ordering::Acquire)
+            {
                 break;
             }
             let range = stream.let_go_start..stream.let_go_start + self.stream_part_len(stream.let_go_next);
@@ -454,8 +462,8 @@ impl DirtyFile {
                 let parts: Vec<Part> = stream.parts.values().cloned().collect();
                 let attempt = self.attempt(&key, size, &parts);
                 let completed = self.complete(&attempt, &id, &parts, condition).await;
-                if completed.is_err() {
-                    // It may be done: then nothing can be added to it any more.
+                if completed.as_ref().is_err_and(may_be_done) {
+                    // Then nothing can be added to it any more.
                     self.state().attempt = Some(attempt);
                 }
                 completed
@@ -478,6 +486,9 @@ impl DirtyFile {
             self.abandon(stream);
         } else {
             stream.is_finishing = false;
+            // The end may not be the end next time.
+            let next = stream.next;
+            stream.parts.retain(|number, _| *number < next);
             state.stream = Some(stream);
         }
     }

@@ -291,7 +291,13 @@ impl Application {
         let paths: BTreeSet<_> = old.keys().chain(new.keys()).chain(real.keys()).chain(soft.keys()).collect();
         for path in paths {
             let is = real.get(path);
-            let may_be = what.strip_prefix(TORN) == Some(path) && is_mixed(is, old.get(path), new.get(path))
+            // What was written again to a part that is only in an upload goes up after that is complete.
+            let is_in_steps = is_remounted && self.world.is_streaming && soft.contains_key(path) && {
+                let states = soft[path].iter().flatten().chain(old.get(path)).chain(new.get(path));
+                is_made_of(is, &states.collect::<Vec<_>>())
+            };
+            let may_be = is_in_steps
+                || what.strip_prefix(TORN) == Some(path) && is_mixed(is, old.get(path), new.get(path))
                 || soft.get(path).is_some_and(|states| states.iter().any(|state| alike(is, state.as_ref())));
             if !may_be && !alike(is, old.get(path)) && !alike(is, new.get(path)) {
                 let (old, new) = (short(old.get(path)), short(new.get(path)));
@@ -423,6 +429,20 @@ fn are_mixed(found: &[u8], old: &[u8], new: &[u8]) -> bool {
     let byte = |bytes: &[u8], at: usize| bytes.get(at).copied().unwrap_or(0);
     let has_len = (old.len().min(new.len())..=old.len().max(new.len())).contains(&found.len());
     has_len && (0..found.len()).all(|at| [byte(old, at), byte(new, at)].contains(&found[at]))
+}
+
+/// Whether each byte is one of some files'.
+fn is_made_of(found: Option<&Seen>, files: &[&Seen]) -> bool {
+    let Some(Seen::File { bytes: found, .. }) = found else { return false };
+    let files: Vec<&[u8]> = files
+        .iter()
+        .filter_map(|file| match file {
+            Seen::File { bytes, .. } => Some(&bytes[..]),
+            _ => None,
+        })
+        .collect();
+    let has_len = files.iter().any(|file| file.len() == found.len());
+    has_len && (0..found.len()).all(|at| files.iter().any(|file| file.get(at) == Some(&found[at])))
 }
 
 fn is_mixed(found: Option<&Seen>, old: Option<&Seen>, new: Option<&Seen>) -> bool {
