@@ -100,17 +100,17 @@ fn sync(spot: &Spot, timeout: Duration) -> anyhow::Result<Outcome> {
 /// Pages that were changed through a shared mapping are still the kernel's; nobody has told the mount's process.
 fn flush_pages(mountpoint: &Path, timeout: Duration) -> anyhow::Result<()> {
     /// `FUSE_SUPER_MAGIC`
-    const FUSE: i64 = 0x6573_5546;
+    const FUSE: rustix::fs::FsWord = 0x6573_5546;
     let (tell, told) = std::sync::mpsc::channel();
     let path = mountpoint.to_owned();
     // By a thread of its own, which may be left behind: a mount that hangs must not take this command along.
     std::thread::spawn(move || {
         let flushed = File::open(&path).and_then(|root| {
             // It may be unmounted by now, and another file system is below.
-            let is_ours = i64::from(rustix::fs::fstatfs(&root)?.f_type) == FUSE;
-            Ok(if is_ours {
-                rustix::fs::syncfs(root)?
-            })
+            if rustix::fs::fstatfs(&root)?.f_type == FUSE {
+                rustix::fs::syncfs(root)?;
+            }
+            Ok(())
         });
         // Nobody listens any more when the time was up.
         let _ = tell.send(flushed);

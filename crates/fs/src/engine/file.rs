@@ -93,7 +93,10 @@ impl Engine {
         }
         let segment = self.new_segment(parent, name).await?;
         // A directory above it that is being moved takes it along: nothing here waits for that.
-        let key = self.key_in(&self.tree(), parent, &segment)?;
+        let (moves, key) = {
+            let tree = self.tree();
+            (tree.moves(), self.key_in(&tree, parent, &segment)?)
+        };
         let attr = self.new_attr(parent, Kind::File, perm, uid, gid);
         // Nothing is changed in the bucket; but it is made, perhaps, if it is asked for again.
         let number = self.note_begun();
@@ -103,7 +106,8 @@ impl Engine {
             dirty.belongs_to(ino);
             self.describe(ino, &dirty)?;
             // An empty file is something to store, too.
-            dirty.truncate(0)
+            dirty.truncate(0)?;
+            self.follow_moves(ino, &dirty, moves)
         });
         if let Err(error) = made {
             let mut tree = self.tree();
@@ -274,21 +278,26 @@ impl Engine {
             }
             Ok(dirty)
         })?;
+        self.follow_moves(ino, &dirty, moves)?;
+        Ok(dirty)
+    }
+
+    /// After a file was staged: its object may have gone elsewhere since there were so many moves, and whoever moved it did not
+    /// see this.
+    fn follow_moves(&self, ino: u64, dirty: &DirtyFile, moves: u64) -> FsResult<()> {
         let tree = self.tree();
-        if tree.moves() != moves {
-            // Its object may have gone elsewhere while it was staged, and whoever moved it did not see this.
-            let key = self.file_key(&tree, ino)?;
-            if dirty.key() != key && !dirty.has_bytes_in_upload() {
-                dirty.retarget(key.clone());
-                if let Some(Version { etag: Some(etag), size, .. }) =
-                    tree.get(ino).and_then(|node| node.version.clone())
-                {
-                    dirty.set_base_version(ObjectVersion { key, etag, size });
-                }
+        if tree.moves() == moves {
+            return Ok(());
+        }
+        let key = self.file_key(&tree, ino)?;
+        if dirty.key() != key && !dirty.has_bytes_in_upload() {
+            dirty.retarget(key.clone());
+            let version = tree.get(ino).and_then(|node| node.version.clone());
+            if let Some(Version { etag: Some(etag), size, .. }) = version {
+                dirty.set_base_version(ObjectVersion { key, etag, size });
             }
         }
-        drop(tree);
-        Ok(dirty)
+        Ok(())
     }
 
     /// Tells a staged file what its object shall carry.
@@ -328,7 +337,7 @@ impl Engine {
             if let Some(content) = &node.content {
                 content.set_times_were_set(false);
                 if content.is_uploading() || !content.dirty().is_some_and(|dirty| dirty.is_dirty()) {
-                    content.attributes_wait();
+                    content.attributes_changed();
                 }
             }
         }
@@ -444,8 +453,13 @@ impl Engine {
         let file = self.file(handle)?;
         loop {
             let has_room = match file.content.dirty() {
-                Some(dirty) => dirty.make_room().await,
-                None => false,
+                Some(dirty) if dirty.make_room().await => true,
+                Some(dirty) if dirty.is_unclear() => {
+                    let _shared = self.structure.read().await;
+                    let _one = file.content.commit.lock().await;
+                    dirty.go_on().await.unwrap_or(false)
+                }
+                _ => false,
             };
             let written = match is_again {
                 true => self.write_again(handle, offset, data, kill_set_id),

@@ -314,6 +314,11 @@ impl DirtyFile {
         state.stream.is_none() && state.in_upload.is_empty() && state.attempt.is_none()
     }
 
+    /// Whether nobody knows if an upload was completed.
+    pub fn is_unclear(&self) -> bool {
+        self.state().attempt.is_some()
+    }
+
     /// Whether some bytes are only in an upload that has begun.
     pub fn has_bytes_in_upload(&self) -> bool {
         !self.state().in_upload.is_empty()

@@ -136,6 +136,8 @@ pub struct WriteContext {
     pub(crate) progress: Progress,
     /// While keys change, no bytes are let go of: what is nowhere but in an upload could not go along.
     keeps_whole: AtomicBool,
+    /// It is over.
+    lets_go: tokio::sync::Notify,
 }
 
 /// As long as it lives, staged files stay whole.
@@ -147,6 +149,7 @@ pub(crate) struct Whole<'a> {
 impl Drop for Whole<'_> {
     fn drop(&mut self) {
         self.context.keeps_whole.store(false, Ordering::Release);
+        self.context.lets_go.notify_waiters();
     }
 }
 
@@ -170,6 +173,7 @@ impl WriteContext {
             origin: Arc::default(),
             progress: Progress::default(),
             keeps_whole: AtomicBool::new(false),
+            lets_go: tokio::sync::Notify::new(),
         }
     }
 

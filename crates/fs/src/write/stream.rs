@@ -154,9 +154,10 @@ impl DirtyFile {
             // Rare: a header is patched at the end, say.
             stream.rewritten.insert(range.start..range.end.min(stream.next_start));
         } else {
+            // It would upload what the commit uploads.
+            let is_committing = state.under_way.is_some();
             let is_new = state.base.is_none() && state.size > self.context.options.stream_threshold;
-            if !is_new || !state.local.covers(&(0..self.context.options.stream_threshold)) || self.is_committing(state)
-            {
+            if !is_new || !state.local.covers(&(0..self.context.options.stream_threshold)) || is_committing {
                 return;
             }
             // An earlier upload that was about to be completed is none of its: whoever finds parts of this one must not take them
@@ -182,10 +183,15 @@ impl DirtyFile {
         self.spawn_parts(state);
     }
 
-    /// While a commit is under way a new stream would upload what the commit uploads.
-    fn is_committing(&self, state: &State) -> bool {
-        // The commit has taken the dirty ranges: a file that is new and whole has its first byte dirty.
-        !state.dirty.covers(&(0..1))
+    /// Goes on with an upload that was to be completed, if it was not.
+    ///
+    /// # Errors
+    /// When nobody can say.
+    pub async fn go_on(self: &Arc<Self>) -> FsResult<bool> {
+        self.clear_up_attempt().await?;
+        let mut state = self.state();
+        self.spawn_parts(&mut state);
+        Ok(state.stream.is_some())
     }
 
     fn spawn_begin(self: &Arc<Self>, state: &mut State) {
@@ -329,14 +335,22 @@ impl DirtyFile {
     /// There is no room for more: lets go of what is uploaded, or waits until something is. `false` if there is nothing
     /// to wait for.
     pub async fn make_room(&self) -> bool {
+        if self.context.options.let_go_above.is_none() {
+            return false;
+        }
+        let lets_go = self.context.lets_go.notified();
+        tokio::pin!(lets_go);
+        lets_go.as_mut().enable();
+        if self.context.keeps_whole.load(Ordering::Acquire) && self.state().stream.is_some() {
+            // A directory is being moved. It does not wait for whoever waits here.
+            lets_go.await;
+            return true;
+        }
         let progressed = self.progress.notified();
         tokio::pin!(progressed);
         progressed.as_mut().enable();
         {
             let mut state = self.state();
-            if self.context.options.let_go_above.is_none() {
-                return false;
-            }
             if self.let_go(&mut state, 0) {
                 return true;
             }
@@ -486,6 +500,10 @@ impl DirtyFile {
             self.abandon(stream);
         } else {
             stream.is_finishing = false;
+            // What was written since the upload was to be finished is in none of its parts.
+            for range in state.dirty.iter() {
+                stream.rewritten.insert(range.start..range.end.min(stream.next_start));
+            }
             // The end may not be the end next time.
             let next = stream.next;
             stream.parts.retain(|number, _| *number < next);
