@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use rustix::fs::{FlockOperation, flock};
-use sandpail_store::{Condition, ETag, ObjectAttributes, ObjectKey, PutBody, Store, StoreError};
+use sandpail_store::{Condition, CopySource, ETag, ObjectAttributes, ObjectKey, PutBody, Store, StoreError};
 
 use crate::attr::Time;
 use crate::read::ObjectVersion;
@@ -397,7 +397,7 @@ async fn put_back(
         // Its process died when its upload was done and before it knew. What was written after that goes over it.
         let has_conditions = store.capabilities().conditional_put;
         let condition = if has_conditions { Condition::Matches(etag.clone()) } else { Condition::Always };
-        return dirty.commit(&attributes, &condition, base).await.map(|_| PutBack::Stored { key });
+        return commit(store, dirty, &attributes, &condition, base).await.map(|()| PutBack::Stored { key });
     }
     mark_directory(store.as_ref(), &key, &attributes).await?;
     // What may lack bytes replaces nothing.
@@ -409,8 +409,8 @@ async fn put_back(
             Some(etag) => Condition::Matches(etag.clone()),
             None => Condition::Absent,
         };
-        match dirty.commit(&attributes, &condition, base).await {
-            Ok(_) => return Ok(PutBack::Stored { key }),
+        match commit(store, dirty, &attributes, &condition, base).await {
+            Ok(()) => return Ok(PutBack::Stored { key }),
             // Changed between the look and the writing; or the request came twice, and this is the second answer.
             Err(FsError::Store { source: StoreError::Precondition { .. }, .. }) => {
                 if is_there(store, &key, recorded, dirty).await? {
@@ -453,6 +453,28 @@ async fn put_back(
             Err(error)
         }
     }
+}
+
+/// Stores a file with these attributes, also if its upload had begun with others.
+async fn commit(
+    store: &Arc<dyn Store>,
+    dirty: &Arc<DirtyFile>,
+    attributes: &ObjectAttributes,
+    condition: &Condition,
+    base: &FromStore,
+) -> FsResult<()> {
+    let key = dirty.key();
+    let committed = dirty.commit(attributes, condition, base).await?;
+    if committed.attributes_stored == *attributes {
+        return Ok(());
+    }
+    if committed.size > store.capabilities().copy_len_max {
+        tracing::warn!(%key, "what was put back is too large to be given its mode, owner and times");
+        return Ok(());
+    }
+    let source = CopySource { key: key.clone(), etag: Some(committed.outcome.etag) };
+    let copied = store.copy(&source, &key, Some(attributes), &Condition::Always).await;
+    copied.map(drop).map_err(|source| FsError::Store { what: format!("cannot give {key} its attributes"), source })
 }
 
 /// What carries attributes is stored beside a marker: without one its directory's listing would be believed

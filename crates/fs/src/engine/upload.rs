@@ -213,8 +213,9 @@ impl Engine {
             } else {
                 let source = CopySource { key: key.clone(), etag: Some(outcome.etag.clone()) };
                 // Whoever takes the mount up if this process dies meanwhile knows that the bytes are there, and what they lack:
-                // the copy may have a tag that nobody can know before.
-                let waiting = self.options.survives.then(|| {
+                // the copy may have a tag that nobody can know before. Only the record outlives the mount: what it promises stays.
+                let outlives = self.write_back_of(ino).is_some();
+                let waiting = (self.options.survives && !outlives).then(|| {
                     let mut tree = self.tree();
                     let waiting = content.attributes_changed();
                     self.stored(&mut tree, ino, &outcome, committed.size, stored.clone());

@@ -414,7 +414,9 @@ impl DirtyFile {
         let sums = self.sums_after(state, range, Fill::Bytes(data))?;
         self.void_sums(state, range)?;
         let failed = not_recorded(&state.key);
-        state.journal.before_write(range, true).map_err(failed)?;
+        let replaces = state.local.intersects(range);
+        let told = state.journal.before_write(range, true);
+        told.and_then(|()| if replaces { state.journal.before_replacement() } else { Ok(()) }).map_err(failed)?;
         let written = self.staged.write(range.start, data);
         let written = written.and_then(|()| {
             let failed = not_recorded(&state.key);

@@ -273,6 +273,16 @@ impl Journal {
         Ok(())
     }
 
+    /// Bytes that are here are about to be replaced. Not said afterwards: if that failed the new ones would be here, and whoever
+    /// finds the file would take what the bucket has for the whole of it.
+    pub(super) fn before_replacement(&mut self) -> io::Result<()> {
+        if self.is_stored {
+            self.append(&[Event::Changed])?;
+            self.is_stored = false;
+        }
+        Ok(())
+    }
+
     /// `range` was written to the staging file by a program; `is_new` if some of it was not there before.
     pub(super) fn after_write(&mut self, range: &Range<u64>, is_new: bool) -> io::Result<()> {
         let mut tail = self.tail;

@@ -91,7 +91,8 @@ impl Stream {
         Some(Self {
             serial: next_serial(),
             key: ObjectKey::new(&first.key).ok()?,
-            attributes: recorded.attributes.clone(),
+            // What it began with nobody knows any more: the object gets them when it is complete.
+            attributes: ObjectAttributes::default(),
             id: Some(first.upload_id()),
             parts: recorded.parts.iter().map(|part| (part.number, part.part())).collect(),
             rewritten,
