@@ -243,22 +243,25 @@ impl Staged {
         self.area.limit
     }
 
-    /// Gives a range back to the disk. `false` if the disk's file system cannot do that.
-    pub(super) fn let_go(&self, range: &Range<u64>) -> bool {
+    /// Whether the disk's file system takes ranges back, as far as is known.
+    pub(super) fn can_let_go(&self) -> bool {
+        self.area.can_punch.load(Ordering::Relaxed)
+    }
+
+    /// Gives a range back to the disk, if its file system can do that.
+    pub(super) fn let_go(&self, range: &Range<u64>) {
         let len = range.end - range.start;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         if disk::before(DiskChange::Punch).is_err() {
-            return false;
+            return;
         }
-        let punched =
-            self.area.can_punch.load(Ordering::Relaxed) && fallocate(&self.file, flags, range.start, len).is_ok();
+        let punched = self.can_let_go() && fallocate(&self.file, flags, range.start, len).is_ok();
         super::crash::point();
         if punched {
             self.give_back(len);
         } else if self.area.can_punch.swap(false, Ordering::Relaxed) {
             tracing::warn!(dir = %self.area.root.display(), "this file system has no holes; large files stay staged until they are closed");
         }
-        punched
     }
 
     /// Makes a range zeros, without giving anything back.

@@ -297,6 +297,7 @@ impl DirtyFile {
             if !self.staged.holds_more_than(keep)
                 || !stream.parts.contains_key(&stream.let_go_next)
                 || self.context.keeps_whole.load(Ordering::Acquire)
+                || !self.staged.can_let_go()
             {
                 break;
             }
@@ -313,15 +314,12 @@ impl DirtyFile {
             };
             if goes {
                 let Some(event) = stream.let_go_event(stream.let_go_next, &range) else { break };
-                if journal.let_go(event).is_err() {
-                    break;
+                // Without knowing what the record says both must be right: the bytes stay where they are, and the upload, which may
+                // be all that a later process sees of them, is not given up. The same if the disk does not take them back.
+                if journal.let_go(event).is_ok() {
+                    self.staged.let_go(&range);
                 }
                 all_sums.voided(&range);
-                if !self.staged.let_go(&range) {
-                    // They are here all the same.
-                    journal.note(&[Event::Write(range)]);
-                    break;
-                }
                 all_sums.replace(&range, sums);
                 local.remove(range.clone());
                 in_upload.insert(range.clone());
