@@ -496,8 +496,11 @@ impl DirtyFile {
         };
         let failed = not_recorded(&state.key);
         state.journal.change(event).map_err(failed)?;
+        // From here on the record has it, so it is done, also if whoever asked hears of an error.
+        let takes_away = size < state.size;
+        let synced = if takes_away { state.journal.sync_if_durable() } else { Ok(()) };
         state.changed();
-        if size < state.size {
+        if takes_away {
             state.sums.replace(&cut, sums);
             state.sums.voided(&cut);
             let freed: u64 = state
@@ -533,7 +536,7 @@ impl DirtyFile {
             state.dirty.insert(grown);
         }
         state.size = size;
-        Ok(())
+        synced.map_err(not_recorded(&state.key))
     }
 
     /// Makes a range zeros; the size stays.
@@ -555,19 +558,21 @@ impl DirtyFile {
                 let sums = self.sums_after(&state, &rest, Fill::Nothing)?;
                 let failed = not_recorded(&state.key);
                 state.journal.change(Some(Event::Punch(rest.clone()))).map_err(failed)?;
+                // As when it is cut: the record has it.
+                let mut cleared = state.journal.sync_if_durable().map_err(not_recorded(&state.key));
                 state.sums.replace(&rest, sums);
                 state.sums.voided(&rest);
                 // Old bytes must not come back in place of new ones that a machine which stops loses.
                 for (part, is_local) in state.local.split(rest.clone()) {
                     if is_local {
-                        self.staged.clear(&part)?;
+                        cleared = cleared.and_then(|()| self.staged.clear(&part));
                     }
                 }
                 state.local.remove(rest.clone());
                 state.dirty.insert(rest.clone());
                 state.changed();
                 self.on_change(&mut state, &rest);
-                return Ok(());
+                return cleared;
             }
             let len = usize::try_from((range.end - at).min(zeros.len() as u64)).unwrap_or(0);
             self.write(at, &zeros[..len])?;

@@ -333,11 +333,7 @@ impl Journal {
         if self.described.times_set {
             events.push(Event::TimesFree);
         }
-        let takes_away = events.iter().any(|event| matches!(event, Event::Cut(_) | Event::Punch(_)));
         self.append(&events)?;
-        if takes_away {
-            self.sync_if_durable()?;
-        }
         self.tail = self.tail.filter(|_| keeps_tail);
         self.is_stored = false;
         self.described.times_set = false;
