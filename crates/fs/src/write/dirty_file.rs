@@ -396,9 +396,10 @@ impl DirtyFile {
         if let Err(error) = self.stage_written(&mut state, &range, data, new > 0) {
             self.staged.give_back(new);
             // Some of it may have replaced what was here: that is what readers see, so it is what is stored.
-            if !here.is_empty() {
-                here.into_iter().for_each(|(part, _)| state.dirty.insert(part));
+            for (part, _) in here {
+                state.dirty.insert(part.clone());
                 state.changed();
+                self.on_change(&mut state, &part);
             }
             return Err(error);
         }
