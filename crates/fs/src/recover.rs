@@ -402,9 +402,12 @@ async fn put_back(
     mark_directory(store.as_ref(), &key, &attributes).await?;
     // What may lack bytes replaces nothing.
     let may_be_whole = present.is_none() || is_sure;
-    let is_unchanged = may_be_whole && present.as_ref().map(|(etag, _)| etag) == recorded.replaces.as_ref();
+    let found = present.as_ref().map(|(etag, _)| etag);
+    // That it is gone may be the file's own doing.
+    let is_unchanged =
+        may_be_whole && (found == recorded.replaces.as_ref() || found.is_none() && recorded.may_be_removed);
     if is_unchanged {
-        let condition = match &recorded.replaces {
+        let condition = match found {
             _ if !store.capabilities().conditional_put => Condition::Always,
             Some(etag) => Condition::Matches(etag.clone()),
             None => Condition::Absent,

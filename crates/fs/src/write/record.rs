@@ -357,6 +357,8 @@ pub struct Recorded {
     pub(super) is_unlinked: bool,
     /// Its removal had begun, and nothing has happened to it since.
     pub(crate) is_removing: bool,
+    /// A removal was asked for since it was stored, which may be done, also if the file was gone on with after that.
+    pub(crate) may_be_removed: bool,
     pub(super) is_kept: bool,
     pub(super) is_durable: bool,
     /// The tag of the object that an upload was to make, whose end is not known.
@@ -394,6 +396,7 @@ impl Recorded {
             was_stored: false,
             is_unlinked: false,
             is_removing: false,
+            may_be_removed: false,
             is_kept: false,
             is_durable: false,
             completing: None,
@@ -467,7 +470,7 @@ impl Recorded {
             Event::Storing => (self.is_storing, self.is_removing) = (true, false),
             Event::Stored => {
                 (self.is_stored, self.is_storing, self.is_durable) = (true, false, false);
-                self.was_stored = true;
+                (self.was_stored, self.may_be_removed) = (true, false);
             }
             Event::Durable => {
                 (self.is_durable, self.is_removing) = (true, false);
@@ -476,7 +479,7 @@ impl Recorded {
             Event::Completing(tag) => self.completing = Some(ETag::new(&tag)),
             Event::Node(ino) => self.node = Some(ino),
             Event::Unlinked => self.is_unlinked = true,
-            Event::Removing => self.is_removing = true,
+            Event::Removing => (self.is_removing, self.may_be_removed) = (true, true),
             Event::TimesFree => self.times_set = false,
             Event::Summed(sums) => self.sums.add(sums)?,
             Event::Unsummed(range) => self.sums.void(&range),
