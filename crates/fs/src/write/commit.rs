@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
@@ -123,7 +123,15 @@ impl DirtyFile {
                     state.is_changed = true;
                     state.changed_since = Some(since);
                 }
-                self.rebase(&mut state, version)?;
+                if let Err(error) = self.rebase(&mut state, version.clone()) {
+                    // It is stored, and nothing here stands on it yet: the next try does.
+                    let replaces = state.replaces.clone();
+                    let ObjectVersion { key, etag, size } = version;
+                    state.attempt =
+                        Some(Attempt { key, size, part_count: 0, replaces, tag: Some(etag), is_of_the_dead: false });
+                    self.not_committed(state, &snapshot.dirty, since);
+                    return Err(error);
+                }
                 // Otherwise the caller brings it what it lacks before it says so.
                 if !state.is_changed && attributes_stored == *attributes {
                     state.journal.stored();
@@ -131,32 +139,39 @@ impl DirtyFile {
                 Ok((Committed { outcome, size: snapshot.size, attributes_stored }, left_out.is_empty()))
             }
             Err(error) => {
-                let size = state.size;
-                state.dirty.extend(&snapshot.dirty);
-                state.dirty.remove(size..u64::MAX);
-                state.is_changed = true;
-                state.changed_since = Some(since);
-                drop(state);
-                // It may lie here for long.
-                self.note_sums();
+                self.not_committed(state, &snapshot.dirty, since);
                 Err(error)
             }
         }
+    }
+
+    /// What a commit had set out with, which has failed, is to be stored as before.
+    fn not_committed(&self, mut state: MutexGuard<'_, State>, dirty: &RangeSet, since: Instant) {
+        let size = state.size;
+        state.dirty.extend(dirty);
+        state.dirty.remove(size..u64::MAX);
+        state.is_changed = true;
+        state.changed_since = Some(since);
+        drop(state);
+        // It may lie here for long.
+        self.note_sums();
     }
 
     /// The file stands on `version` now, which holds what it was when the upload of that began.
     fn rebase(&self, state: &mut State, version: ObjectVersion) -> FsResult<()> {
         // What was cut meanwhile is not to come back.
         let limit = version.size.min(state.low_water);
+        // What was punched meanwhile is neither local nor the base's, and is hidden before the base is there.
+        let mut punched = RangeSet::default();
+        state.dirty.iter().for_each(|range| punched.insert(range.start..range.end.min(limit)));
+        state.in_upload.iter().for_each(|range| punched.remove(range));
+        for range in punched.iter().collect::<Vec<_>>() {
+            self.stage_holes(state, range)?;
+        }
         state.replaces = Some(version.etag.clone());
         state.base = Some(Base { version, limit });
         state.attempt = None;
         state.uploaded(limit);
-        // What was punched meanwhile is neither local nor the base's.
-        let punched: Vec<_> = state.dirty.iter().collect();
-        for range in punched {
-            self.stage_holes(state, range.start..range.end.min(limit))?;
-        }
         // After the holes, which hide it.
         note_base(state);
         Ok(())

@@ -369,7 +369,6 @@ impl Journal {
         let mut events: Vec<Event> = self.tail_end().into_iter().collect();
         events.push(event);
         self.append(&events)?;
-        self.sync_if_durable()?;
         self.tail = None;
         Ok(())
     }

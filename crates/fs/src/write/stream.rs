@@ -189,6 +189,10 @@ impl DirtyFile {
     /// # Errors
     /// When nobody can say.
     pub async fn go_on(self: &Arc<Self>) -> FsResult<bool> {
+        if self.state().stream.is_none() {
+            // The next commit asks, which needs the answer.
+            return Ok(false);
+        }
         self.clear_up_attempt().await?;
         let mut state = self.state();
         self.spawn_parts(&mut state);
@@ -314,9 +318,12 @@ impl DirtyFile {
             };
             if goes {
                 let Some(event) = stream.let_go_event(stream.let_go_next, &range) else { break };
-                // Without knowing what the record says both must be right: the bytes stay where they are, and the upload, which may
-                // be all that a later process sees of them, is not given up. The same if the disk does not take them back.
-                if journal.let_go(event).is_ok() {
+                if journal.let_go(event).is_err() {
+                    break;
+                }
+                // The record has it: so it is, also if that is not on the disk, or the disk does not take the bytes back. The upload,
+                // which may be all that a later process sees of them, is not given up.
+                if journal.sync_if_durable().is_ok() {
                     self.staged.let_go(&range);
                 }
                 all_sums.voided(&range);
