@@ -222,6 +222,8 @@ impl Seaweed {
             .args([format!("-filer.port={filer}"), format!("-filer.port.grpc={filer_grpc}")])
             .args([format!("-s3.port={s3}"), format!("-s3.port.grpc={s3_grpc}")])
             .current_dir(directory.path())
+            // It logs there, too.
+            .env("TMPDIR", directory.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
