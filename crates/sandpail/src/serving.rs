@@ -54,14 +54,22 @@ impl Spot {
         self.find(timeout, |entry| entry.pid != pid)
     }
 
+    /// The process that serves it now, if there is one.
+    pub(crate) fn entry(&self) -> anyhow::Result<Option<Entry>> {
+        Ok(self.entry_in(&registry::entries()?, |_| true).cloned())
+    }
+
+    fn entry_in<'a>(&self, entries: &'a [Entry], is_right: impl Fn(&Entry) -> bool) -> Option<&'a Entry> {
+        let is_here = |entry: &Entry| entry.mountpoint == self.mountpoint && entry.sandbox == self.sandbox;
+        entries.iter().rev().find(|entry| is_here(entry) && is_right(entry))
+    }
+
     fn find(&self, timeout: Duration, is_right: impl Fn(&Entry) -> bool) -> anyhow::Result<Found> {
         let limit = timeout.min(NEXT_TIMEOUT);
         let (begun, mut look) = (Instant::now(), Look::default());
         loop {
             let entries = registry::entries()?;
-            let is_here = |entry: &&Entry| entry.mountpoint == self.mountpoint && entry.sandbox == self.sandbox;
-            let found = entries.iter().rev().find(|entry| is_here(entry) && is_right(entry));
-            if let Some(entry) = found {
+            if let Some(entry) = self.entry_in(&entries, &is_right) {
                 return Ok(Found::Served(entry.clone()));
             }
             if self.sandbox.is_none() {

@@ -1,7 +1,6 @@
 //! `sandpail sync`: returns when everything that was written so far is in the bucket.
 
 use std::fs::File;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -145,19 +144,13 @@ fn drain_by(pid: u32, timeout: Duration) -> anyhow::Result<Outcome> {
     match control::ask(&socket, Ask::Drain, timeout.max(Duration::from_millis(1))) {
         Ok(answer) if answer.failed.is_empty() => Ok(Outcome::Stored(answer.stored, answer.stored_files)),
         Ok(answer) => Ok(Outcome::Failed(answer.failed, answer.stored_files)),
-        Err(error) if is_late(&error) => {
+        Err(error) if control::is_late(&error) => {
             let answer = control::ask(&socket, Ask::Status, NAMING_TIMEOUT)
                 .context("the mount's process says neither that everything is stored nor what is not")?;
             Ok(Outcome::Late(answer.failed))
         }
         Err(error) => Err(error.context("the mount's process does not say whether everything is stored")),
     }
-}
-
-fn is_late(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
 }
 
 impl Outcome {

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use crate::cli::UmountArgs;
+use crate::host;
 use crate::progress::Waiting;
 use crate::report::in_one_line;
 use crate::serving::Found;
 use crate::sync::{self, Outcome};
-use crate::{host, registry};
 
 pub(crate) fn run(arguments: &UmountArgs) -> anyhow::Result<ExitCode> {
     let shown = arguments.mountpoint.display();
@@ -54,9 +54,7 @@ pub(crate) fn run(arguments: &UmountArgs) -> anyhow::Result<ExitCode> {
         host::unmount(mountpoint, false)?;
     }
     // Another one may serve it by now; without an entry it has ended, or is about to.
-    let last =
-        registry::entries()?.into_iter().rev().find(|last| last.sandbox.is_none() && last.mountpoint == *mountpoint);
-    if let Some(entry) = last.or(entry) {
+    if let Some(entry) = spot.entry()?.or(entry) {
         wait_for_end(entry.pid, arguments.timeout)?;
     }
     tell_json(arguments, outcome.to_json(), true)?;

@@ -176,10 +176,7 @@ impl Worker {
             // Its sockets are closed before anybody is told that it has ended; whoever asks wants to know that.
             self.ended_within(CUT_TIMEOUT).await;
         }
-        let is_late = error
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut));
-        Err(if is_late { format!("no answer within {timeout:?}") } else { format!("{error:#}") })
+        Err(if control::is_late(&error) { format!("no answer within {timeout:?}") } else { format!("{error:#}") })
     }
 
     /// Waits until it has ended, and says how; `None` after `timeout`.

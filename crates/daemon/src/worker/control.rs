@@ -200,6 +200,13 @@ pub fn ask(path: &Path, ask: Ask, timeout: Duration) -> anyhow::Result<Answer> {
     Ok(serde_json::from_str(&line)?)
 }
 
+/// Whether [`ask`] got no answer in time.
+pub fn is_late(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
+}
+
 /// Whether [`ask`] got no answer because nobody is there any more: the process was killed, or has left its mount to
 /// another one.
 pub fn is_cut(error: &anyhow::Error) -> bool {
