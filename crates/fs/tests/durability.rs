@@ -154,3 +154,31 @@ async fn a_removal_that_nobody_heard_of_is_found_out() {
     assert!(left.is_empty(), "{left:?}");
     assert!(bucket.head(&key).await.is_err(), "it came back");
 }
+
+/// The kernel asks once for the removal; whoever has the file open goes on with it.
+#[tokio::test]
+async fn what_is_open_and_was_removed_unheard_is_stored_again_for_its_attributes() {
+    let staging = tempfile::tempdir().unwrap();
+    let bucket = MemoryStore::new();
+    let key = ObjectKey::new("a").unwrap();
+    let plan = FaultPlan { lost_answers: 1.0, ..FaultPlan::default() };
+    let (store, faults) = Faults::new(Arc::new(bucket.clone()), plan);
+    faults.pause();
+    let options = EngineOptions::new(staging.path().to_owned());
+    let engine = Engine::new(store, options, tokio::runtime::Handle::current()).unwrap();
+    let opened = engine.create(ROOT, b"a", 0o644, 0, 0, BOTH).await.unwrap();
+    engine.write(opened.handle, 0, &[7; 9000], false).unwrap();
+    engine.flush(opened.handle).await.unwrap();
+    // Nothing but the times.
+    engine.fallocate(opened.handle, 0..9000, false, false).unwrap();
+
+    faults.resume();
+    engine.unlink(ROOT, b"a").await.unwrap_err();
+    faults.pause();
+    assert!(bucket.head(&key).await.is_err(), "the removal was done");
+    engine.fsync(opened.handle).await.unwrap();
+    assert_eq!(bucket.head(&key).await.unwrap().size, 9000);
+    assert_eq!(engine.read(opened.handle, 0, 9000).await.unwrap().concat(), vec![7; 9000]);
+    let left = engine.drain().await;
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -38,6 +38,11 @@ impl MemoryStore {
     pub fn set_clock_skew(&self, secs: i64) {
         self.state().skew_secs = secs;
     }
+
+    /// From now on copies of objects have the tag that one PUT of the same bytes has, as on AWS, and not that of their source.
+    pub fn tag_copies_anew(&self) {
+        self.state().tags_copies_anew = true;
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -47,6 +52,7 @@ struct State {
     uploads: BTreeMap<String, Upload>,
     upload_count: u64,
     skew_secs: i64,
+    tags_copies_anew: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -240,6 +246,9 @@ impl Store for MemoryStore {
             object.info.attributes = attributes.clone();
         }
         object.info.last_modified = state.now();
+        if state.tags_copies_anew {
+            object = new_object(object.data, object.info.attributes, object.info.last_modified);
+        }
         state.store(target, object, condition)
     }
 

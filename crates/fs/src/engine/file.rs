@@ -378,7 +378,7 @@ impl Engine {
                     return read;
                 }
                 has_waited = true;
-                self.own_change_ends(&file.content).await;
+                self.own_change_ends(&file).await?;
                 continue;
             }
             let Some(reader) = self.reader_of(file.ino, &file.content)? else { return Ok(Vec::new()) };
@@ -388,7 +388,7 @@ impl Engine {
             }
             match reader.read(handle, offset..end).await {
                 Err(FsError::Changed { .. }) if tried.as_ref() != Some(reader.version()) => {
-                    self.own_change_ends(&file.content).await;
+                    self.own_change_ends(&file).await?;
                     tried = Some(reader.version().clone());
                 }
                 other => return other,
@@ -396,10 +396,11 @@ impl Engine {
         }
     }
 
-    /// Returns when nothing that this host does to the object of a file is under way.
-    async fn own_change_ends(&self, content: &Content) {
+    /// Returns when nothing that this host does to the object of a file is under way, and what it did is known.
+    async fn own_change_ends(&self, file: &FileHandle) -> FsResult<()> {
         let _shared = self.structure.read().await;
-        drop(content.commit.lock().await);
+        let _one = file.content.commit.lock().await;
+        self.settle_copy(file.ino).await
     }
 
     /// Writes `data` at `offset` (at the end, for a handle in append mode). Returns how many bytes were taken.

@@ -12,6 +12,7 @@ use super::directory::DirItem;
 use super::plain::Described;
 use super::{Engine, Stat, failed, not_found, object_key, stale, stat_of};
 use crate::attr::{Attr, Kind};
+use crate::read::ObjectVersion;
 use crate::tree::names::{Asked, asked_for, name_of, shadowed_name_of};
 use crate::tree::{Entry, Name, Node, ROOT, Since, Tree, Version};
 use crate::{FsError, FsResult};
@@ -491,6 +492,14 @@ impl Engine {
         let attributes = attributes.unwrap_or_default();
         let until = self.believed_until();
         let attr = self.attr_of_file(&attributes, &version);
+        let copied = tree.child(parent, name).filter(|node| node.copying.is_some()).map(|node| node.ino);
+        if let Some(node) = copied.and_then(|ino| tree.get_mut(ino))
+            && node.take_copy(&version, &attributes)
+            && let Some(dirty) = node.content.as_ref().and_then(|content| content.dirty())
+            && let Some(etag) = version.etag.clone()
+        {
+            dirty.set_base_version(ObjectVersion { key: dirty.key(), etag, size: version.size });
+        }
         let reusable = tree.child(parent, name).and_then(|node| {
             let is_same = node.version.as_ref().is_some_and(|known| known.has_same_bytes(&version));
             // An open file keeps the version that it was opened with: the new one is another inode.

@@ -276,6 +276,7 @@ impl Engine {
         if let Some(target) = target {
             self.save_for_handles(target).await?;
         }
+        self.settle_copy(ino).await?;
         self.catch_up(&[ino])?;
         if self.tree().get(ino).is_some_and(|node| self.carries_more(node)) {
             self.mark(new_parent).await?;

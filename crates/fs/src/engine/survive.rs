@@ -209,6 +209,7 @@ impl Engine {
             return;
         }
         futures_util::future::join(tokio::time::sleep(QUIET_TIME), answered).await;
+        self.settle_copies().await;
         self.restored.unheard.iter().for_each(|number| self.note_ended(*number));
         self.settle();
     }
@@ -333,7 +334,9 @@ impl Engine {
         let (modified, times_set, may_be_stored) = (file.modified, file.recorded.times_set, file.may_be_stored());
         let (is_stored, is_removing, recorded_key) =
             (file.is_stored(), file.recorded.is_removing, file.recorded.key.clone());
-        let dirty = DirtyFile::adopt(Arc::clone(&self.writing), file)?;
+        // Of one that is stored the tree knows the version that was copied.
+        let copying = if is_stored { None } else { self.tree().get_mut(ino).and_then(|node| node.copying.take()) };
+        let dirty = DirtyFile::adopt(Arc::clone(&self.writing), file, copying)?;
         let mut tree = self.tree();
         if is_linked
             && let key = self.file_key(&tree, ino)?

@@ -119,6 +119,7 @@ impl Engine {
 
     /// Before an open file loses its object: fetches what its handles may still read. For the holder of `commit`.
     pub(super) async fn save_for_handles(&self, ino: u64) -> FsResult<()> {
+        self.settle_copy(ino).await?;
         self.await_releases(ino).await;
         let (content, is_open) = {
             let tree = self.tree();

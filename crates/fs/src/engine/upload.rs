@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use sandpail_store::{Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, Proof, PutOutcome, StoreError};
+use sandpail_store::{Condition, CopySource, ETag, ObjectAttributes, ObjectKey, Part, PutOutcome, StoreError};
 
 use super::{Engine, FsError, FsResult, OnConflict, failed, guard, object_key, stale};
 use crate::content::Content;
@@ -136,6 +136,7 @@ impl Engine {
 
     /// The same, for the holder of the content's `commit`.
     pub(super) async fn store_content(&self, ino: u64, content: &Arc<Content>) -> FsResult<()> {
+        self.settle_copy(ino).await?;
         self.describe_first(ino).await?;
         let (key, mut attributes, version, parent, name, carries_more) = {
             let tree = self.tree();
@@ -154,13 +155,24 @@ impl Engine {
         let change = self.begin_upload(parent, &name);
         let Some(dirty) = content.dirty().filter(|dirty| dirty.is_dirty()) else {
             let stored = self.store_attributes(ino, &key, attributes).await;
-            match (&stored, content.dirty()) {
-                (Err(_), _) => content.attributes_wait(),
-                (Ok(()), Some(dirty)) => dirty.note_stored(),
-                (Ok(()), None) => {}
+            if stored.is_err() {
+                content.attributes_wait();
             }
             change.done(&mut self.tree());
-            return stored;
+            return match (stored, content.dirty()) {
+                // By a removal of ours that nobody heard of, for instance.
+                (Err(FsError::Store { source: StoreError::NotFound { .. }, .. }), Some(dirty))
+                    if dirty.store_again()? =>
+                {
+                    tracing::debug!(%key, "the object is gone, and is stored again");
+                    Box::pin(self.store_content(ino, content)).await
+                }
+                (Ok(()), Some(dirty)) => {
+                    dirty.note_stored();
+                    Ok(())
+                }
+                (stored, _) => stored,
+            };
         };
         if dirty.key() != key && !dirty.has_bytes_in_upload() {
             // It was staged while its directory moved.
@@ -221,8 +233,8 @@ impl Engine {
                     self.stored(&mut tree, ino, &outcome, committed.size, stored.clone());
                     waiting
                 });
+                self.begin_copy(ino, &attributes);
                 if waiting.is_some() {
-                    self.settle();
                     dirty.note_stored();
                 }
                 let copied = self.copy_object(&source, &key, committed.size, Some(&attributes)).await;
@@ -326,6 +338,7 @@ impl Engine {
             return Ok(());
         };
         let source = CopySource { key: key.clone(), etag };
+        self.begin_copy(ino, &attributes);
         let outcome = self.copy_object(&source, key, size, Some(&attributes)).await?;
         let mut tree = self.tree();
         if let Some(content) = tree.get(ino).and_then(|node| node.content.clone())
@@ -383,20 +396,6 @@ impl Engine {
             Err(_) => self.writing.abort_upload(target, &id).await,
         }
         result.map_err(|error| changed_or(error, &source.key, what))
-    }
-
-    /// What a copy of an object onto itself has made, of which nobody knows whether it was done: if the object is what it should
-    /// have made of it.
-    async fn copied_before(&self, key: &ObjectKey, size: u64, wanted: &ObjectAttributes) -> Option<PutOutcome> {
-        let info = self.store.head(key).await.ok()?;
-        let has_all = info.size == size
-            && info.attributes.metadata == wanted.metadata
-            && info.attributes.content_type == wanted.content_type;
-        has_all.then(|| PutOutcome {
-            etag: info.etag,
-            last_modified: Some(info.last_modified),
-            proof: Proof::default(),
-        })
     }
 
     async fn copy_parts(

@@ -20,6 +20,8 @@ pub(crate) struct NodeNote {
     pub(crate) segment: Option<Arc<str>>,
     pub(crate) attr: Attr,
     pub(crate) version: Option<Version>,
+    /// See [`Node::copying`](crate::tree::Node::copying).
+    pub(crate) copying: Option<ETag>,
     /// How often the kernel knows it.
     pub(crate) lookups: u64,
     pub(crate) is_linked: bool,
@@ -144,7 +146,8 @@ impl NodeNote {
             | u64::from(version.is_some()) << 2
             | u64::from(self.segment.is_some()) << 3
             | u64::from(version.is_some_and(|version| version.etag.is_some())) << 4
-            | u64::from(self.off_bucket) << 5;
+            | u64::from(self.off_bucket) << 5
+            | u64::from(self.copying.is_some()) << 6;
         let [atime_secs, mtime_secs, ctime_secs, modified_secs] =
             [atime, mtime, ctime, &modified].map(|time| u64::from_ne_bytes(time.secs.to_ne_bytes()));
         let numbers = [
@@ -168,7 +171,9 @@ impl NodeNote {
         ];
         let etag = version.and_then(|version| version.etag.as_ref());
         let etag = etag.map_or(NO_TAG, |etag| etag.as_str().as_bytes());
-        put(log, 1, &numbers, &[&self.name, self.segment.as_deref().unwrap_or_default().as_bytes(), etag]);
+        let texts = [&self.name, self.segment.as_deref().unwrap_or_default().as_bytes(), etag];
+        let copying = self.copying.as_ref().map(|copying| copying.as_str().as_bytes());
+        put(log, 1, &numbers, &texts.into_iter().chain(copying).collect::<Vec<_>>());
     }
 
     fn decode(fields: &mut Fields<'_>) -> Option<Self> {
@@ -182,6 +187,7 @@ impl NodeNote {
         let (version_size, modified) = (fields.number()?, fields.time()?);
         let (name, segment, etag) = (fields.bytes()?.into(), fields.text()?, fields.text()?);
         let etag = (bits & 16 != 0).then(|| ETag::new(etag));
+        let copying = if bits & 64 != 0 { Some(ETag::new(fields.text()?)) } else { None };
         Some(Self {
             ino,
             parent,
@@ -189,6 +195,7 @@ impl NodeNote {
             segment: (bits & 8 != 0).then(|| Arc::from(segment)),
             attr: Attr { kind, perm: mode & 0o7777, uid, gid, size, atime, mtime, ctime },
             version: (bits & 4 != 0).then(|| Version { etag, size: version_size, modified: modified.into() }),
+            copying,
             lookups,
             is_linked: bits & 1 != 0,
             is_pending: bits & 2 != 0,
@@ -277,6 +284,7 @@ mod tests {
             version: None,
             lookups: 3,
             is_linked: true,
+            copying: None,
             is_pending: false,
             off_bucket: false,
         };
@@ -284,7 +292,13 @@ mod tests {
         let version = Version { etag: None, size: 9, modified: UNIX_EPOCH + Duration::new(5, 7) };
         check(Entry::Node(NodeNote { version: Some(version.clone()), segment: Some("".into()), ..note.clone() }));
         let version = Version { etag: Some(ETag::new("\"tag\"")), ..version };
-        check(Entry::Node(NodeNote { version: Some(version), is_linked: false, is_pending: true, ..note.clone() }));
+        check(Entry::Node(NodeNote {
+            version: Some(version),
+            is_linked: false,
+            is_pending: true,
+            copying: Some(ETag::new("c")),
+            ..note.clone()
+        }));
         check(Entry::Attributes(5, ObjectAttributes { content_type: Some("x/y".to_owned()), ..Default::default() }));
         check(Entry::Node(NodeNote { off_bucket: true, ..note }));
         check(Entry::Moving(Moving { ino: 5, parent: 1, name: Name::from(&b"new"[..]) }));

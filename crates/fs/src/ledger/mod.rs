@@ -455,6 +455,7 @@ mod tests {
             version: None,
             lookups,
             is_linked: true,
+            copying: None,
             is_pending: false,
             off_bucket: false,
         }

@@ -135,6 +135,8 @@ pub struct Node {
     pub version: Option<Version>,
     /// What the store said of a version besides, when it was stored from here; of `version` if the tags are the same.
     pub proof: Option<Arc<(ETag, Proof)>>,
+    /// A copy of the object onto itself may have been done, and made another version; it carries what has this digest.
+    pub copying: Option<ETag>,
     /// What the object carries; edits keep it.
     pub attributes: Arc<ObjectAttributes>,
     /// Whether that is known. A listing does not say.
@@ -174,6 +176,7 @@ impl Node {
     pub fn set_stored(&mut self, outcome: &PutOutcome, size: u64) {
         let modified = outcome.last_modified.unwrap_or_else(SystemTime::now);
         self.version = Some(Version { etag: Some(outcome.etag.clone()), size, modified });
+        self.copying = None;
         let is_silent = outcome.proof == Proof::default();
         self.proof = (!is_silent).then(|| Arc::new((outcome.etag.clone(), outcome.proof.clone())));
     }
@@ -221,6 +224,7 @@ impl Tree {
             attr: Attr::plain(Kind::Directory, 0, now, &defaults),
             version: None,
             proof: None,
+            copying: None,
             attributes: Arc::default(),
             is_described: true,
             fresh_until: Instant::now(),
@@ -350,6 +354,7 @@ impl Tree {
             attr,
             version: None,
             proof: None,
+            copying: None,
             attributes: Arc::default(),
             is_described: true,
             fresh_until: Instant::now(),

@@ -71,6 +71,7 @@ fn note_of(node: &Node) -> NodeNote {
         lookups: node.lookups,
         is_linked: node.is_linked,
         off_bucket: node.off_bucket,
+        copying: node.copying.clone(),
         is_pending: node.content.as_ref().is_some_and(|content| content.has_pending_attributes()),
     }
 }
@@ -130,7 +131,7 @@ impl Tree {
 
     /// Puts a node back that a process which died had. Names are linked by [`Tree::relink_restored`], once all are there.
     pub(crate) fn restore(&mut self, note: NodeNote, attributes: Option<ObjectAttributes>) {
-        let NodeNote { ino, parent, name, segment, attr, version, lookups, is_linked, off_bucket, .. } = note;
+        let NodeNote { ino, parent, name, segment, attr, version, copying, lookups, is_linked, off_bucket, .. } = note;
         let mut version = version;
         if attributes.is_none()
             && let Some(version) = &mut version
@@ -150,6 +151,7 @@ impl Tree {
             attr,
             version,
             proof: None,
+            copying,
             attributes: attributes.map(Arc::new).unwrap_or_default(),
             is_described,
             fresh_until: Instant::now(),

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use sandpail_store::ETag;
+
 use super::dirty_file::Attempt;
 use super::disk;
 use super::kept::{is_record, keep_one, read_record, record_of};
@@ -137,11 +139,12 @@ fn adopt(path: PathBuf) -> FsResult<Option<Adopted>> {
 }
 
 impl DirtyFile {
-    /// The file as it was when its process died, to be gone on with as if nothing had happened.
+    /// The file as it was when its process died, to be gone on with as if nothing had happened. `copying`: what its object carries
+    /// if a copy of it onto itself was done, of which nobody has heard ([`Node::copying`](crate::tree::Node::copying)).
     ///
     /// # Errors
     /// [`FsError::Io`].
-    pub(crate) fn adopt(context: Arc<WriteContext>, adopted: Adopted) -> FsResult<Arc<Self>> {
+    pub(crate) fn adopt(context: Arc<WriteContext>, adopted: Adopted, copying: Option<ETag>) -> FsResult<Arc<Self>> {
         let recorded = adopted.recorded;
         let file = Self::resume(context, &recorded, adopted.remains)?;
         file.staged.is_kept.store(false, Ordering::Release);
@@ -152,17 +155,24 @@ impl DirtyFile {
             state.is_changed = false;
             state.changed_since = None;
             state.dirty = super::RangeSet::default();
-        } else if let Some(tag) = recorded.completing {
-            state.attempt = Some(Attempt {
-                key: recorded.key,
-                size: recorded.size,
-                part_count: 0,
-                replaces: recorded.replaces,
-                tag: Some(tag),
-                is_of_the_dead: true,
-            });
+        } else {
+            state.attempt = attempt(recorded, copying);
         }
         drop(state);
         Ok(file)
     }
+}
+
+/// An upload, or a copy of the base onto itself, of which the process that died had not heard.
+fn attempt(recorded: Recorded, copied: Option<ETag>) -> Option<Attempt> {
+    let Recorded { key, size, base, replaces, .. } = recorded;
+    let (key, size, tag) = match (recorded.completing, base) {
+        (Some(tag), _) => (key, size, tag),
+        // What is in an upload that began since is not in it.
+        (None, Some(base)) if copied.is_some() && recorded.in_upload.is_empty() => {
+            (base.version.key, base.version.size, base.version.etag)
+        }
+        _ => return None,
+    };
+    Some(Attempt { key, size, part_count: 0, replaces, tag: Some(tag), is_of_the_dead: true, copied })
 }

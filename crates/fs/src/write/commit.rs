@@ -127,8 +127,15 @@ impl DirtyFile {
                     // It is stored, and nothing here stands on it yet: the next try does.
                     let replaces = state.replaces.clone();
                     let ObjectVersion { key, etag, size } = version;
-                    state.attempt =
-                        Some(Attempt { key, size, part_count: 0, replaces, tag: Some(etag), is_of_the_dead: false });
+                    state.attempt = Some(Attempt {
+                        key,
+                        size,
+                        part_count: 0,
+                        replaces,
+                        tag: Some(etag),
+                        is_of_the_dead: false,
+                        copied: None,
+                    });
                     self.not_committed(state, &snapshot.dirty, since);
                     return Err(error);
                 }
@@ -268,8 +275,15 @@ impl DirtyFile {
                 if tag.is_some() && outcome.as_ref().is_err_and(may_be_done) {
                     let mut state = self.state();
                     let (key, replaces) = (key.clone(), state.replaces.clone());
-                    let attempt =
-                        Attempt { key, size: snapshot.size, part_count: 0, replaces, tag, is_of_the_dead: false };
+                    let attempt = Attempt {
+                        key,
+                        size: snapshot.size,
+                        part_count: 0,
+                        replaces,
+                        tag,
+                        is_of_the_dead: false,
+                        copied: None,
+                    };
                     state.attempt = Some(attempt);
                 }
                 return Ok(Stored::all(outcome.map_err(failed)?, attributes));
@@ -397,7 +411,7 @@ impl DirtyFile {
     pub(super) fn attempt(&self, key: &ObjectKey, size: u64, parts: &[Part]) -> Attempt {
         let replaces = self.state().replaces.clone();
         let tag = multipart_tag(parts.iter().map(|part| &part.etag)).ok();
-        Attempt { key: key.clone(), size, part_count: parts.len(), replaces, tag, is_of_the_dead: false }
+        Attempt { key: key.clone(), size, part_count: parts.len(), replaces, tag, is_of_the_dead: false, copied: None }
     }
 
     /// Completes an upload. If the answer to an earlier try was lost, the upload is gone and the object is there.

@@ -17,6 +17,7 @@ use super::staging::Staged;
 use super::stream::Stream;
 use super::sums::{Summed, Sums};
 use super::{Base, BaseReader, RangeSet, WriteContext};
+use crate::engine::carried;
 use crate::read::ObjectVersion;
 use crate::{FsError, FsResult, guard};
 
@@ -119,6 +120,8 @@ pub(super) struct Attempt {
     pub(super) tag: Option<ETag>,
     /// It was another process's, which died.
     pub(super) is_of_the_dead: bool,
+    /// What a copy of the object onto itself carries, if one may have been made: it has a tag that nobody could know before.
+    pub(super) copied: Option<ETag>,
 }
 
 impl Attempt {
@@ -128,7 +131,8 @@ impl Attempt {
             return true;
         }
         if self.is_of_the_dead {
-            return false;
+            return info.size == self.size
+                && self.copied.as_ref().is_some_and(|copied| *copied == carried(&info.attributes));
         }
         info.size == self.size
             && self.replaces.as_ref() != Some(&info.etag)
@@ -246,6 +250,21 @@ impl DirtyFile {
         if had_changes {
             self.state().changed();
         }
+    }
+
+    /// The object is gone: the file goes up once more, as it is. `false` if it is not all here.
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`], [`FsError::Io`].
+    pub fn store_again(&self) -> FsResult<bool> {
+        let mut state = self.state();
+        if state.base.is_some() || !state.in_upload.is_empty() {
+            return Ok(false);
+        }
+        let failed = not_recorded(&state.key);
+        state.journal.change(None).map_err(failed)?;
+        state.changed();
+        Ok(true)
     }
 
     /// The object has what it shall have, its attributes too: whoever finds the file need not look any more.

@@ -84,6 +84,9 @@ pub(crate) struct Application {
 impl Application {
     pub(crate) fn new(world: World) -> Self {
         let bucket = MemoryStore::with_capabilities(world.capabilities.clone());
+        if world.tags_copies_anew {
+            bucket.tag_copies_anew();
+        }
         let mut application = Self {
             random: Random::new(world.seed.wrapping_add(1 << 40)),
             world,
