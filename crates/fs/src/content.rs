@@ -39,6 +39,8 @@ struct Waiting {
     since: Option<Instant>,
     /// Counts the changes.
     changes: u64,
+    /// They are on their way.
+    go_up: bool,
 }
 
 /// A change of attributes, which can be taken back.
@@ -164,11 +166,18 @@ impl Content {
 
     /// They are on their way as they are now. Only under the tree's lock.
     pub(crate) fn attributes_go_up(&self) {
-        guard(&self.attributes).since = None;
+        let mut waiting = guard(&self.attributes);
+        waiting.go_up |= waiting.since.take().is_some();
     }
 
     pub(crate) fn has_pending_attributes(&self) -> bool {
         guard(&self.attributes).since.is_some()
+    }
+
+    /// The same, or they are on their way: whoever comes after this process stores them.
+    pub(crate) fn has_unstored_attributes(&self) -> bool {
+        let waiting = guard(&self.attributes);
+        waiting.since.is_some() || waiting.go_up
     }
 
     /// Since when something waits to be stored, and how many bytes.
@@ -285,6 +294,7 @@ pub(crate) struct Uploading<'a> {
 
 impl Drop for Uploading<'_> {
     fn drop(&mut self) {
+        guard(&self.content.attributes).go_up = false;
         self.content.uploading.store(false, Ordering::Release);
     }
 }

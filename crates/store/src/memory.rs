@@ -39,9 +39,10 @@ impl MemoryStore {
         self.state().skew_secs = secs;
     }
 
-    /// From now on copies of objects have the tag that one PUT of the same bytes has, as on AWS, and not that of their source.
-    pub fn tag_copies_anew(&self) {
-        self.state().tags_copies_anew = true;
+    /// From now on copies of objects have the tag that one PUT of the same bytes has, and not that of their source, and objects
+    /// that are stored without a type have one, as on AWS.
+    pub fn behave_as_aws(&self) {
+        self.state().is_like_aws = true;
     }
 }
 
@@ -52,7 +53,7 @@ struct State {
     uploads: BTreeMap<String, Upload>,
     upload_count: u64,
     skew_secs: i64,
-    tags_copies_anew: bool,
+    is_like_aws: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -105,7 +106,7 @@ impl State {
         }
     }
 
-    fn store(&mut self, key: &ObjectKey, object: Object, condition: &Condition) -> StoreResult<PutOutcome> {
+    fn store(&mut self, key: &ObjectKey, mut object: Object, condition: &Condition) -> StoreResult<PutOutcome> {
         let present = self.objects.get(key.as_str()).map(|object| &object.info.etag);
         let holds = match condition {
             Condition::Always => true,
@@ -115,7 +116,10 @@ impl State {
         if !holds {
             return Err(StoreError::changed(key));
         }
-        let ObjectInfo { etag, last_modified, .. } = &object.info;
+        let ObjectInfo { etag, last_modified, attributes, .. } = &mut object.info;
+        if self.is_like_aws {
+            attributes.content_type.get_or_insert_with(|| "binary/octet-stream".to_owned());
+        }
         let outcome =
             PutOutcome { etag: etag.clone(), last_modified: Some(*last_modified), proof: Proof::of_md5_tag(etag) };
         self.objects.insert(key.as_str().to_owned(), object);
@@ -246,7 +250,7 @@ impl Store for MemoryStore {
             object.info.attributes = attributes.clone();
         }
         object.info.last_modified = state.now();
-        if state.tags_copies_anew {
+        if state.is_like_aws {
             object = new_object(object.data, object.info.attributes, object.info.last_modified);
         }
         state.store(target, object, condition)

@@ -142,7 +142,8 @@ impl Engine {
         if is_listed {
             let Some(entry) = dir.entries.get(name) else { return Ok(Step::Absent) };
             let described = self.described_by(tree, parent);
-            let is_known = entry.attributes.is_some() || described == Described::ByListing;
+            let is_doubtful = tree.child(parent, name).is_some_and(|child| child.copying.is_some());
+            let is_known = entry.attributes.is_some() || described == Described::ByListing && !is_doubtful;
             if is_known && !entry.is_directory() || !self.has_posix_metadata() {
                 return Ok(Step::Known(self.node_of_entry(tree, parent, name)?));
             }

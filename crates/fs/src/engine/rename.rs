@@ -449,6 +449,7 @@ impl Engine {
                 self.tree().get(*file).is_some_and(|node| node.is_linked && node.dir.is_none() && !node.off_bucket);
             if is_linked {
                 self.store_file_locked(*file).await?;
+                self.settle_copy(*file).await?;
             }
         }
         let (parent, name, old_prefix, new_prefix) = {

@@ -2,30 +2,40 @@
 //! becomes, or stays, what nobody could know before. So that a copy that was done and not heard of is not taken for
 //! somebody else's change, it is noted what it carries.
 
-use sandpail_store::{ETag, ObjectAttributes, ObjectKey, Proof, PutOutcome, put_tag};
+use std::time::Duration;
+
+use sandpail_store::{CopySource, ETag, ObjectAttributes, ObjectKey, Proof, PutOutcome, put_tag};
 
 use super::lookup::version_of;
-use super::{Engine, FsResult};
+use super::{Engine, FsError, FsResult};
 use crate::read::ObjectVersion;
 use crate::tree::{Node, Version};
+use crate::write::may_be_done;
 
-/// A digest of what an object carries that nobody else would have given it, such as times to the nanosecond.
-pub(crate) fn carried(attributes: &ObjectAttributes) -> ETag {
+/// Nobody is answered meanwhile. What is not known then is asked by whoever needs it.
+const SETTLE_TIME: Duration = Duration::from_secs(3);
+
+/// A digest of what an object carries that nobody else would have given it: a time of the last change, to the nanosecond. `None`
+/// without that. What stores make up themselves, as the type of an object that has none, is not in it.
+pub(crate) fn carried(attributes: &ObjectAttributes) -> Option<ETag> {
+    let metadata = &attributes.metadata;
+    if !metadata.contains_key("ctime") {
+        return None;
+    }
     let mut text = Vec::new();
-    let pairs = attributes.metadata.iter().flat_map(|(name, value)| [name, value]);
-    for part in pairs.chain(&attributes.content_type) {
+    for part in metadata.iter().flat_map(|(name, value)| [name, value]) {
         text.extend((part.len() as u64).to_le_bytes());
         text.extend(part.as_bytes());
     }
-    put_tag([&text[..]])
+    Some(put_tag([&text[..]]))
 }
 
 impl Node {
     /// Takes `version`, if that is what a copy that was noted here has made of the object.
     pub(super) fn take_copy(&mut self, version: &Version, attributes: &ObjectAttributes) -> bool {
         let Some(copying) = &self.copying else { return false };
-        let is_it =
-            self.version.as_ref().is_some_and(|known| known.size == version.size) && *copying == carried(attributes);
+        let is_it = self.version.as_ref().is_some_and(|known| known.size == version.size)
+            && carried(attributes).as_ref() == Some(copying);
         if !is_it {
             return false;
         }
@@ -37,12 +47,30 @@ impl Node {
 }
 
 impl Engine {
-    /// A file's object is about to be copied onto itself.
-    pub(super) fn begin_copy(&self, ino: u64, attributes: &ObjectAttributes) {
+    /// A file's object is copied onto itself, so that it carries `attributes`.
+    ///
+    /// # Errors
+    /// As [`Engine::copy_object`]; then it may be done all the same.
+    pub(super) async fn copy_onto_itself(
+        &self,
+        ino: u64,
+        source: &CopySource,
+        size: u64,
+        attributes: &ObjectAttributes,
+    ) -> FsResult<PutOutcome> {
         if let Some(node) = self.tree().get_mut(ino) {
-            node.copying = Some(carried(attributes));
+            node.copying = carried(attributes);
         }
         self.settle();
+        let copied = self.copy_object(source, &source.key, size, Some(attributes)).await;
+        let is_refused = match &copied {
+            Err(FsError::Store { source, .. }) => !may_be_done(source),
+            _ => false,
+        };
+        if is_refused && let Some(node) = self.tree().get_mut(ino) {
+            node.copying = None;
+        }
+        copied
     }
 
     /// If nobody knows whether such a copy was done: asks, and takes what it has made.
@@ -77,17 +105,20 @@ impl Engine {
         Ok(())
     }
 
-    /// The same before anybody is answered, for what a process that died had begun. What the store does not say is asked again by
-    /// whoever needs it.
+    /// The same before anybody is answered, for what a process that died had begun.
     pub(super) async fn settle_copies(&self) {
         let noted: Vec<u64> = {
             let tree = self.tree();
             tree.all().into_iter().filter(|ino| tree.get(*ino).is_some_and(|node| node.copying.is_some())).collect()
         };
-        for ino in noted {
-            if let Err(error) = self.settle_copy(ino).await {
-                tracing::debug!(ino, %error, "whether an object was copied onto itself is not known yet");
+        let settled = futures_util::future::join_all(noted.into_iter().map(|ino| self.settle_copy(ino)));
+        match tokio::time::timeout(SETTLE_TIME, settled).await {
+            Ok(settled) => {
+                for error in settled.into_iter().filter_map(Result::err) {
+                    tracing::debug!(%error, "whether an object was copied onto itself is not known yet");
+                }
             }
+            Err(_) => tracing::debug!("whether objects were copied onto themselves is not known yet"),
         }
     }
 
@@ -100,7 +131,7 @@ impl Engine {
         wanted: &ObjectAttributes,
     ) -> Option<PutOutcome> {
         let info = self.store.head(key).await.ok()?;
-        let has_all = info.size == size && carried(&info.attributes) == carried(wanted);
+        let has_all = info.size == size && info.attributes.metadata == wanted.metadata;
         has_all.then(|| PutOutcome {
             etag: info.etag,
             last_modified: Some(info.last_modified),

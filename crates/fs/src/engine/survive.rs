@@ -206,7 +206,8 @@ impl Engine {
     /// thing.
     pub async fn wait_until_quiet(&self, answered: impl Future<Output = ()>) {
         if self.restored.unheard.is_empty() {
-            return;
+            // One that failed may have left some that were not settled yet.
+            return self.settle_copies().await;
         }
         futures_util::future::join(tokio::time::sleep(QUIET_TIME), answered).await;
         self.settle_copies().await;
@@ -335,9 +336,16 @@ impl Engine {
         let (is_stored, is_removing, recorded_key) =
             (file.is_stored(), file.recorded.is_removing, file.recorded.key.clone());
         // Of one that is stored the tree knows the version that was copied.
-        let copying = if is_stored { None } else { self.tree().get_mut(ino).and_then(|node| node.copying.take()) };
+        let copying = if is_stored { None } else { self.tree().get(ino).and_then(|node| node.copying.clone()) };
         let dirty = DirtyFile::adopt(Arc::clone(&self.writing), file, copying)?;
         let mut tree = self.tree();
+        if !is_stored
+            && dirty.is_unclear()
+            && let Some(node) = tree.get_mut(ino)
+        {
+            // The staged file finds it out.
+            node.copying = None;
+        }
         if is_linked
             && let key = self.file_key(&tree, ino)?
             && key != recorded_key

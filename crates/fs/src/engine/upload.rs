@@ -7,6 +7,7 @@ use sandpail_store::{Condition, CopySource, ETag, ObjectAttributes, ObjectKey, P
 
 use super::{Engine, FsError, FsResult, OnConflict, failed, guard, object_key, stale};
 use crate::content::Content;
+use crate::read::ObjectVersion;
 use crate::tree::{Node, Tree, Version};
 
 /// Pauses between tries to store what could not be stored when it was closed.
@@ -131,12 +132,27 @@ impl Engine {
         let result = self.store_content(ino, &content).await;
         self.note_result(ino, &content, &result);
         drop(uploading);
+        // That its attributes are not on their way any more.
+        self.tree().is_news(ino);
         result
+    }
+
+    /// What is found to have been made by an upload, or a copy, of which nobody had heard is what the next upload replaces.
+    async fn settle_upload(&self, ino: u64, content: &Content) -> FsResult<()> {
+        let Some(dirty) = content.dirty() else { return Ok(()) };
+        if let Some(ObjectVersion { etag, size, .. }) = dirty.take_found().await?
+            && let Some(node) = self.tree().get_mut(ino)
+        {
+            node.version = Some(Version { etag: Some(etag), size, modified: SystemTime::now() });
+            node.copying = None;
+        }
+        Ok(())
     }
 
     /// The same, for the holder of the content's `commit`.
     pub(super) async fn store_content(&self, ino: u64, content: &Arc<Content>) -> FsResult<()> {
         self.settle_copy(ino).await?;
+        self.settle_upload(ino, content).await?;
         self.describe_first(ino).await?;
         let (key, mut attributes, version, parent, name, carries_more) = {
             let tree = self.tree();
@@ -162,9 +178,13 @@ impl Engine {
             return match (stored, content.dirty()) {
                 // By a removal of ours that nobody heard of, for instance.
                 (Err(FsError::Store { source: StoreError::NotFound { .. }, .. }), Some(dirty))
-                    if dirty.store_again()? =>
+                    if (dirty.may_be_removed() || self.options.on_conflict == OnConflict::Overwrite)
+                        && dirty.store_again()? =>
                 {
                     tracing::debug!(%key, "the object is gone, and is stored again");
+                    if let Some(node) = self.tree().get_mut(ino) {
+                        node.version = None;
+                    }
                     Box::pin(self.store_content(ino, content)).await
                 }
                 (Ok(()), Some(dirty)) => {
@@ -227,30 +247,28 @@ impl Engine {
                 // Whoever takes the mount up if this process dies meanwhile knows that the bytes are there, and what they lack:
                 // the copy may have a tag that nobody can know before. Only the record outlives the mount: what it promises stays.
                 let outlives = self.write_back_of(ino).is_some();
-                let waiting = (self.options.survives && !outlives).then(|| {
+                let waiting = {
                     let mut tree = self.tree();
                     let waiting = content.attributes_changed();
-                    self.stored(&mut tree, ino, &outcome, committed.size, stored.clone());
+                    self.stored(&mut tree, ino, &outcome, committed.size, stored);
                     waiting
-                });
-                self.begin_copy(ino, &attributes);
-                if waiting.is_some() {
+                };
+                if self.options.survives && !outlives {
+                    self.settle();
                     dirty.note_stored();
                 }
-                let copied = self.copy_object(&source, &key, committed.size, Some(&attributes)).await;
-                if let Some(waiting) = waiting {
-                    content.attributes_restored(waiting);
-                }
-                if copied.is_err() {
-                    // The bytes are there; what they shall carry still waits.
-                    content.attributes_wait();
-                    let mut tree = self.tree();
-                    self.stored(&mut tree, ino, &outcome, committed.size, stored);
-                    change.done(&mut tree);
-                    return copied.map(drop);
-                }
-                outcome = copied?;
-                dirty.set_base_version(crate::read::ObjectVersion {
+                let copied = self.copy_onto_itself(ino, &source, committed.size, &attributes).await;
+                content.attributes_restored(waiting);
+                outcome = match copied {
+                    Ok(outcome) => outcome,
+                    Err(error) => {
+                        // The bytes are there; what they shall carry still waits.
+                        content.attributes_wait();
+                        change.done(&mut self.tree());
+                        return Err(error);
+                    }
+                };
+                dirty.set_base_version(ObjectVersion {
                     key: key.clone(),
                     etag: outcome.etag.clone(),
                     size: committed.size,
@@ -338,14 +356,13 @@ impl Engine {
             return Ok(());
         };
         let source = CopySource { key: key.clone(), etag };
-        self.begin_copy(ino, &attributes);
-        let outcome = self.copy_object(&source, key, size, Some(&attributes)).await?;
+        let outcome = self.copy_onto_itself(ino, &source, size, &attributes).await?;
         let mut tree = self.tree();
         if let Some(content) = tree.get(ino).and_then(|node| node.content.clone())
             && let Some(dirty) = content.dirty()
         {
             let etag = outcome.etag.clone();
-            dirty.set_base_version(crate::read::ObjectVersion { key: key.clone(), etag, size });
+            dirty.set_base_version(ObjectVersion { key: key.clone(), etag, size });
         }
         self.stored(&mut tree, ino, &outcome, size, attributes);
         Ok(())

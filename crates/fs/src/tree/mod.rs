@@ -181,6 +181,12 @@ impl Node {
         self.proof = (!is_silent).then(|| Arc::new((outcome.etag.clone(), outcome.proof.clone())));
     }
 
+    /// Whether a copy of the object onto itself may have made what is listed. Its own lookup asks.
+    fn may_be_copied_to(&self, entry: &Entry) -> bool {
+        let size = |version: &Option<Version>| version.as_ref().map(|version| version.size);
+        self.copying.is_some() && size(&entry.version) == size(&self.version)
+    }
+
     /// What the object of a file carries, as far as that is known.
     fn carried(&self) -> Option<Arc<ObjectAttributes>> {
         (self.dir.is_none() && self.is_described).then(|| Arc::clone(&self.attributes))
@@ -257,6 +263,11 @@ impl Tree {
     pub fn get_mut(&mut self, ino: u64) -> Option<&mut Node> {
         self.news.add(ino);
         self.nodes.get_mut(&ino)
+    }
+
+    /// What the ledger says of a node may have changed.
+    pub fn is_news(&mut self, ino: u64) {
+        self.news.add(ino);
     }
 
     /// A directory's own part.
@@ -660,7 +671,7 @@ impl Tree {
                             node.fresh_until = believed_until;
                             entry.attributes = node.carried();
                         }
-                    } else if node.opens > 0 && !same_bytes {
+                    } else if node.opens > 0 && !same_bytes && !node.may_be_copied_to(entry) {
                         gone.push(Arc::clone(name));
                     }
                 }

@@ -72,7 +72,7 @@ fn note_of(node: &Node) -> NodeNote {
         is_linked: node.is_linked,
         off_bucket: node.off_bucket,
         copying: node.copying.clone(),
-        is_pending: node.content.as_ref().is_some_and(|content| content.has_pending_attributes()),
+        is_pending: node.content.as_ref().is_some_and(|content| content.has_unstored_attributes()),
     }
 }
 

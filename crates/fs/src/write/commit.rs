@@ -43,7 +43,7 @@ pub(super) struct Stored {
 }
 
 /// Whether what failed so may be done all the same. An upload that is not there may be complete.
-pub(super) fn may_be_done(error: &StoreError) -> bool {
+pub(crate) fn may_be_done(error: &StoreError) -> bool {
     error.is_transient() || matches!(error, StoreError::NotFound { .. })
 }
 
@@ -141,7 +141,7 @@ impl DirtyFile {
                 }
                 // Otherwise the caller brings it what it lacks before it says so.
                 if !state.is_changed && attributes_stored == *attributes {
-                    state.journal.stored();
+                    state.stored();
                 }
                 Ok((Committed { outcome, size: snapshot.size, attributes_stored }, left_out.is_empty()))
             }
@@ -184,6 +184,15 @@ impl DirtyFile {
         Ok(())
     }
 
+    /// The version that an upload, or a copy, of which nobody had heard was found to have made; told once.
+    ///
+    /// # Errors
+    /// [`FsError::Store`] if the store does not say.
+    pub(crate) async fn take_found(&self) -> FsResult<Option<ObjectVersion>> {
+        self.clear_up_attempt().await?;
+        Ok(self.state().found.take())
+    }
+
     /// If the answer to the last completion was lost: looks whether the object was made, and stands on it if so. Gives
     /// its tag.
     pub(super) async fn clear_up_attempt(&self) -> FsResult<Option<ETag>> {
@@ -206,11 +215,16 @@ impl DirtyFile {
             state.attempt = None;
             drop(state);
             let version = ObjectVersion { key: attempt.key, etag: info.etag.clone(), size: info.size };
-            return Ok(self.stand_on(version).then_some(info.etag));
+            if !self.stand_on(version.clone()) {
+                return Ok(None);
+            }
+            self.state().found = Some(version);
+            return Ok(Some(info.etag));
         }
         if state.attempt.is_some() {
             let version = ObjectVersion { key: attempt.key, etag: info.etag.clone(), size: info.size };
-            self.rebase(&mut state, version)?;
+            self.rebase(&mut state, version.clone())?;
+            state.found = Some(version);
             // It was complete, and nothing can be added to it.
             if let Some(stream) = state.stream.take() {
                 self.abandon(stream);

@@ -61,6 +61,10 @@ pub(super) struct State {
     pub(super) replaces: Option<ETag>,
     /// An upload whose completion failed, and may have been done all the same: then it has replaced the base.
     pub(super) attempt: Option<Attempt>,
+    /// What such an upload was found to have made, until somebody asks.
+    pub(super) found: Option<ObjectVersion>,
+    /// A removal of the object was asked for since it was stored, and may be done.
+    pub(super) may_be_removed: bool,
     /// Bytes that are not here any more, only in parts of the upload under way.
     pub(super) in_upload: RangeSet,
     /// How often bytes were let go of: a read that saw another number looks again.
@@ -100,6 +104,12 @@ impl State {
         self.in_upload.remove(0..limit);
     }
 
+    /// The bucket has everything.
+    pub(super) fn stored(&mut self) {
+        self.may_be_removed = false;
+        self.journal.stored();
+    }
+
     /// Something is not stored from now on.
     pub(super) fn changed(&mut self) {
         self.is_changed = true;
@@ -131,8 +141,7 @@ impl Attempt {
             return true;
         }
         if self.is_of_the_dead {
-            return info.size == self.size
-                && self.copied.as_ref().is_some_and(|copied| *copied == carried(&info.attributes));
+            return info.size == self.size && self.copied.is_some() && carried(&info.attributes) == self.copied;
         }
         info.size == self.size
             && self.replaces.as_ref() != Some(&info.etag)
@@ -180,6 +189,8 @@ impl DirtyFile {
             replaces,
             base,
             attempt: None,
+            found: None,
+            may_be_removed: false,
             in_upload: RangeSet::default(),
             times_let_go: 0,
             low_water: size,
@@ -271,7 +282,7 @@ impl DirtyFile {
     pub fn note_stored(&self) {
         let mut state = self.state();
         if !state.is_changed {
-            state.journal.stored();
+            state.stored();
         }
     }
 
@@ -294,6 +305,11 @@ impl DirtyFile {
         }
     }
 
+    /// Whether it may be gone from the bucket by a removal that was asked for here.
+    pub fn may_be_removed(&self) -> bool {
+        self.state().may_be_removed
+    }
+
     /// Whether bytes of it may be nowhere but in the object that it was made from.
     pub fn has_base(&self) -> bool {
         self.state().base.is_some()
@@ -313,7 +329,9 @@ impl DirtyFile {
 
     /// The object is about to be removed: nobody wants the file back if this process dies and it is gone.
     pub fn note_removing(&self) {
-        self.state().journal.note_surely(&Event::Removing);
+        let mut state = self.state();
+        state.may_be_removed = true;
+        state.journal.note_surely(&Event::Removing);
     }
 
     /// What is written from now on goes up with the next commit, if there is one, and not before.

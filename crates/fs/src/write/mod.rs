@@ -33,6 +33,7 @@ use bytes::Bytes;
 use sandpail_store::{ObjectAttributes, ObjectKey, PutOutcome, Store, StoreError, UploadId};
 
 pub(crate) use self::adopt::Adopted;
+pub(crate) use self::commit::may_be_done;
 pub use self::dirty_file::DirtyFile;
 #[doc(hidden)]
 pub use self::disk::{DiskChange, set_hook as set_disk_hook};

@@ -51,6 +51,8 @@ impl DirtyFile {
             replaces: recorded.replaces.clone(),
             base: recorded.base.clone(),
             attempt: None,
+            found: None,
+            may_be_removed: recorded.may_be_removed,
             in_upload: recorded.in_upload.clone(),
             times_let_go: 0,
             low_water: recorded.size,

@@ -84,8 +84,8 @@ pub(crate) struct Application {
 impl Application {
     pub(crate) fn new(world: World) -> Self {
         let bucket = MemoryStore::with_capabilities(world.capabilities.clone());
-        if world.tags_copies_anew {
-            bucket.tag_copies_anew();
+        if world.is_like_aws {
+            bucket.behave_as_aws();
         }
         let mut application = Self {
             random: Random::new(world.seed.wrapping_add(1 << 40)),

@@ -65,7 +65,7 @@ fn nothing_is_lost_of_what_is_streamed() {
 /// The same with a store like AWS's: what was uploaded in parts and is copied, also onto itself, has another tag then.
 #[test]
 fn nothing_is_lost_where_copies_have_tags_of_their_own() {
-    let streaming = |seed| World { is_streaming: true, tags_copies_anew: true, ..World::of(seed) };
+    let streaming = |seed| World { is_streaming: true, is_like_aws: true, ..World::of(seed) };
     explore("nothing_is_lost_where_copies_have_tags_of_their_own", seeds(2_000), streaming);
 }
 

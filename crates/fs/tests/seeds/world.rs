@@ -43,8 +43,8 @@ pub(crate) struct World {
     pub(crate) has_cache: bool,
     /// Many writes begin at the beginning, and are long.
     pub(crate) is_streaming: bool,
-    /// A copy of an object has another tag.
-    pub(crate) tags_copies_anew: bool,
+    /// A copy of an object has another tag, and each object a type.
+    pub(crate) is_like_aws: bool,
 }
 
 impl World {
@@ -89,7 +89,7 @@ impl World {
             lands,
             has_cache: random.chance(0.3),
             is_streaming: false,
-            tags_copies_anew: false,
+            is_like_aws: false,
         }
     }
 
