@@ -286,19 +286,20 @@ impl DirtyFile {
                     self.note_completing(tag);
                 }
                 let outcome = store.put(&key, PutBody::Chunks(body), attributes, condition).await;
-                if tag.is_some() && outcome.as_ref().is_err_and(may_be_done) {
+                if outcome.as_ref().is_err_and(may_be_done) {
                     let mut state = self.state();
-                    let (key, replaces) = (key.clone(), state.replaces.clone());
-                    let attempt = Attempt {
+                    // What the next try may not find any more it must not copy from.
+                    state.leave_base();
+                    let (key, size, replaces) = (key.clone(), snapshot.size, state.replaces.clone());
+                    state.attempt = tag.map(|tag| Attempt {
                         key,
-                        size: snapshot.size,
+                        size,
                         part_count: 0,
                         replaces,
-                        tag,
+                        tag: Some(tag),
                         is_of_the_dead: false,
                         copied: None,
-                    };
-                    state.attempt = Some(attempt);
+                    });
                 }
                 return Ok(Stored::all(outcome.map_err(failed)?, attributes));
             }

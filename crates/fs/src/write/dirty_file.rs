@@ -104,6 +104,14 @@ impl State {
         self.in_upload.remove(0..limit);
     }
 
+    /// Does without the base, if all of it that shows is here.
+    pub(super) fn leave_base(&mut self) {
+        if self.base.as_ref().is_some_and(|base| self.local.covers(&(0..base.limit))) {
+            self.base = None;
+            note_base(self);
+        }
+    }
+
     /// The bucket has everything.
     pub(super) fn stored(&mut self) {
         self.may_be_removed = false;
