@@ -1,7 +1,8 @@
 //! Two mounts of one bucket, and other clients of it: what is closed here is there.
 
 use anyhow::{Result, ensure};
-use sandpail_e2e::{Test, World, on_peer};
+use sandpail_e2e::proxy::Proxy;
+use sandpail_e2e::{Mount, Test, World, on_peer};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("two_mounts::closed_here_is_read_there", closed_here_is_read_there),
@@ -9,6 +10,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("two_mounts::changed_elsewhere_is_seen", changed_elsewhere),
     Test::new("two_mounts::replaced_while_read_is_never_mixed", never_mixed),
     Test::new("two_mounts::on_conflict_fail", on_conflict_fail),
+    Test::new("two_mounts::with_one_cache_fetch_once", with_one_cache),
 ];
 
 fn closed_here_is_read_there(world: &World) -> Result<()> {
@@ -119,4 +121,48 @@ PY"#,
     )?;
     drop(mount);
     Ok(())
+}
+
+/// Mounts that read one large file at the same time.
+const READERS: usize = 6;
+
+fn with_one_cache(world: &World) -> Result<()> {
+    if on_peer() {
+        return Ok(());
+    }
+    let writer = world.mount_at("writer", &[])?;
+    world.sh(&writer, r#"head -c 50000000 /dev/urandom >large; sha256sum <large >"$LOCAL/sum""#)?;
+    let proxy = Proxy::start(world.server.addr())?;
+    let read_by = |count: usize, cache: &str| -> Result<usize> {
+        let cache = world.local().join(cache).display().to_string();
+        let mut mounts = Vec::new();
+        for number in 0..count {
+            let mut plan = world.plan(&format!("{count}-{number}"), &["--cache-dir", &cache])?;
+            plan.endpoint = Some(proxy.endpoint());
+            plan.source.clone_from(&world.bucket);
+            mounts.push(Mount::start(plan)?);
+        }
+        proxy.take();
+        let script = format!(
+            r#"
+            pids=
+            for at in $(seq 0 {}); do
+                {{ sha256sum <../{count}-$at/large | cmp - "$LOCAL/sum"; }} & pids="$pids $!"
+            done
+            for pid in $pids; do wait $pid; done
+            "#,
+            count - 1
+        );
+        world.sh(&writer, &script)?;
+        let gets = proxy.take_counts().0.get("GET").copied().unwrap_or_default();
+        for mount in mounts {
+            mount.unmount()?;
+        }
+        Ok(gets)
+    };
+    let alone = read_by(1, "alone")?;
+    let together = read_by(READERS, "together")?;
+    // Where one reader begins a part may differ from where another one does: some are fetched in two pieces.
+    ensure!(together <= 2 * alone, "{together} requests of {READERS} mounts, {alone} of one");
+    writer.unmount()
 }

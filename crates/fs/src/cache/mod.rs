@@ -5,6 +5,7 @@
 //! top bit of 64 set. A block is believed only if its bytes have that CRC. Names are a hash of the store,
 //! the key, the tag and the size, so a replaced object is another file, and old ones fall out by age.
 
+mod claim;
 mod scrub;
 mod version;
 

@@ -32,6 +32,8 @@ pub(crate) struct CachedVersion {
     files: Mutex<Files>,
     /// Somebody compares all blocks.
     is_comparing: AtomicBool,
+    /// Until then nobody else is waited for.
+    pub(super) impatient_until: Mutex<Option<tokio::time::Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -114,7 +116,13 @@ impl Identity {
 
 impl CachedVersion {
     pub(crate) fn new(cache: Arc<DiskCache>, version: ObjectVersion) -> Arc<Self> {
-        Arc::new(Self { cache, version, files: Mutex::default(), is_comparing: AtomicBool::new(false) })
+        Arc::new(Self {
+            cache,
+            version,
+            files: Mutex::default(),
+            is_comparing: AtomicBool::new(false),
+            impatient_until: Mutex::default(),
+        })
     }
 
     fn block_count(&self) -> u64 {
@@ -188,6 +196,23 @@ impl CachedVersion {
     /// Keeps the whole blocks among `chunks`, which begin at `offset`. Failures only cost a later fetch.
     pub(crate) fn insert(&self, offset: u64, chunks: Vec<Bytes>) {
         self.cache.insert(&self.version, offset, chunks);
+    }
+
+    /// The index file, opened for itself.
+    pub(super) fn index(&self) -> io::Result<File> {
+        Ok(self.cache.pair(&self.version)?.1)
+    }
+
+    /// How far, from the start of `range`, nothing is here: to the next block that is.
+    pub(crate) fn missing_to(&self, range: &Range<u64>) -> u64 {
+        let first = range.start / BLOCK_LEN + 1;
+        let Some(pair) = self.opened() else { return range.end };
+        let len = range.end.div_ceil(BLOCK_LEN).saturating_sub(first) * 8;
+        let mut words = vec![0; usize::try_from(len).unwrap_or(0)];
+        // Behind the end of the index nothing is there.
+        let read = pair.index.read_at(&mut words, first * 8).unwrap_or(0);
+        let next = words[..read].chunks_exact(8).position(|word| word != [0; 8]);
+        next.map_or(range.end, |at| (first + at as u64) * BLOCK_LEN)
     }
 
     /// Closes the files until the next read. Nobody has the object open.
@@ -365,6 +390,16 @@ mod tests {
         world.flip(3);
         assert!(world.cached.whole().is_none());
         assert_eq!(world.cached.get(0..1), None);
+    }
+
+    #[test]
+    fn what_is_missing_ends_where_a_block_is() {
+        let world = world();
+        assert_eq!(world.cached.missing_to(&(5..LEN)), LEN);
+        world.cached.insert(2 * BLOCK_LEN, vec![part(2 * BLOCK_LEN..LEN)]);
+        assert_eq!(world.cached.missing_to(&(0..LEN)), 2 * BLOCK_LEN);
+        assert_eq!(world.cached.missing_to(&(5..BLOCK_LEN + 1)), BLOCK_LEN + 1);
+        assert_eq!(world.cached.missing_to(&(2 * BLOCK_LEN..LEN)), LEN);
     }
 
     #[test]

@@ -31,6 +31,9 @@ impl Engine {
         is_again: bool,
     ) -> FsResult<()> {
         let refused = || other_class(name, new_name);
+        if self.tree().is_within(new_parent, source.ino) {
+            return Err(FsError::Invalid { what: "a directory cannot be moved into itself".to_owned() });
+        }
         let target = match self.resolve(new_parent, new_name, false).await {
             Ok(target) if is_again && target.is_local && target.attr.kind == Kind::Directory => Some(target),
             Ok(_) => return Err(refused()),

@@ -58,16 +58,16 @@ impl Part {
         let (shared, version, range) = (Arc::clone(context), version.clone(), part.range.clone());
         let cached = cached.cloned();
         let task = context.runtime.spawn(async move {
-            let result = Self::run(&own, &shared, &version, range.clone()).await;
+            let result = match &cached {
+                Some(cached) => Self::run_cached(&own, &shared, &version, cached, range).await,
+                None => Self::run(&own, &shared, &version, range).await,
+            };
             let Some(part) = own.upgrade() else { return };
             if let Err(error) = result {
                 guard(&part.state).failure = Some(match error {
                     StoreError::Precondition { .. } | StoreError::NotFound { .. } => Failure::Changed,
                     other => Failure::Store(Some(other)),
                 });
-            } else if let Some(cached) = cached {
-                let chunks = guard(&part.state).chunks.clone();
-                cached.insert(range.start, chunks);
             }
             part.arrived.notify_waiters();
         });
@@ -75,6 +75,44 @@ impl Part {
         part
     }
 
+    /// Fetches what the cache does not have, unless another mount of this host is at it: then it will be there.
+    async fn run_cached(
+        own: &Weak<Self>,
+        context: &ReadContext,
+        version: &ObjectVersion,
+        cached: &CachedVersion,
+        range: Range<u64>,
+    ) -> StoreResult<()> {
+        let _claim = cached.claim(&range).await;
+        let mut at = range.start;
+        while at < range.end {
+            if let Some(bytes) = cached.get(at..range.end) {
+                at += bytes.len() as u64;
+                let Some(part) = own.upgrade() else { return Ok(()) };
+                part.arrive(bytes);
+                continue;
+            }
+            let missing = at..cached.missing_to(&(at..range.end));
+            Self::run(own, context, version, missing.clone()).await?;
+            let Some(part) = own.upgrade() else { return Ok(()) };
+            let (from, to) = (missing.start - range.start, missing.end - range.start);
+            let chunks = slice(&guard(&part.state).chunks, from..to);
+            cached.insert(missing.start, chunks);
+            at = missing.end;
+        }
+        Ok(())
+    }
+
+    /// The next bytes are here.
+    fn arrive(&self, bytes: Bytes) {
+        let mut state = guard(&self.state);
+        state.filled += bytes.len() as u64;
+        state.chunks.push(bytes);
+        drop(state);
+        self.arrived.notify_waiters();
+    }
+
+    /// Fetches `range`, which comes next.
     async fn run(
         own: &Weak<Self>,
         context: &ReadContext,
@@ -94,11 +132,7 @@ impl Part {
                 return Err(StoreError::Integrity { message: format!("more bytes than asked for of {}", version.key) });
             }
             let Some(part) = own.upgrade() else { return Ok(()) };
-            let mut state = guard(&part.state);
-            state.filled = filled;
-            state.chunks.push(chunk);
-            drop(state);
-            part.arrived.notify_waiters();
+            part.arrive(chunk);
         }
         if filled != want {
             let message = format!("{filled} bytes instead of {want} of {}", version.key);

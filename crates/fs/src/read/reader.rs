@@ -254,3 +254,94 @@ impl Reader {
         cached.whole()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use sandpail_store::memory::MemoryStore;
+    use sandpail_store::{Condition, ETag, ObjectAttributes, ObjectKey, Store};
+    use sandpail_testkit::faults::Counted;
+
+    use super::*;
+    use crate::cache::DiskCache;
+    use crate::read::MemoryBudget;
+
+    const LEN: u64 = 20 * MIB + 12_345;
+    const READ_LEN: u64 = 128 << 10;
+
+    struct World {
+        store: Arc<dyn Store>,
+        counted: Arc<Counted>,
+        bytes: Bytes,
+        version: ObjectVersion,
+        dir: tempfile::TempDir,
+    }
+
+    impl World {
+        async fn new() -> Self {
+            let bytes: Bytes = (0..LEN).map(|at| u8::try_from(at % 251).unwrap()).collect::<Vec<_>>().into();
+            let bucket = MemoryStore::new();
+            let key = ObjectKey::new("a").unwrap();
+            let none = ObjectAttributes::default();
+            let put = bucket.put(&key, bytes.clone().into(), &none, &Condition::Always).await.unwrap();
+            let (store, counted) = Counted::new(Arc::new(bucket));
+            counted.take();
+            let version = ObjectVersion { key, etag: put.etag, size: LEN };
+            Self { store, counted, bytes, version, dir: tempfile::tempdir().unwrap() }
+        }
+
+        /// What a mount has.
+        fn reader(&self, cache: &Path, version: ObjectVersion) -> Arc<Reader> {
+            let cache = DiskCache::open(cache, 1 << 30, "store".into()).unwrap();
+            let memory = MemoryBudget::new(64 * MIB);
+            let runtime = tokio::runtime::Handle::current();
+            Reader::new(Arc::new(ReadContext::new(Arc::clone(&self.store), memory, Some(cache), runtime)), version)
+        }
+
+        async fn read_all(&self, reader: &Reader) {
+            let mut at = 0;
+            while at < LEN {
+                let to = (at + READ_LEN).min(LEN);
+                let read = reader.read(1, at..to).await.unwrap().concat();
+                let index = |offset| usize::try_from(offset).unwrap();
+                assert_eq!(read, self.bytes[index(at)..index(to)], "at {at}");
+                at = to;
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn mounts_that_read_one_object_at_once_fetch_it_once() {
+        let world = World::new().await;
+        let readers: Vec<_> = (0..20).map(|_| world.reader(world.dir.path(), world.version.clone())).collect();
+        futures_util::future::join_all(readers.iter().map(|reader| world.read_all(reader))).await;
+        let counts = world.counted.take();
+        assert_eq!(counts.downloaded, LEN, "{counts:?}");
+        assert_eq!(std::fs::read_dir(world.dir.path()).unwrap().count(), 2);
+    }
+
+    #[tokio::test]
+    async fn only_what_the_cache_does_not_have_is_fetched() {
+        let world = World::new().await;
+        let one = world.reader(world.dir.path(), world.version.clone());
+        // In the middle of what is read ahead.
+        one.read(1, 3 * MIB..3 * MIB + 1).await.unwrap();
+        one.read(1, 9 * MIB..9 * MIB + 1).await.unwrap();
+        let before = world.counted.take().downloaded;
+        assert!(before < 2 * MIB, "{before}");
+        let other = world.reader(world.dir.path(), world.version.clone());
+        world.read_all(&other).await;
+        assert_eq!(world.counted.take().downloaded + before, LEN);
+    }
+
+    #[tokio::test]
+    async fn another_version_is_not_what_was_fetched() {
+        let world = World::new().await;
+        let one = world.reader(world.dir.path(), world.version.clone());
+        world.read_all(&one).await;
+        let replaced = ObjectVersion { etag: ETag::new("another"), ..world.version.clone() };
+        let other = world.reader(world.dir.path(), replaced);
+        assert!(matches!(other.read(1, 0..READ_LEN).await, Err(crate::FsError::Changed { .. })));
+    }
+}
