@@ -439,6 +439,10 @@ impl Run {
             run.engine.rename(parent, name.as_bytes(), new_parent, new_name.as_bytes(), no_replace).await
         };
         let changes_class = self.changes_class(&from, &to);
+        if changes_class && self.kind(&from) == Some(Kind::Directory) {
+            // Small ones are carried over, which `path_classes` tries with real programs.
+            return;
+        }
         let theirs = |model: &mut Model| {
             if !changes_class {
                 return model.rename(&from, &to, replace);

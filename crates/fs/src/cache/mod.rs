@@ -16,11 +16,12 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
+pub(crate) use self::claim::Claimed;
 pub use self::scrub::Scrubbed;
 pub(crate) use self::version::CachedVersion;
 use crate::read::ObjectVersion;
@@ -39,6 +40,8 @@ pub struct DiskCache {
     /// Bytes written since old files were last removed.
     written: AtomicU64,
     was_reported: AtomicBool,
+    /// Until then nobody who fetches the same is waited for.
+    impatient_until: Mutex<Option<tokio::time::Instant>>,
 }
 
 fn crc(bytes: &[u8]) -> u64 {
@@ -60,6 +63,7 @@ impl DiskCache {
             store,
             written: AtomicU64::new(0),
             was_reported: AtomicBool::new(false),
+            impatient_until: Mutex::default(),
         });
         cache.evict()?;
         Ok(cache)
@@ -114,10 +118,12 @@ impl DiskCache {
             }
             Ok::<_, io::Error>(())
         })();
-        if let Err(error) = result
-            && !self.was_reported.swap(true, Ordering::Relaxed)
-        {
-            tracing::warn!(dir = %self.dir.display(), %error, "the disk cache takes nothing; reads go on without it");
+        if let Err(error) = result {
+            // Who waits for somebody else would wait for nothing.
+            self.be_impatient();
+            if !self.was_reported.swap(true, Ordering::Relaxed) {
+                tracing::warn!(dir = %self.dir.display(), %error, "the disk cache takes nothing; reads go on without it");
+            }
         }
     }
 

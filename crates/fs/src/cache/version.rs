@@ -24,16 +24,17 @@ const USE_NOTED_EVERY: Duration = Duration::from_secs(60);
 /// How long it is believed, for readers that do not compare, that a disk gives back what it gave.
 const COMPARED_FOR: Duration = Duration::from_secs(3600);
 
+/// So few blocks that are here are fetched again with those around them.
+const BRIDGED: usize = 4;
+
 /// The cached blocks of one version.
 #[derive(Debug)]
 pub(crate) struct CachedVersion {
-    cache: Arc<DiskCache>,
+    pub(super) cache: Arc<DiskCache>,
     version: ObjectVersion,
     files: Mutex<Files>,
     /// Somebody compares all blocks.
     is_comparing: AtomicBool,
-    /// Until then nobody else is waited for.
-    pub(super) impatient_until: Mutex<Option<tokio::time::Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -116,13 +117,7 @@ impl Identity {
 
 impl CachedVersion {
     pub(crate) fn new(cache: Arc<DiskCache>, version: ObjectVersion) -> Arc<Self> {
-        Arc::new(Self {
-            cache,
-            version,
-            files: Mutex::default(),
-            is_comparing: AtomicBool::new(false),
-            impatient_until: Mutex::default(),
-        })
+        Arc::new(Self { cache, version, files: Mutex::default(), is_comparing: AtomicBool::new(false) })
     }
 
     fn block_count(&self) -> u64 {
@@ -198,12 +193,20 @@ impl CachedVersion {
         self.cache.insert(&self.version, offset, chunks);
     }
 
+    /// Whether a block is here, or seems to be.
+    pub(super) fn has(&self, block: u64) -> bool {
+        let Some(pair) = self.opened() else { return false };
+        let mut word = [0; 8];
+        pair.index.read_exact_at(&mut word, block * 8).is_ok() && word != [0; 8]
+    }
+
     /// The index file, opened for itself.
     pub(super) fn index(&self) -> io::Result<File> {
         Ok(self.cache.pair(&self.version)?.1)
     }
 
-    /// How far, from the start of `range`, nothing is here: to the next block that is.
+    /// How far, from the start of `range`, it is best fetched: to where the next few blocks are here. Fewer than that are not
+    /// worth another request.
     pub(crate) fn missing_to(&self, range: &Range<u64>) -> u64 {
         let first = range.start / BLOCK_LEN + 1;
         let Some(pair) = self.opened() else { return range.end };
@@ -211,7 +214,8 @@ impl CachedVersion {
         let mut words = vec![0; usize::try_from(len).unwrap_or(0)];
         // Behind the end of the index nothing is there.
         let read = pair.index.read_at(&mut words, first * 8).unwrap_or(0);
-        let next = words[..read].chunks_exact(8).position(|word| word != [0; 8]);
+        let is_here: Vec<bool> = words[..read].chunks_exact(8).map(|word| word != [0; 8]).collect();
+        let next = is_here.windows(BRIDGED).position(|few| few.iter().all(|is_here| *is_here));
         next.map_or(range.end, |at| (first + at as u64) * BLOCK_LEN)
     }
 
@@ -394,12 +398,20 @@ mod tests {
 
     #[test]
     fn what_is_missing_ends_where_a_block_is() {
-        let world = world();
-        assert_eq!(world.cached.missing_to(&(5..LEN)), LEN);
-        world.cached.insert(2 * BLOCK_LEN, vec![part(2 * BLOCK_LEN..LEN)]);
-        assert_eq!(world.cached.missing_to(&(0..LEN)), 2 * BLOCK_LEN);
-        assert_eq!(world.cached.missing_to(&(5..BLOCK_LEN + 1)), BLOCK_LEN + 1);
-        assert_eq!(world.cached.missing_to(&(2 * BLOCK_LEN..LEN)), LEN);
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(dir.path(), 1 << 30, "store".into()).unwrap();
+        let size = 20 * BLOCK_LEN + 5;
+        let version = ObjectVersion { key: ObjectKey::new("a").unwrap(), etag: ETag::new("tag"), size };
+        let cached = CachedVersion::new(cache, version);
+        assert_eq!(cached.missing_to(&(5..size)), size);
+        let blocks = |count: u64| vec![Bytes::from(vec![7; usize::try_from(count * BLOCK_LEN).unwrap()])];
+        // Too few.
+        cached.insert(3 * BLOCK_LEN, blocks(3));
+        cached.insert(10 * BLOCK_LEN, blocks(4));
+        assert_eq!(cached.missing_to(&(5..size)), 10 * BLOCK_LEN);
+        assert_eq!(cached.missing_to(&(5..11 * BLOCK_LEN)), 11 * BLOCK_LEN);
+        assert_eq!(cached.missing_to(&(14 * BLOCK_LEN..size)), size);
+        assert_eq!(cached.missing_to(&(20 * BLOCK_LEN..size)), size);
     }
 
     #[test]

@@ -80,7 +80,12 @@ impl Engine {
     pub(super) async fn settle_copy(&self, ino: u64) -> FsResult<()> {
         let key = {
             let tree = self.tree();
-            match tree.get(ino).filter(|node| node.copying.is_some() && node.is_linked) {
+            // Where an upload is unclear, too, the staged file finds out what there is.
+            let is_unclear = |node: &Node| {
+                let dirty = node.content.as_ref().and_then(|content| content.dirty());
+                dirty.is_some_and(|dirty| dirty.is_unclear())
+            };
+            match tree.get(ino).filter(|node| node.copying.is_some() && node.is_linked && !is_unclear(node)) {
                 Some(_) => self.file_key(&tree, ino)?,
                 None => return Ok(()),
             }
@@ -131,7 +136,8 @@ impl Engine {
         wanted: &ObjectAttributes,
     ) -> Option<PutOutcome> {
         let info = self.store.head(key).await.ok()?;
-        let has_all = info.size == size && info.attributes.metadata == wanted.metadata;
+        let wanted = carried(wanted)?;
+        let has_all = info.size == size && carried(&info.attributes).as_ref() == Some(&wanted);
         has_all.then(|| PutOutcome {
             etag: info.etag,
             last_modified: Some(info.last_modified),

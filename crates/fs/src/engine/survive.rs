@@ -339,13 +339,6 @@ impl Engine {
         let copying = if is_stored { None } else { self.tree().get(ino).and_then(|node| node.copying.clone()) };
         let dirty = DirtyFile::adopt(Arc::clone(&self.writing), file, copying)?;
         let mut tree = self.tree();
-        if !is_stored
-            && dirty.is_unclear()
-            && let Some(node) = tree.get_mut(ino)
-        {
-            // The staged file finds it out.
-            node.copying = None;
-        }
         if is_linked
             && let key = self.file_key(&tree, ino)?
             && key != recorded_key

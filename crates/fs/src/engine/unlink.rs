@@ -138,6 +138,7 @@ impl Engine {
             let result = self.store_content(ino, &content).await;
             self.note_result(ino, &content, &result);
             drop(uploading);
+            self.tree().is_news(ino);
             result?;
         }
     }

@@ -140,11 +140,15 @@ impl Engine {
     /// What is found to have been made by an upload, or a copy, of which nobody had heard is what the next upload replaces.
     async fn settle_upload(&self, ino: u64, content: &Content) -> FsResult<()> {
         let Some(dirty) = content.dirty() else { return Ok(()) };
-        if let Some(ObjectVersion { etag, size, .. }) = dirty.take_found().await?
+        let was_unclear = dirty.is_unclear();
+        let found = dirty.take_found().await?;
+        if (was_unclear || found.is_some())
             && let Some(node) = self.tree().get_mut(ino)
         {
-            node.version = Some(Version { etag: Some(etag), size, modified: SystemTime::now() });
             node.copying = None;
+            if let Some(ObjectVersion { etag, size, .. }) = found {
+                node.version = Some(Version { etag: Some(etag), size, modified: SystemTime::now() });
+            }
         }
         Ok(())
     }

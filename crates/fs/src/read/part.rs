@@ -9,7 +9,7 @@ use sandpail_store::{StoreError, StoreResult};
 use tokio::sync::Notify;
 
 use super::{ObjectVersion, Permit, ReadContext};
-use crate::cache::CachedVersion;
+use crate::cache::{CachedVersion, Claimed};
 use crate::{FsError, FsResult, guard};
 
 /// A range of an object whose bytes have come or are coming.
@@ -83,16 +83,27 @@ impl Part {
         cached: &CachedVersion,
         range: Range<u64>,
     ) -> StoreResult<()> {
-        let _claim = cached.claim(&range).await;
-        let mut at = range.start;
+        let (mut at, mut was_here) = (range.start, None);
         while at < range.end {
             if let Some(bytes) = cached.get(at..range.end) {
                 at += bytes.len() as u64;
                 let Some(part) = own.upgrade() else { return Ok(()) };
                 part.arrive(bytes);
+                drop(part);
+                // A disk may be slow.
+                tokio::task::yield_now().await;
                 continue;
             }
             let missing = at..cached.missing_to(&(at..range.end));
+            let (missing, _claim) = match cached.claim(missing.clone()).await {
+                Claimed::Ours(missing, claim) => (missing, Some(claim)),
+                // It may be damaged all the same.
+                Claimed::IsHere if was_here != Some(at) => {
+                    was_here = Some(at);
+                    continue;
+                }
+                Claimed::IsHere | Claimed::Nobodys => (missing, None),
+            };
             Self::run(own, context, version, missing.clone()).await?;
             let Some(part) = own.upgrade() else { return Ok(()) };
             let (from, to) = (missing.start - range.start, missing.end - range.start);

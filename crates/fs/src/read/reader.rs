@@ -317,7 +317,8 @@ mod tests {
         let readers: Vec<_> = (0..20).map(|_| world.reader(world.dir.path(), world.version.clone())).collect();
         futures_util::future::join_all(readers.iter().map(|reader| world.read_all(reader))).await;
         let counts = world.counted.take();
-        assert_eq!(counts.downloaded, LEN, "{counts:?}");
+        // A few blocks that are there are fetched again with what stands around them.
+        assert!(counts.downloaded < LEN + LEN / 10, "{counts:?}");
         assert_eq!(std::fs::read_dir(world.dir.path()).unwrap().count(), 2);
     }
 
@@ -326,13 +327,27 @@ mod tests {
         let world = World::new().await;
         let one = world.reader(world.dir.path(), world.version.clone());
         // In the middle of what is read ahead.
-        one.read(1, 3 * MIB..3 * MIB + 1).await.unwrap();
-        one.read(1, 9 * MIB..9 * MIB + 1).await.unwrap();
+        one.read(1, 3 * MIB..4 * MIB).await.unwrap();
+        one.read(2, 9 * MIB..10 * MIB).await.unwrap();
         let before = world.counted.take().downloaded;
-        assert!(before < 2 * MIB, "{before}");
+        assert!((2 * MIB..5 * MIB).contains(&before), "{before}");
         let other = world.reader(world.dir.path(), world.version.clone());
         world.read_all(&other).await;
         assert_eq!(world.counted.take().downloaded + before, LEN);
+    }
+
+    #[tokio::test]
+    async fn a_cache_that_lost_its_bytes_is_read_around() {
+        let world = World::new().await;
+        let one = world.reader(world.dir.path(), world.version.clone());
+        world.read_all(&one).await;
+        for path in std::fs::read_dir(world.dir.path()).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.extension().is_some_and(|kind| kind == "data") {
+                std::fs::File::options().write(true).open(path).unwrap().set_len(5 * MIB).unwrap();
+            }
+        }
+        let other = world.reader(world.dir.path(), world.version.clone());
+        world.read_all(&other).await;
     }
 
     #[tokio::test]

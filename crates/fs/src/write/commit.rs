@@ -66,7 +66,10 @@ impl DirtyFile {
         base: &dyn BaseReader,
     ) -> FsResult<Committed> {
         let mut condition = condition.clone();
-        if let Some(made) = self.clear_up_attempt().await?
+        let made = self.clear_up_attempt().await?;
+        // A reader may have found it out.
+        let made = made.or_else(|| self.state().found.as_ref().map(|version| version.etag.clone()));
+        if let Some(made) = made
             && !matches!(condition, Condition::Always)
         {
             // What the caller believes to be there was replaced by the upload itself.
@@ -115,6 +118,7 @@ impl DirtyFile {
         match result {
             Ok(Stored { outcome, attributes: attributes_stored, mut left_out }) => {
                 let version = ObjectVersion { key: snapshot.key, etag: outcome.etag.clone(), size: snapshot.size };
+                state.found = None;
                 // What was punched meanwhile is neither local nor the base's.
                 let limit = snapshot.size.min(state.low_water);
                 left_out.remove(limit..u64::MAX);
@@ -196,16 +200,22 @@ impl DirtyFile {
     /// If the answer to the last completion was lost: looks whether the object was made, and stands on it if so. Gives
     /// its tag.
     pub(super) async fn clear_up_attempt(&self) -> FsResult<Option<ETag>> {
-        let Some(attempt) = self.state().attempt.clone() else { return Ok(None) };
-        let info = match self.context.store.head(&attempt.key).await {
-            Ok(info) => Some(info),
-            Err(StoreError::NotFound { .. }) => None,
-            Err(source) => {
-                let what = format!("cannot see whether {} was stored", attempt.key);
-                return Err(FsError::Store { what, source });
+        let (attempt, info, mut state) = loop {
+            let Some(attempt) = self.state().attempt.clone() else { return Ok(None) };
+            let info = match self.context.store.head(&attempt.key).await {
+                Ok(info) => Some(info),
+                Err(StoreError::NotFound { .. }) => None,
+                Err(source) => {
+                    let what = format!("cannot see whether {} was stored", attempt.key);
+                    return Err(FsError::Store { what, source });
+                }
+            };
+            let state = self.state();
+            // Another reader may have been faster, and an upload have come after that.
+            if state.attempt.as_ref() == Some(&attempt) {
+                break (attempt, info, state);
             }
         };
-        let mut state = self.state();
         let Some(info) = info.filter(|info| attempt.made(info)) else {
             state.attempt = None;
             return Ok(None);
@@ -213,22 +223,19 @@ impl DirtyFile {
         if attempt.is_of_the_dead {
             // What was written after its upload is known from the record alone.
             state.attempt = None;
-            drop(state);
             let version = ObjectVersion { key: attempt.key, etag: info.etag.clone(), size: info.size };
-            if !self.stand_on(version.clone()) {
+            if !self.stand_on_in(&mut state, version.clone()) {
                 return Ok(None);
             }
-            self.state().found = Some(version);
+            state.found = Some(version);
             return Ok(Some(info.etag));
         }
-        if state.attempt.is_some() {
-            let version = ObjectVersion { key: attempt.key, etag: info.etag.clone(), size: info.size };
-            self.rebase(&mut state, version.clone())?;
-            state.found = Some(version);
-            // It was complete, and nothing can be added to it.
-            if let Some(stream) = state.stream.take() {
-                self.abandon(stream);
-            }
+        let version = ObjectVersion { key: attempt.key, etag: info.etag.clone(), size: info.size };
+        self.rebase(&mut state, version.clone())?;
+        state.found = Some(version);
+        // It was complete, and nothing can be added to it.
+        if let Some(stream) = state.stream.take() {
+            self.abandon(stream);
         }
         Ok(Some(info.etag))
     }

@@ -127,7 +127,7 @@ impl State {
 }
 
 /// What an upload of which nobody knows whether it was completed would have made.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Attempt {
     pub(super) key: ObjectKey,
     pub(super) size: u64,
@@ -307,6 +307,7 @@ impl DirtyFile {
     /// The object that the next upload replaces has this tag, though none of its bytes may show.
     pub fn set_replaces(&self, etag: ETag) {
         let mut state = self.state();
+        state.found = None;
         if state.replaces.as_ref() != Some(&etag) {
             state.journal.replaces(Some(etag.as_str().to_owned()));
             state.replaces = Some(etag);
@@ -377,6 +378,7 @@ impl DirtyFile {
     /// The file has another key now.
     pub fn retarget(&self, key: ObjectKey) {
         let mut state = self.state();
+        state.found = None;
         state.journal.note(&[Event::Key(key.to_string())]);
         state.key = key;
         if let Some(stream) = state.stream.take() {
@@ -387,6 +389,7 @@ impl DirtyFile {
     /// The same bytes stand under another key or tag now.
     pub fn set_base_version(&self, version: ObjectVersion) {
         let mut state = self.state();
+        state.found = None;
         state.replaces = Some(version.etag.clone());
         if let Some(base) = &mut state.base {
             base.limit = base.limit.min(version.size);
@@ -398,7 +401,10 @@ impl DirtyFile {
     /// An upload of the file was completed, as was found out later, and made `version`: what it took from its base, or from
     /// parts, is there now. `false` if there is no room for the zeros that may have come since.
     pub(crate) fn stand_on(&self, version: ObjectVersion) -> bool {
-        let mut state = self.state();
+        self.stand_on_in(&mut self.state(), version)
+    }
+
+    pub(super) fn stand_on_in(&self, state: &mut State, version: ObjectVersion) -> bool {
         let before = state.base.as_ref().map_or(0, |base| base.limit);
         let limit = before.max(state.in_upload.end()).min(version.size);
         if !state.in_upload.is_empty() {
@@ -408,7 +414,7 @@ impl DirtyFile {
             known.for_each(|range| gaps.remove(range));
             // Holes, which the object has, too, or what was punched since, which it has not.
             for gap in gaps.iter().collect::<Vec<_>>() {
-                if let Err(error) = self.stage_holes(&mut state, gap) {
+                if let Err(error) = self.stage_holes(state, gap) {
                     tracing::warn!(key = %state.key, %error, "an upload that is complete cannot be stood on");
                     return false;
                 }
@@ -419,7 +425,7 @@ impl DirtyFile {
         state.stream = None;
         state.replaces = Some(version.etag.clone());
         state.base = (limit > 0).then_some(Base { version, limit });
-        note_base(&mut state);
+        note_base(state);
         true
     }
 
