@@ -53,10 +53,15 @@ pub(crate) struct AttributeChange {
 impl Content {
     /// The reader of `version`, made if need be.
     pub(crate) fn reader(&self, context: &Arc<ReadContext>, version: &ObjectVersion) -> Arc<Reader> {
-        self.reader_at(context, version, None)
+        self.reader_at(version, None, || Reader::new(Arc::clone(context), version.clone()))
     }
 
-    fn reader_at(&self, context: &Arc<ReadContext>, version: &ObjectVersion, moves: Option<u64>) -> Arc<Reader> {
+    fn reader_at(
+        &self,
+        version: &ObjectVersion,
+        moves: Option<u64>,
+        make: impl FnOnce() -> Arc<Reader>,
+    ) -> Arc<Reader> {
         let mut slot = guard(&self.reader);
         match &mut *slot {
             Some((looked_at, reader)) if reader.version() == version => {
@@ -64,20 +69,21 @@ impl Content {
                 Arc::clone(reader)
             }
             _ => {
-                let reader = Reader::new(Arc::clone(context), version.clone());
+                let reader = make();
                 *slot = Some((moves, Arc::clone(&reader)));
                 reader
             }
         }
     }
 
-    /// The reader of the version with this tag and size. Its key is built by `key`, unless it was after so many moves.
+    /// The reader of the version with this tag and size, else one that `make` makes. Its key is built by `key`, unless it was after
+    /// so many moves.
     pub(crate) fn reader_of<E>(
         &self,
-        context: &Arc<ReadContext>,
         (etag, size): (&ETag, u64),
         moves: u64,
         key: impl FnOnce() -> Result<ObjectKey, E>,
+        make: impl FnOnce(&ObjectVersion) -> Arc<Reader>,
     ) -> Result<Arc<Reader>, E> {
         if let Some((Some(looked_at), reader)) = &*guard(&self.reader)
             && *looked_at == moves
@@ -86,7 +92,7 @@ impl Content {
             return Ok(Arc::clone(reader));
         }
         let version = ObjectVersion { key: key()?, etag: etag.clone(), size };
-        Ok(self.reader_at(context, &version, Some(moves)))
+        Ok(self.reader_at(&version, Some(moves), || make(&version)))
     }
 
     /// Ends the read-ahead of a handle.

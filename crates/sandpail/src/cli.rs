@@ -63,7 +63,7 @@ pub(crate) enum Command {
 /// Where attributes live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum MetadataArg {
-    /// In the objects' metadata, as s3fs writes them
+    /// In the objects' metadata, as s3fs writes them; each file is asked for
     Posix,
     /// The same; in directories that plain S3 tools have filled, listings say all
     Auto,
@@ -178,7 +178,7 @@ pub(crate) struct MountArgs {
     #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = parse_bytes)]
     pub(crate) memory_limit: u64,
     /// Where modes, owners, times and links are kept
-    #[arg(long, value_name = "WHERE", default_value = "posix")]
+    #[arg(long, value_name = "WHERE", default_value = "auto")]
     pub(crate) metadata: MetadataArg,
     /// How long names and attributes are believed without asking
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]

@@ -247,7 +247,11 @@ impl Engine {
         let tree = self.tree();
         let node = tree.get(ino).ok_or_else(|| stale(ino))?;
         let Some(Version { etag: Some(etag), size, .. }) = &node.version else { return Ok(None) };
-        content.reader_of(&self.reading, (etag, *size), tree.moves(), || self.file_key(&tree, ino)).map(Some)
+        let make = |version: &ObjectVersion| {
+            let fetched = self.siblings.take(node.parent, &node.name, version);
+            fetched.unwrap_or_else(|| Reader::new(Arc::clone(&self.reading), version.clone()))
+        };
+        content.reader_of((etag, *size), tree.moves(), || self.file_key(&tree, ino), make).map(Some)
     }
 
     /// The staged file of a node, made if need be.
@@ -385,6 +389,9 @@ impl Engine {
             let end = offset.saturating_add(len).min(reader.version().size);
             if end <= offset {
                 return Ok(Vec::new());
+            }
+            if offset == 0 {
+                self.fetch_siblings(file.ino, &reader);
             }
             match reader.read(handle, offset..end).await {
                 Err(FsError::Changed { .. }) if tried.as_ref() != Some(reader.version()) => {

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::directory::DirItem;
 use super::plain::Described;
+use super::siblings::Sibling;
 use super::{Engine, Stat, failed, not_found, object_key, stale, stat_of};
 use crate::attr::{Attr, Kind};
 use crate::read::ObjectVersion;
@@ -43,8 +44,9 @@ struct Question {
 enum What {
     /// List the directory: one page, or all of it.
     List { prefix: String, whole: bool },
-    /// HEAD a file whose version the listing told, and the files that are likely to be asked for next.
-    File { key: ObjectKey, ahead: Vec<DirItem> },
+    /// HEAD a file whose version the listing told, and the files that are likely to be asked for next; or get it, if it is small and
+    /// will probably be read.
+    File { key: ObjectKey, ahead: Vec<DirItem>, sibling: Option<Arc<Sibling>> },
     /// HEAD a directory's marker, and what is likely to be asked for next.
     Marker { key: ObjectKey, ahead: Vec<DirItem> },
     /// List a directory, which tells whether it has a marker, and those that are likely to be asked for next.
@@ -173,7 +175,12 @@ impl Engine {
                     Err(_) => return Ok(Step::Known(self.node_of_entry(tree, parent, name)?)),
                 }
             } else {
-                What::File { key: object_key(key)?, ahead }
+                let sibling = self.sibling_of(tree, parent, name);
+                if sibling.is_some() {
+                    // The next files will be fetched, too.
+                    ahead.retain(|item| item.is_directory);
+                }
+                What::File { key: object_key(key)?, ahead, sibling }
             };
             return Ok(Step::Ask(Question { since, what }));
         }
@@ -228,7 +235,8 @@ impl Engine {
                 let (found, _) = futures_util::future::join(self.list_below(parent, &since, name), ahead).await;
                 found?;
             }
-            What::File { key, ahead } => match self.head_with(parent, &key, &ahead).await? {
+            What::File { sibling: Some(sibling), .. } if self.learn_from(parent, name, &sibling).await => {}
+            What::File { key, ahead, .. } => match self.head_with(parent, &key, &ahead).await? {
                 Some(info) => {
                     let mut tree = self.tree();
                     self.sampled(&mut tree, parent, &info);

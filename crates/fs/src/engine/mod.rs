@@ -18,6 +18,7 @@ mod plain;
 mod receipts;
 mod rename;
 mod self_copy;
+mod siblings;
 mod status;
 mod survive;
 mod unlink;
@@ -47,6 +48,7 @@ use self::receipts::Failures;
 pub use self::receipts::{StoredFile, Synced};
 use self::rename::Begun;
 pub(crate) use self::self_copy::carried;
+use self::siblings::Siblings;
 use self::status::StatusFiles;
 pub use self::status::{STATUS_DIRECTORY, STATUS_FILE};
 use self::survive::Restored;
@@ -258,6 +260,7 @@ pub struct Engine {
     removals: Mutex<BTreeSet<u64>>,
     recent_failures: Failures,
     samples: Samples,
+    siblings: Arc<Siblings>,
     status_files: StatusFiles,
     /// What was closed and is not stored yet.
     waiting: Arc<Waiting>,
@@ -355,6 +358,7 @@ impl Engine {
             removals: Mutex::default(),
             recent_failures: Failures::default(),
             samples: Samples::default(),
+            siblings: Arc::default(),
             status_files: StatusFiles::default(),
             waiting: Arc::default(),
             ledger,

@@ -1,11 +1,11 @@
 //! One ranged GET, under way or done.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use sandpail_store::{StoreError, StoreResult};
+use sandpail_store::{ObjectInfo, StoreError, StoreResult};
 use tokio::sync::Notify;
 
 use super::{ObjectVersion, Permit, ReadContext};
@@ -18,6 +18,8 @@ pub(super) struct Part {
     pub(super) range: Range<u64>,
     state: Mutex<State>,
     arrived: Notify,
+    /// What the store said of the object, if it was asked.
+    info: OnceLock<ObjectInfo>,
     task: Mutex<Option<tokio::task::AbortHandle>>,
     _memory: Permit,
 }
@@ -50,6 +52,7 @@ impl Part {
             range,
             state: Mutex::default(),
             arrived: Notify::new(),
+            info: OnceLock::new(),
             task: Mutex::default(),
             _memory: memory,
         });
@@ -134,6 +137,9 @@ impl Part {
         if download.info.etag != version.etag || download.info.size != version.size {
             return Err(StoreError::changed(&version.key));
         }
+        if let Some(part) = own.upgrade() {
+            part.info.get_or_init(|| download.info);
+        }
         let want = range.end - range.start;
         let mut filled = 0;
         while let Some(chunk) = download.body.next().await {
@@ -178,6 +184,11 @@ impl Part {
             }
             arrived.await;
         }
+    }
+
+    /// What the store said of the object, if the store was asked and has answered.
+    pub(super) fn info(&self) -> Option<&ObjectInfo> {
+        self.info.get()
     }
 
     /// Whether the fetch failed.

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
+use sandpail_store::ObjectInfo;
 
 use super::part::Part;
 use super::{Ahead, ObjectVersion, ReadAhead, ReadContext};
@@ -33,6 +35,7 @@ pub struct Reader {
     version: ObjectVersion,
     cached: Option<Arc<CachedVersion>>,
     state: Mutex<State>,
+    was_ahead: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -45,8 +48,44 @@ struct State {
 impl Reader {
     /// A reader of `version`.
     pub fn new(context: Arc<ReadContext>, version: ObjectVersion) -> Arc<Self> {
+        Self::made(context, version, false)
+    }
+
+    /// The same, for a small object that nobody has opened yet.
+    pub fn ahead(context: Arc<ReadContext>, version: ObjectVersion) -> Arc<Self> {
+        Self::made(context, version, true)
+    }
+
+    fn made(context: Arc<ReadContext>, version: ObjectVersion, is_ahead: bool) -> Arc<Self> {
         let cached = context.cache.as_ref().map(|cache| CachedVersion::new(Arc::clone(cache), version.clone()));
-        Arc::new(Self { context, version, cached, state: Mutex::default() })
+        Arc::new(Self { context, version, cached, state: Mutex::default(), was_ahead: is_ahead.into() })
+    }
+
+    /// Whether it was made before anybody had opened the object; says so once.
+    pub fn was_ahead(&self) -> bool {
+        self.was_ahead.swap(false, Ordering::Relaxed)
+    }
+
+    /// Fetches a small object as a whole, if that has not begun, and waits for it. Returns what the store said of it, if it was
+    /// asked: not if the disk cache has the bytes.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub async fn fetch_whole(&self) -> FsResult<Option<ObjectInfo>> {
+        let first = {
+            let mut state = self.state();
+            let whole = 0..self.version.size;
+            self.begin(&mut state, whole.clone(), &whole);
+            state.parts.get(&0).map(Arc::clone)
+        };
+        let Some(first) = first else { return Ok(None) };
+        first.read(first.range.clone(), &self.version).await?;
+        Ok(first.info().cloned())
+    }
+
+    /// Whether something could not be fetched.
+    pub fn has_failed(&self) -> bool {
+        self.state().parts.values().any(|part| part.has_failed())
     }
 
     /// What it reads.

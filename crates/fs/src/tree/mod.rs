@@ -7,6 +7,7 @@
 mod asked;
 pub mod names;
 mod notes;
+mod reads;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hasher};
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 
 use self::asked::Questions;
 pub use self::asked::Since;
+pub use self::reads::Reads;
 use crate::attr::{Attr, Defaults, Kind};
 use crate::content::Content;
 
@@ -101,6 +103,8 @@ pub struct Directory {
     pub doubted: Option<Instant>,
     /// Reading ahead of lookups in listed order: which name comes next, and how many were asked for last.
     pub ahead: Option<(Name, usize)>,
+    /// The same for small files that are read.
+    pub reads: Reads,
     /// More than one page: asking for single names is cheaper than listing.
     pub is_huge: bool,
     /// Whether the `dir/` object is known to exist.

@@ -1,0 +1,292 @@
+//! Small files that are likely to be read next are fetched before they are opened, with what they carry: a program that reads
+//! one after the other would wait for the store twice for each, to hear of the file and to get it.
+//!
+//! What was fetched is of one version, as everything that is read: it counts for whoever opens that version. What came with it
+//! about the file is believed as long as any answer.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::lookup::version_of;
+use super::{Engine, object_key};
+use crate::guard;
+use crate::read::{ObjectVersion, Reader};
+use crate::tree::{Entry, Name, Since, Tree};
+
+const KIB: u64 = 1 << 10;
+/// Up to this length a file is small.
+const SMALL_LEN: u64 = 128 * KIB;
+/// What may be fetched and not read yet, of the whole mount.
+const AHEAD_LEN_MAX: u64 = 16 * 1024 * KIB;
+/// Small files of one directory that are little together.
+const FITTING_LEN: u64 = AHEAD_LEN_MAX;
+const FITTING_COUNT: usize = 4096;
+/// Fetched at the same time.
+const AT_ONCE: usize = 32;
+/// So long something waits to be read, and how often that is looked at.
+const KEPT: Duration = Duration::from_secs(20);
+const LOOKED_AT_EVERY: Duration = Duration::from_secs(5);
+/// Names that are looked at for one read.
+const SCAN_MAX: usize = 1024;
+
+/// A small file that was fetched, or is being fetched, and not opened yet.
+#[derive(Debug)]
+pub(super) struct Sibling {
+    reader: Arc<Reader>,
+    since: Arc<Since>,
+    begun: Instant,
+}
+
+/// Those of a mount.
+#[derive(Debug)]
+pub(super) struct Siblings {
+    waiting: Mutex<Waiting>,
+    turns: Arc<Semaphore>,
+    is_looked_at: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    by_directory: HashMap<u64, HashMap<Name, Arc<Sibling>>>,
+    len: u64,
+}
+
+impl Default for Siblings {
+    fn default() -> Self {
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        Self { waiting: Mutex::default(), turns, is_looked_at: AtomicBool::default() }
+    }
+}
+
+impl Siblings {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        guard(&self.waiting)
+    }
+
+    /// What was fetched of this version, for somebody who is about to read it.
+    pub(super) fn take(&self, directory: u64, name: &[u8], version: &ObjectVersion) -> Option<Arc<Reader>> {
+        let sibling = self.waiting().remove(directory, name)?;
+        let reader = Arc::clone(&sibling.reader);
+        (reader.version() == version && !reader.has_failed()).then_some(reader)
+    }
+}
+
+impl Waiting {
+    fn get(&self, directory: u64, name: &[u8]) -> Option<&Arc<Sibling>> {
+        self.by_directory.get(&directory)?.get(name)
+    }
+
+    fn count_in(&self, directory: u64) -> usize {
+        self.by_directory.get(&directory).map_or(0, HashMap::len)
+    }
+
+    fn insert(&mut self, directory: u64, name: Name, sibling: Arc<Sibling>) {
+        self.len += sibling.reader.version().size;
+        let before = self.by_directory.entry(directory).or_default().insert(name, sibling);
+        self.len -= before.map_or(0, |sibling| sibling.reader.version().size);
+    }
+
+    fn remove(&mut self, directory: u64, name: &[u8]) -> Option<Arc<Sibling>> {
+        let names = self.by_directory.get_mut(&directory)?;
+        let sibling = names.remove(name)?;
+        if names.is_empty() {
+            self.by_directory.remove(&directory);
+        }
+        self.len -= sibling.reader.version().size;
+        Some(sibling)
+    }
+
+    fn retain(&mut self, is_kept: impl Fn(&Sibling) -> bool) {
+        let mut len = 0;
+        self.by_directory.retain(|_, names| {
+            names.retain(|_, sibling| is_kept(sibling));
+            len += names.values().map(|sibling| sibling.reader.version().size).sum::<u64>();
+            !names.is_empty()
+        });
+        self.len = len;
+    }
+}
+
+impl Engine {
+    /// A file is read from its beginning: fetches those that are likely to come next.
+    pub(super) fn fetch_siblings(&self, ino: u64, reader: &Reader) {
+        if reader.version().size > SMALL_LEN {
+            return;
+        }
+        let was_fetched = reader.was_ahead();
+        let mut begun = Vec::new();
+        {
+            let mut tree = self.tree();
+            let Some(node) = tree.get(ino).filter(|node| node.is_linked) else { return };
+            let (parent, name) = (node.parent, Arc::clone(&node.name));
+            let Some(dir) = tree.dir_mut(parent).filter(|dir| dir.complete_until.is_some()) else { return };
+            if !dir.reads.on_read(&name, was_fetched, Instant::now()) {
+                return;
+            }
+            dir.reads.expect(small_after(&dir.entries, &name));
+            if dir.reads.fits.is_none() && dir.reads.has_no_order() {
+                dir.reads.fits = Some(fits(&dir.entries));
+            }
+            let waiting = self.siblings.waiting();
+            let count = dir.reads.ahead().saturating_sub(waiting.count_in(parent));
+            let room = AHEAD_LEN_MAX.saturating_sub(waiting.len);
+            drop(waiting);
+            if count == 0 {
+                return;
+            }
+            let names = self.next_names(&mut tree, parent, count, room);
+            let since = Arc::new(tree.ask());
+            for name in names {
+                begun.extend(
+                    self.fetch_sibling(&tree, parent, &name, &since).map(|sibling| Arc::downgrade(&sibling.reader)),
+                );
+            }
+        }
+        for reader in begun {
+            let turns = Arc::clone(&self.siblings.turns);
+            self.runtime.spawn(async move {
+                let Ok(_turn) = turns.acquire_owned().await else { return };
+                if let Some(reader) = reader.upgrade() {
+                    // Whoever reads it will hear of a failure, or fetches it again.
+                    drop(reader.fetch_whole().await);
+                }
+            });
+        }
+        self.look_at_siblings();
+    }
+
+    /// Small files of a directory that nobody has opened yet, of no more than `room` bytes together.
+    fn next_names(&self, tree: &mut Tree, parent: u64, count: usize, room: u64) -> Vec<Name> {
+        let (mut found, mut left) = (Vec::new(), room);
+        let Some(dir) = tree.dir(parent) else { return found };
+        let (mut at, mut wrapped) = (dir.reads.cursor.clone(), dir.reads.wrapped);
+        let waiting = self.siblings.waiting();
+        for _ in 0..SCAN_MAX {
+            let from = at.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+            let Some((name, entry)) = dir.entries.range::<[u8], _>((from, Bound::Unbounded)).next() else {
+                if wrapped || dir.reads.fits != Some(true) {
+                    break;
+                }
+                (at, wrapped) = (None, true);
+                continue;
+            };
+            let is_open = || tree.child(parent, name).is_some_and(|node| node.content.is_some() || node.is_local());
+            if let Some(size) = small_len(entry)
+                && !is_open()
+                && waiting.get(parent, name).is_none()
+            {
+                if found.len() == count || size > left {
+                    break;
+                }
+                left -= size;
+                found.push(Arc::clone(name));
+            }
+            at = Some(Arc::clone(name));
+        }
+        drop(waiting);
+        if let Some(dir) = tree.dir_mut(parent) {
+            (dir.reads.cursor, dir.reads.wrapped) = (at, wrapped);
+        }
+        found
+    }
+
+    /// Makes what fetches one file, as it is listed. Nothing is asked for yet.
+    fn fetch_sibling(&self, tree: &Tree, parent: u64, name: &[u8], since: &Arc<Since>) -> Option<Arc<Sibling>> {
+        let entry = tree.dir(parent)?.entries.get(name)?;
+        let version = entry.version.as_ref()?;
+        let segment = entry.segment.clone().unwrap_or_else(|| Arc::from(String::from_utf8_lossy(name)));
+        let key = object_key(format!("{}{segment}", self.dir_prefix(tree, parent))).ok()?;
+        let version = ObjectVersion { key, etag: version.etag.clone()?, size: version.size };
+        let reader = Reader::ahead(Arc::clone(&self.reading), version);
+        let sibling = Arc::new(Sibling { reader, since: Arc::clone(since), begun: Instant::now() });
+        self.siblings.waiting().insert(parent, Name::from(name), Arc::clone(&sibling));
+        Some(sibling)
+    }
+
+    /// What is being fetched of a listed file that is looked up and that nobody has described, or shall be: it is asked for in any
+    /// case, and will probably be read.
+    pub(super) fn sibling_of(&self, tree: &mut Tree, parent: u64, name: &[u8]) -> Option<Arc<Sibling>> {
+        let known = self.siblings.waiting().get(parent, name).cloned();
+        let dir = tree.dir_mut(parent)?;
+        let is_likely = dir.reads.on_lookup(Instant::now());
+        let entry = dir.entries.get(name)?;
+        let size = small_len(entry)?;
+        let of_this = |sibling: &Arc<Sibling>| {
+            let version = sibling.reader.version();
+            let etag = entry.version.as_ref().and_then(|version| version.etag.as_ref());
+            (Some(&version.etag), version.size) == (etag, size)
+                && dir.believes(sibling.begun + self.believed_for(), self.believed_for())
+        };
+        if let Some(sibling) = known.filter(of_this) {
+            return Some(sibling);
+        }
+        if !is_likely || self.siblings.waiting().len + size > AHEAD_LEN_MAX {
+            return None;
+        }
+        let since = Arc::new(tree.ask());
+        let sibling = self.fetch_sibling(tree, parent, name, &since);
+        self.look_at_siblings();
+        sibling
+    }
+
+    /// Learns of a file what came with its bytes. Returns whether that was something.
+    pub(super) async fn learn_from(&self, parent: u64, name: &[u8], sibling: &Sibling) -> bool {
+        let Ok(Some(info)) = sibling.reader.fetch_whole().await else { return false };
+        let mut tree = self.tree();
+        let is_of_this =
+            |entry: &Entry| entry.version.as_ref().is_some_and(|version| version.is_same(&version_of(&info)));
+        self.sampled(&mut tree, parent, &info);
+        if tree.is_outdated(parent, name, &sibling.since) {
+            return false;
+        }
+        match tree.dir_mut(parent).and_then(|dir| dir.entries.get_mut(name)).filter(|entry| is_of_this(entry)) {
+            Some(entry) => {
+                entry.attributes = Some(Arc::new(info.attributes));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// While something waits, now and then forgets what nobody comes for.
+    fn look_at_siblings(&self) {
+        if self.siblings.is_looked_at.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let siblings = Arc::downgrade(&self.siblings);
+        self.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(LOOKED_AT_EVERY).await;
+                let Some(siblings) = siblings.upgrade() else { return };
+                let mut waiting = siblings.waiting();
+                waiting.retain(|sibling| sibling.begun.elapsed() < KEPT);
+                if waiting.by_directory.is_empty() {
+                    // Under the lock: what comes after this begins another one.
+                    siblings.is_looked_at.store(false, Ordering::Release);
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// The length of a small file.
+fn small_len(entry: &Entry) -> Option<u64> {
+    entry.version.as_ref().map(|version| version.size).filter(|size| (1..=SMALL_LEN).contains(size))
+}
+
+/// The next small file in listed order, if it is not far.
+fn small_after(entries: &BTreeMap<Name, Entry>, name: &[u8]) -> Option<Name> {
+    let after = entries.range::<[u8], _>((Bound::Excluded(name), Bound::Unbounded)).take(SCAN_MAX);
+    after.filter(|(_, entry)| small_len(entry).is_some()).map(|(name, _)| Arc::clone(name)).next()
+}
+
+fn fits(entries: &BTreeMap<Name, Entry>) -> bool {
+    entries.len() <= FITTING_COUNT && entries.values().filter_map(small_len).sum::<u64>() <= FITTING_LEN
+}
