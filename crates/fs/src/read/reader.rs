@@ -23,7 +23,7 @@ const FIRST_PART_LEN: u64 = MIB;
 const PART_LEN_MIN: u64 = MIB / 2;
 /// What was read stays this long behind a stream: the kernel asks for some of it again.
 const TAIL_LEN: u64 = 2 * MIB;
-/// Parts that no stream needs are kept up to this number, for random readers that come back.
+/// Short parts that no stream needs are kept up to this number, for random readers that come back.
 const IDLE_PART_COUNT: usize = 8;
 /// So much of a file may be compared while somebody waits for it to be opened: some milliseconds.
 const COMPARED_AT_OPEN: u64 = 16 * MIB;
@@ -179,10 +179,13 @@ impl Reader {
             let next = state.parts.range(at..).next().map_or(u64::MAX, |(start, _)| *start);
             let is_wanted = at < wanted.end;
             let len = if is_wanted { FIRST_PART_LEN.max(wanted.end - at) } else { PART_LEN };
-            let end = self.block_end(at.saturating_add(len)).min(next).min(window_end);
-            // A short end of the window grows into a full part later; it is not worth a GET of its own.
-            if !is_wanted && end < next && end < self.version.size && end - at < PART_LEN / 2 {
+            let mut end = self.block_end(at.saturating_add(len)).min(next);
+            // Half a part of the window that is not asked for yet is worth a GET, of a whole part: less grows into that soon.
+            if !is_wanted && end > window_end && window_end < self.version.size && window_end - at < PART_LEN / 2 {
                 return;
+            }
+            if is_wanted {
+                end = end.min(window_end);
             }
             match self.context.memory.try_acquire(end - at) {
                 Some(memory) => {
@@ -247,6 +250,8 @@ impl Reader {
         let is_needed = |part: &Part, ahead: &ReadAhead| {
             (part.range.start < wanted.end && part.range.end > wanted.start) || ahead.needs(&part.range, TAIL_LEN)
         };
+        let State { ahead, parts } = state;
+        parts.retain(|_, part| part.range.end - part.range.start <= FIRST_PART_LEN || is_needed(part, ahead));
         let idle: Vec<u64> =
             state.parts.iter().filter(|(_, part)| !is_needed(part, &state.ahead)).map(|(start, _)| *start).collect();
         let excess = idle.len().saturating_sub(IDLE_PART_COUNT);
@@ -359,6 +364,24 @@ mod tests {
         // A few blocks that are there are fetched again with what stands around them.
         assert!(counts.downloaded < LEN + LEN / 10, "{counts:?}");
         assert_eq!(std::fs::read_dir(world.dir.path()).unwrap().count(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_long_stream_is_fetched_in_whole_parts() {
+        let (store, counted) = Counted::new(Arc::new(MemoryStore::new()));
+        let key = ObjectKey::new("long").unwrap();
+        let len = 80 * MIB;
+        let bytes = Bytes::from(vec![7; usize::try_from(len).unwrap()]);
+        let put = store.put(&key, bytes.into(), &ObjectAttributes::default(), &Condition::Always).await.unwrap();
+        let memory = MemoryBudget::new(64 * MIB);
+        let context = ReadContext::new(Arc::clone(&store), memory, None, tokio::runtime::Handle::current());
+        let reader = Reader::new(Arc::new(context), ObjectVersion { key, etag: put.etag, size: len });
+        counted.take();
+        for at in (0..len).step_by(1 << 20) {
+            assert_eq!(reader.read(1, at..at + MIB).await.unwrap().iter().map(Bytes::len).sum::<usize>(), 1 << 20);
+        }
+        let counts = counted.take();
+        assert!(counts.operations["get"] <= len / PART_LEN + 3 && counts.downloaded == len, "{counts:?}");
     }
 
     #[tokio::test]
