@@ -127,13 +127,13 @@ GOALS = [
     Goal(
         "cold `find -ls`",
         "≥ 2 × the best peer; ≤ 120 requests",
-        faster("find", 2, OTHERS, us="auto"),
-        below("find", 120, lambda mine, _: requests(mine), "{:,} requests", us="auto"),
+        faster("find", 2, OTHERS),
+        below("find", 120, lambda mine, _: requests(mine), "{:,} requests"),
     ),
     Goal(
         "`ls -l` of keys written by plain S3 tools",
         "one LIST for 1,000 keys, no HEADs",
-        kinds("list-plain", lambda sizes: {"LIST": sizes["plain"] // 1000 + 3, "HEAD": 1}, us="auto"),
+        kinds("list-plain", lambda sizes: {"LIST": sizes["plain"] // 1000 + 3, "HEAD": 1}),
     ),
     Goal(
         "listing a million keys",

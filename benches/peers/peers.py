@@ -97,12 +97,12 @@ class Sandpail(Peer):
         return [*command, "--cache-dir", scratch / "cache"] if cache else command
 
 
-class SandpailAuto(Sandpail):
-    # Listings describe what plain tools have written.
-    name, title = "auto", "sandpail --metadata auto"
+class SandpailPosix(Sandpail):
+    # Each file is asked for what it carries, whoever has written it.
+    name, title = "posix", "sandpail --metadata posix"
 
     def command(self, store, path, scratch, cache):
-        return [*super().command(store, path, scratch, cache), "--metadata", "auto"]
+        return [*super().command(store, path, scratch, cache), "--metadata", "posix"]
 
 
 class SandpailWriteBack(Sandpail):
@@ -319,5 +319,5 @@ class Client(Peer):
         return json.loads(output)["seconds"], usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-ALL = (Sandpail, SandpailAuto, SandpailWriteBack, S3fs, Rclone, JuiceFs, JuiceFsWriteBack, Mountpoint, LocalDisk, Client)
+ALL = (Sandpail, SandpailPosix, SandpailWriteBack, S3fs, Rclone, JuiceFs, JuiceFsWriteBack, Mountpoint, LocalDisk, Client)
 PEERS = {peer.name: peer for peer in ALL}

@@ -30,8 +30,8 @@ fn compared(world: &World, s3fs_first: bool) -> Result<()> {
     // What s3fs wrote is nothing that a listing describes.
     let list_both = || -> Result<String> {
         let found = list(world.mount(&[])?.path())?;
-        let by_listings = list(world.mount_at("auto", &["--metadata", "auto"])?.path())?;
-        ensure!(found == by_listings, "with --metadata auto: {by_listings}, else {found}");
+        let asked = list(world.mount_at("posix", &["--metadata", "posix"])?.path())?;
+        ensure!(found == asked, "with --metadata posix: {asked}, else {found}");
         Ok(found)
     };
     let fill = |directory: &std::path::Path| world.script_in(directory, FILL)?.run();

@@ -200,7 +200,7 @@ fn of_plain_directories(world: &World) -> Result<()> {
     "#;
     let fill = fill.lines().map(|line| line.strip_prefix("        ").unwrap_or(line)).collect::<Vec<_>>().join("\n");
     world.script_in(&world.local(), &format!("\"$PYTHON\" - <<'END'\n{fill}\nEND"))?.run()?;
-    hold(world, &["--metadata", "auto"], PLAIN_BUDGETS)
+    hold(world, &[], PLAIN_BUDGETS)
 }
 
 /// Runs each on a mount of its own.

@@ -69,10 +69,10 @@ use crate::{FsError, FsResult, guard};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Metadata {
     /// Mode, owner, times, links and `user.*` attributes are read from and written to user metadata.
-    #[default]
     Posix,
     /// The same, but files of a directory that plain S3 tools have filled are described by its listing, without a question
     /// for each: a directory without a marker, of which the first files that were asked about carried nothing.
+    #[default]
     Auto,
     /// Objects carry nothing of ours; attributes come from listings, links are refused.
     None,
