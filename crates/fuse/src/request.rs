@@ -1,4 +1,4 @@
-//! What the kernel asks for: a message of the device becomes a typed [`Operation`].
+//! What the kernel asks for: a message of the device, or an entry of a ring, becomes a typed [`Operation`].
 //!
 //! Small structures are copied out of the message, which need not be aligned; names and data are borrowed from it. A message
 //! is believed only as far as its length: nothing in it can make us panic.
@@ -267,19 +267,35 @@ impl Refusal {
 
 /// Takes a message of the device apart. `None` without even a header, so that there is nobody to answer.
 pub(crate) fn parse(message: &[u8], dialect: Dialect) -> Option<(Request, Result<Operation<'_>, Refusal>)> {
-    let (header, rest) = InHeader::read_from_prefix(message).ok()?;
-    let request = Request(header);
-    let operation = body(&header, message.len(), rest).and_then(|body| operation(&header, Body(body), dialect));
-    Some((request, operation))
+    let (header, body) = InHeader::read_from_prefix(message).ok()?;
+    Some(parse_parts(&header, body, &[], dialect))
+}
+
+/// Takes a message apart whose body is in two places: the structure of the operation, if it has one, may be apart from the names
+/// and data that follow it.
+pub(crate) fn parse_parts<'a>(
+    header: &InHeader,
+    structure: &'a [u8],
+    rest: &'a [u8],
+    dialect: Dialect,
+) -> (Request, Result<Operation<'a>, Refusal>) {
+    let operation = body(header, structure, rest).and_then(|body| operation(header, body, dialect));
+    (Request(*header), operation)
 }
 
 /// What stands between the header and the extensions, none of which we have asked for.
-fn body<'a>(header: &InHeader, message_len: usize, rest: &'a [u8]) -> Result<&'a [u8], Refusal> {
-    if usize::try_from(header.len) != Ok(message_len) {
+fn body<'a>(header: &InHeader, structure: &'a [u8], rest: &'a [u8]) -> Result<Body<'a>, Refusal> {
+    if usize::try_from(header.len) != Ok(size_of::<InHeader>() + structure.len() + rest.len()) {
         return Err(Refusal::Malformed);
     }
-    let body_len = rest.len().checked_sub(usize::from(header.extensions_len) * 8).ok_or(Refusal::Malformed)?;
-    Ok(&rest[..body_len])
+    let without_extensions = |bytes: &'a [u8]| {
+        let len = bytes.len().checked_sub(usize::from(header.extensions_len) * 8).ok_or(Refusal::Malformed)?;
+        Ok(&bytes[..len])
+    };
+    Ok(match rest {
+        [] => Body { first: without_extensions(structure)?, then: &[] },
+        _ => Body { first: structure, then: without_extensions(rest)? },
+    })
 }
 
 fn operation<'a>(header: &InHeader, mut body: Body<'a>, dialect: Dialect) -> Result<Operation<'a>, Refusal> {
@@ -399,27 +415,44 @@ fn offset(offset: u64) -> Result<u64, Refusal> {
     if i64::try_from(offset).is_ok() { Ok(offset) } else { Err(Refusal::Offset) }
 }
 
-/// What is left of a message.
-struct Body<'a>(&'a [u8]);
+/// What is left of a message: all of it in one place, or its structure apart. Nothing is in both.
+struct Body<'a> {
+    first: &'a [u8],
+    then: &'a [u8],
+}
 
 impl<'a> Body<'a> {
+    /// Where the next of it is.
+    fn left(&mut self) -> &mut &'a [u8] {
+        if self.first.is_empty() { &mut self.then } else { &mut self.first }
+    }
+
+    /// All that is left.
+    fn all(mut self) -> Result<&'a [u8], Refusal> {
+        let left = *self.left();
+        if left.len() == self.first.len() + self.then.len() { Ok(left) } else { Err(Refusal::Malformed) }
+    }
+
     fn take<T: FromBytes + KnownLayout + Immutable>(&mut self) -> Result<T, Refusal> {
-        let (value, rest) = T::read_from_prefix(self.0).map_err(|_| Refusal::Malformed)?;
-        self.0 = rest;
+        let left = self.left();
+        let (value, rest) = T::read_from_prefix(left).map_err(|_| Refusal::Malformed)?;
+        *left = rest;
         Ok(value)
     }
 
     fn bytes(&mut self, len: usize) -> Result<&'a [u8], Refusal> {
-        let (bytes, rest) = self.0.split_at_checked(len).ok_or(Refusal::Malformed)?;
-        self.0 = rest;
+        let left = self.left();
+        let (bytes, rest) = left.split_at_checked(len).ok_or(Refusal::Malformed)?;
+        *left = rest;
         Ok(bytes)
     }
 
     /// Up to a zero, which must be there.
     fn name(&mut self) -> Result<&'a [u8], Refusal> {
-        let len = self.0.iter().position(|&byte| byte == 0).ok_or(Refusal::Malformed)?;
-        let name = &self.0[..len];
-        self.0 = &self.0[len + 1..];
+        let left = self.left();
+        let len = left.iter().position(|&byte| byte == 0).ok_or(Refusal::Malformed)?;
+        let name = &left[..len];
+        *left = &left[len + 1..];
         Ok(name)
     }
 
@@ -434,9 +467,9 @@ impl<'a> Body<'a> {
         Ok(Read { handle: Handle(read.fh), offset: read.offset, len: read.size, is_direct })
     }
 
-    fn write(&mut self) -> Result<Operation<'a>, Refusal> {
+    fn write(mut self) -> Result<Operation<'a>, Refusal> {
         let write = self.take::<abi::WriteIn>()?;
-        let data = self.0;
+        let data = self.all()?;
         if usize::try_from(write.size) != Ok(data.len()) {
             return Err(Refusal::Malformed);
         }
@@ -450,16 +483,17 @@ impl<'a> Body<'a> {
         Ok((Handle(fsync.fh), fsync.flags & abi::FSYNC_DATA_ONLY != 0))
     }
 
-    fn setxattr(&mut self, dialect: Dialect) -> Result<Operation<'a>, Refusal> {
+    fn setxattr(mut self, dialect: Dialect) -> Result<Operation<'a>, Refusal> {
         let set = self.take::<abi::SetxattrIn>()?;
         if dialect.long_setxattr {
             self.take::<abi::SetxattrExtIn>()?;
         }
         let name = self.name()?;
-        if usize::try_from(set.size) != Ok(self.0.len()) {
+        let value = self.all()?;
+        if usize::try_from(set.size) != Ok(value.len()) {
             return Err(Refusal::Malformed);
         }
-        Ok(Operation::Setxattr(Setxattr { name, value: self.0, flags: set.flags }))
+        Ok(Operation::Setxattr(Setxattr { name, value, flags: set.flags }))
     }
 
     fn init(&mut self) -> Result<Operation<'a>, Refusal> {

@@ -285,3 +285,39 @@ fn no_bytes_make_it_panic() {
         }
     }
 }
+
+/// As a ring gives it: the structure in one place, names and data in another.
+#[track_caller]
+fn check_parts(opcode: u32, structure: &[u8], rest: &[u8], expected: Result<Operation<'_>, Refusal>) {
+    let whole = message(opcode, &[structure, rest].concat());
+    let (header, _) = InHeader::read_from_prefix(&whole).unwrap();
+    let (request, operation) = parse_parts(&header, structure, rest, PLAIN);
+    assert_eq!((request.unique(), request.ino()), (RESENT | 42, Ino(7)));
+    assert_eq!(operation, expected);
+    let longer = InHeader { len: header.len + 1, ..header };
+    assert_eq!(parse_parts(&longer, structure, rest, PLAIN).1, Err(Refusal::Malformed), "not as long as it says");
+}
+
+#[test]
+fn a_structure_may_be_apart() {
+    check_parts(opcode::STATFS, b"", b"", Ok(Operation::Statfs));
+    check_parts(opcode::LOOKUP, b"", b"name\0", Ok(Operation::Lookup { name: b"name" }));
+    check_parts(opcode::SYMLINK, b"", b"new\0../to\0", Ok(Operation::Symlink { name: b"new", target: b"../to" }));
+    let getattr = abi::GetattrIn { flags: 1, dummy: 0, fh: 5 };
+    check_parts(opcode::GETATTR, getattr.as_bytes(), b"", Ok(Operation::Getattr { handle: Some(Handle(5)) }));
+    let rename = Rename { name: b"a", new_parent: Ino(3), new_name: b"b", flags: 1 };
+    let structure = abi::Rename2In { new_parent: 3, flags: 1, padding: 0 };
+    check_parts(opcode::RENAME2, structure.as_bytes(), b"a\0b\0", Ok(Operation::Rename(rename)));
+    let set = abi::SetxattrIn { size: 3, flags: 2 };
+    let expected = Setxattr { name: b"user.x", value: b"val", flags: 2 };
+    check_parts(opcode::SETXATTR, set.as_bytes(), b"user.x\0val", Ok(Operation::Setxattr(expected)));
+    check_parts(opcode::SETXATTR, set.as_bytes(), b"user.x\0valu", Err(Refusal::Malformed));
+    let write = abi::WriteIn { fh: 5, offset: 6, size: 4, ..abi::WriteIn::default() };
+    let expected = Write { handle: Handle(5), offset: 6, data: b"data", kill_set_id: false };
+    check_parts(opcode::WRITE, write.as_bytes(), b"data", Ok(Operation::Write(expected)));
+    check_parts(opcode::WRITE, write.as_bytes(), b"dat", Err(Refusal::Malformed));
+    // In both places at once, or cut in two.
+    check_parts(opcode::WRITE, &body!(write, b"da"), b"ta", Err(Refusal::Malformed));
+    let (head, tail) = write.as_bytes().split_at(20);
+    check_parts(opcode::WRITE, head, &body!(tail, b"data"), Err(Refusal::Malformed));
+}
