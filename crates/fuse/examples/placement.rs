@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use sandpail_fuse::{
     Allowed, Attr, Device, Entry, Filesystem, FopenFlags, Handle, InitFlags, Ino, Placement, Read, ReplyAttr,
-    ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, Request, Session, Settings, Time, Wishes,
+    ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, Request, Session, Settings, Time, Transport, Wishes,
 };
 
 const FILE_LEN: u64 = 4 << 30;
@@ -96,7 +96,7 @@ fn measure(placement: Placement, threads: usize) -> io::Result<()> {
     let place = rustix::mount::fsmount(context.as_fd(), flags, MountAttrFlags::empty())?;
     let flags = InitFlags::PARALLEL_DIROPS | InitFlags::ASYNC_DIO;
     let wishes = Wishes { flags, max_write: 1 << 20, max_readahead: 1 << 20, max_background: 64, max_stack_depth: 0 };
-    let settings = Settings { wishes, allowed: Allowed::All, threads, placement };
+    let settings = Settings { wishes, allowed: Allowed::All, threads, placement, transport: Transport::Device };
     let running = Session::start(Zeros(vec![0; 1 << 20]), device, settings)?.spawn()?;
     let minor = rustix::fs::minor(rustix::fs::fstat(&place)?.st_dev);
     std::fs::write(format!("/sys/class/bdi/0:{minor}/read_ahead_kb"), "1024")?;

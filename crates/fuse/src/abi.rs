@@ -12,6 +12,8 @@ pub(crate) const MINOR: u32 = 40;
 pub(crate) const MINOR_MIN: u32 = 23;
 /// A kernel that is given a smaller buffer than this, in bytes, refuses to fill it.
 pub(crate) const READ_BUFFER_LEN_MIN: usize = 8192;
+/// Kernels that speak this version know rings (Linux 6.14); whether they offer them is another matter.
+pub(crate) const MINOR_WITH_RINGS: u32 = 42;
 /// `FUSE_DEV_IOC_MAGIC`
 pub(crate) const IOCTL_GROUP: u8 = 229;
 
@@ -61,6 +63,14 @@ pub(crate) mod notify {
     pub(crate) const INVAL_INODE: i32 = 2;
     pub(crate) const INVAL_ENTRY: i32 = 3;
     pub(crate) const RESEND: i32 = 7;
+}
+
+/// `fuse_uring_cmd`: what is told by a ring.
+pub(crate) mod ring {
+    /// An entry is there to be filled.
+    pub(crate) const REGISTER: u32 = 1;
+    /// An entry holds an answer, and is there again.
+    pub(crate) const COMMIT_AND_FETCH: u32 = 2;
 }
 
 /// `fuse_setattr_in.valid`
@@ -370,6 +380,27 @@ layouts! {
         flags: u32,
         padding: u64,
     }
+    /// With each command of a ring.
+    RingCommand {
+        flags: u64,
+        commit: u64,
+        queue: u16,
+        padding: [u8; 6],
+    }
+    /// What comes in an entry of a ring besides the request, or goes with the answer.
+    RingInOut {
+        flags: u64,
+        /// Names the request when it is answered.
+        commit: u64,
+        payload_len: u32,
+        padding: u32,
+        reserved: u64,
+    }
+    /// `iovec`
+    Span {
+        start: u64,
+        len: u64,
+    }
 }
 
 // The sizes that the kernel's header has.
@@ -388,4 +419,6 @@ const _: () = {
     assert!(size_of::<CopyFileRangeIn>() == 56);
     assert!(size_of::<Dirent>() == 24);
     assert!(size_of::<BackingMap>() == 16);
+    assert!(size_of::<RingCommand>() == 24);
+    assert!(size_of::<RingInOut>() == 32);
 };

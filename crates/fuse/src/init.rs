@@ -50,6 +50,8 @@ impl InitFlags {
     pub const DIRECT_IO_ALLOW_MMAP: Self = Self(1 << 36);
     /// The kernel serves backing files by itself.
     pub const PASSTHROUGH: Self = Self(1 << 37);
+    /// Requests come by a ring. Not to be wished for: it goes with [`Transport::Ring`](crate::Transport::Ring).
+    pub(crate) const OVER_IO_URING: Self = Self(1 << 41);
 
     /// The kernel's bits.
     pub const fn bits(self) -> u64 {
@@ -92,6 +94,15 @@ pub struct Agreed {
     pub flags: InitFlags,
     /// The most data of one write, in bytes.
     pub max_write: u32,
+}
+
+impl Wishes {
+    /// The most that stands in one request, or in the answer to one, besides headers and structures; in bytes.
+    pub(crate) fn payload_len_max(&self) -> usize {
+        let pages = usize::from(pages(self.max_write.max(self.max_readahead)));
+        let write = usize::try_from(self.max_write).unwrap_or(usize::MAX);
+        (pages * page_len()).max(write).max(abi::READ_BUFFER_LEN_MIN)
+    }
 }
 
 /// What is asked for anyway.
@@ -162,7 +173,7 @@ fn pages(len: u32) -> u16 {
     u16::try_from(pages).unwrap_or(u16::MAX)
 }
 
-fn page_len() -> usize {
+pub(crate) fn page_len() -> usize {
     rustix::param::page_size()
 }
 

@@ -8,6 +8,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use crate::abi;
 use crate::message::send;
+use crate::ring::Ticket;
 use crate::{Attr, BackingId, Device, Entry, Errno, Handle, Ino, Statfs};
 
 /// How the kernel treats what was opened: `FOPEN_…`.
@@ -32,17 +33,40 @@ impl FopenFlags {
 pub(crate) struct Due {
     device: Device,
     unique: u64,
-    is_sent: bool,
+    way: Way,
+}
+
+/// Where the answer goes.
+#[derive(Debug)]
+enum Way {
+    /// It is written to the device.
+    Device,
+    /// Back into the entry of a ring that the request came by.
+    Ring(Ticket),
+    /// It has gone.
+    Sent,
 }
 
 impl Due {
     pub(crate) fn new(device: &Device, unique: u64) -> Self {
-        Self { device: device.clone(), unique, is_sent: false }
+        Self { device: device.clone(), unique, way: Way::Device }
+    }
+
+    pub(crate) fn by_ring(device: &Device, unique: u64, ticket: Ticket) -> Self {
+        Self { device: device.clone(), unique, way: Way::Ring(ticket) }
+    }
+
+    /// `error` is 0 or a negative errno.
+    fn send<B: AsRef<[u8]>>(&mut self, error: i32, body: &[B]) {
+        match std::mem::replace(&mut self.way, Way::Sent) {
+            Way::Device => note(send(&self.device, error, self.unique, body), self.unique),
+            Way::Ring(ticket) => ticket.answer(error, self.unique, body),
+            Way::Sent => {}
+        }
     }
 
     fn pieces<B: AsRef<[u8]>>(mut self, body: &[B]) {
-        self.is_sent = true;
-        note(send(&self.device, 0, self.unique, body), self.unique);
+        self.send(0, body);
     }
 
     fn body(self, body: &(impl IntoBytes + Immutable)) {
@@ -54,18 +78,17 @@ impl Due {
     }
 
     pub(crate) fn error(mut self, error: Errno) {
-        self.is_sent = true;
         self.fail(error);
     }
 
-    fn fail(&self, error: Errno) {
-        note(send::<&[u8]>(&self.device, -error.raw_os_error(), self.unique, &[]), self.unique);
+    fn fail(&mut self, error: Errno) {
+        self.send::<&[u8]>(-error.raw_os_error(), &[]);
     }
 }
 
 impl Drop for Due {
     fn drop(&mut self) {
-        if !self.is_sent {
+        if !matches!(self.way, Way::Sent) {
             tracing::warn!(request = self.unique, "a request was dropped without an answer");
             self.fail(Errno::IO);
         }
@@ -157,7 +180,7 @@ impl ReplyData {
         self.0.pieces(&[data]);
     }
 
-    /// The same, in pieces, which the kernel takes from where they are.
+    /// The same, in pieces, which the kernel takes from where they are; a ring has them copied by this thread.
     pub fn chain<B: AsRef<[u8]>>(self, chain: &[B]) {
         self.0.pieces(chain);
     }

@@ -1,15 +1,15 @@
-//! One serving thread: reads a request, hands it to the file system, and so on until the file system is gone.
+//! One thread that reads the device: it hands a request to the file system, and so on until the file system is gone. What is
+//! done with a request is the same for those that come by a ring.
 
 use std::io;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use crate::reply::{Due, ReplyDirectory, ReplyDirectoryPlus};
-use crate::request::{Dialect, Operation, Request, parse};
+use crate::request::{Dialect, Operation, Refusal, Request, parse};
 use crate::{Agreed, Device, Errno, Filesystem};
 
 pub(crate) struct Server<F> {
-    pub(crate) filesystem: Arc<F>,
+    pub(crate) filesystem: F,
     pub(crate) device: Device,
     pub(crate) agreed: Agreed,
     /// Nobody else is served; `None` if all are.
@@ -39,13 +39,22 @@ impl<F: Filesystem> Server<F> {
         let Some((request, operation)) = parse(message, dialect) else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the device has given what is no request"));
         };
-        let due = || Due::new(&self.device, request.unique());
+        Ok(self.answer(&request, operation, || Due::new(&self.device, request.unique())))
+    }
+
+    /// Breaks at the kernel's last word. `due` is called at once, or never where no answer is wanted.
+    pub(crate) fn answer(
+        &self,
+        request: &Request,
+        operation: Result<Operation<'_>, Refusal>,
+        due: impl FnOnce() -> Due,
+    ) -> ControlFlow<()> {
         match operation {
             Ok(Operation::Destroy) => {
                 due().done();
-                return Ok(ControlFlow::Break(()));
+                return ControlFlow::Break(());
             }
-            Ok(operation) => self.dispatch(&request, operation, due),
+            Ok(operation) => self.dispatch(request, operation, due),
             Err(refusal) => {
                 tracing::debug!(opcode = request.opcode(), ?refusal, "a request that is not served");
                 if !request.is_unanswered() {
@@ -53,7 +62,7 @@ impl<F: Filesystem> Server<F> {
                 }
             }
         }
-        Ok(ControlFlow::Continue(()))
+        ControlFlow::Continue(())
     }
 
     /// Without `allow_other` the kernel keeps others away, except where an administrator has told it not to
@@ -78,8 +87,8 @@ impl<F: Filesystem> Server<F> {
             )
     }
 
-    fn dispatch(&self, request: &Request, operation: Operation<'_>, due: impl Fn() -> Due) {
-        let fs = &*self.filesystem;
+    fn dispatch(&self, request: &Request, operation: Operation<'_>, due: impl FnOnce() -> Due) {
+        let fs = &self.filesystem;
         if !self.is_allowed(request, &operation) {
             return due().error(Errno::ACCESS);
         }

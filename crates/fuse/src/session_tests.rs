@@ -16,7 +16,7 @@ const WISHES: Wishes = Wishes {
 };
 
 fn settings(allowed: Allowed) -> Settings {
-    Settings { wishes: WISHES, allowed, threads: 1, placement: Placement::OneCpuEach }
+    Settings { wishes: WISHES, allowed, threads: 1, placement: Placement::OneCpuEach, transport: Transport::Device }
 }
 
 /// The kernel's end of a device, for which a socket stands that keeps messages apart.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 use sandpail_fuse::{
-    Allowed, Device, HelperMount, InitFlags, Placement, Running, Session, Settings, Wishes, mount_by_helper,
+    Allowed, Device, HelperMount, InitFlags, Placement, Running, Session, Settings, Transport, Wishes, mount_by_helper,
 };
 
 use super::{Adapter, IdMap};
@@ -127,7 +127,7 @@ fn settings(engine: &Engine, allowed: Allowed) -> Settings {
         // Backing files are on plain file systems, and the mount can be the lower layer of an overlay.
         max_stack_depth: 1,
     };
-    Settings { wishes, allowed, threads: FUSE_THREADS, placement: Placement::Anywhere }
+    Settings { wishes, allowed, threads: FUSE_THREADS, placement: Placement::Anywhere, transport: Transport::Device }
 }
 
 impl MountOptions {
