@@ -1,20 +1,21 @@
 //! A small file system on a real device. Only root can mount, so others skip these; the mounts are attached nowhere but at a
 //! descriptor, and go with it.
 
+mod common;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use sandpail_fuse::{
     Allowed, Attr, BackingId, Device, Entry, Errno, Filesystem, FopenFlags, Handle, InitFlags, Ino, Placement, RESENT,
     Read, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request,
-    Running, Session, Settings, Setxattr, Time, Wishes, Write, is_alive,
+    Running, Session, Settings, Setxattr, Time, Transport, Wishes, Write, is_alive,
 };
+
+use common::{Directory, mount};
 
 const TTL: Duration = Duration::from_secs(600);
 
@@ -190,42 +191,7 @@ impl Filesystem for Memory {
 
 fn settings(flags: InitFlags) -> Settings {
     let wishes = Wishes { flags, max_write: 1 << 20, max_readahead: 1 << 20, max_background: 64, max_stack_depth: 1 };
-    Settings { wishes, allowed: Allowed::All, threads: 2, placement: Placement::Anywhere }
-}
-
-/// A file system's only place, without a name.
-struct Mount(OwnedFd);
-
-/// `None` where this user cannot mount.
-fn mount() -> Option<(Mount, Device)> {
-    if !rustix::process::geteuid().is_root() {
-        return None;
-    }
-    let device = Device::open().ok()?;
-    let context = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC).ok()?;
-    let set = |key: &str, value: &str| rustix::mount::fsconfig_set_string(context.as_fd(), key, value).unwrap();
-    set("fd", &device.as_fd().as_raw_fd().to_string());
-    set("rootmode", "40000");
-    set("user_id", "0");
-    set("group_id", "0");
-    rustix::mount::fsconfig_set_flag(context.as_fd(), "allow_other").unwrap();
-    rustix::mount::fsconfig_create(context.as_fd()).unwrap();
-    let place = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
-    Some((Mount(place.unwrap()), device))
-}
-
-impl Mount {
-    fn path(&self, name: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}/{name}", self.0.as_raw_fd()))
-    }
-
-    /// Unmounts; the last program that used it may be a moment behind.
-    fn end(self, device: &Device, running: Running) {
-        assert!(is_alive(device).unwrap());
-        drop(self);
-        running.join().unwrap();
-        assert!(!is_alive(device).unwrap());
-    }
+    Settings { wishes, allowed: Allowed::All, threads: 2, placement: Placement::Anywhere, transport: Transport::Device }
 }
 
 fn serve(memory: &Memory, device: &Device, flags: InitFlags) -> Running {
@@ -373,12 +339,7 @@ fn what_the_kernel_has_cached_is_taken_back() {
 fn an_aborted_file_system_ends() {
     let Some((place, device)) = mount() else { return };
     let running = serve(&Memory::default(), &device, InitFlags::default());
-    let number = rustix::fs::fstat(&place.0).map(|stat| rustix::fs::minor(stat.st_dev)).unwrap();
-    let context = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
-    rustix::mount::fsconfig_create(context.as_fd()).unwrap();
-    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
-    let control = rustix::mount::fsmount(context.as_fd(), flags, MountAttrFlags::empty()).unwrap();
-    std::fs::write(format!("/proc/self/fd/{}/{number}/abort", control.as_raw_fd()), "1").unwrap();
+    place.abort();
     running.join().unwrap();
     assert!(!is_alive(&device).unwrap());
 }
@@ -389,8 +350,7 @@ fn the_helper_mounts_and_unmounts() {
     if !rustix::process::geteuid().is_root() || std::process::Command::new("fusermount3").arg("-V").output().is_err() {
         return;
     }
-    let directory = Directory(std::env::temp_dir().join(format!("sandpail-fuse-{}", std::process::id())));
-    std::fs::create_dir(&directory.0).unwrap();
+    let directory = Directory::new("helper");
     let lines = || std::fs::read_to_string("/proc/self/mounts").unwrap();
     let is_mounted = || lines().contains(&format!("{} ", directory.0.display()));
     let refused = sandpail_fuse::mount_by_helper(&directory.0, &["no_such_option".to_owned()]).unwrap_err();
@@ -410,14 +370,5 @@ fn the_helper_mounts_and_unmounts() {
         }
         running.join().unwrap();
         assert!(!is_mounted());
-    }
-}
-
-struct Directory(PathBuf);
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
-        let _ = std::fs::remove_dir(&self.0);
     }
 }
