@@ -221,6 +221,10 @@ pub(crate) struct MountArgs {
     /// Let the mount be gone when its process is killed, instead of going on with another one
     #[arg(long)]
     pub(crate) no_restart: bool,
+    /// Talk with the kernel by io_uring (Linux 6.14, where it is switched on; see `sandpail doctor`): small operations cost less. Only with
+    /// --no-restart, as such a mount cannot go on with another process
+    #[arg(long)]
+    pub(crate) io_uring: bool,
     /// Stay in the foreground
     #[arg(long, short = 'f')]
     pub(crate) foreground: bool,
@@ -573,6 +577,7 @@ fn merge(flags: MountArgs, options: MountArgs) -> MountArgs {
         agent: flags.agent || options.agent,
         no_status: flags.no_status || options.no_status,
         no_restart: flags.no_restart || options.no_restart,
+        io_uring: flags.io_uring || options.io_uring,
         foreground: flags.foreground || options.foreground,
         log_file: flags.log_file.or(options.log_file),
         ..options

@@ -82,11 +82,13 @@ fn host_findings() -> Vec<Finding> {
         Err(_) => finding(Warn, "request size", "older kernel: 1 MiB at most"),
     });
     found.push(match read("/sys/module/fuse/parameters/enable_uring").as_str() {
-        "Y" => finding(Ok, "FUSE over io_uring", "switched on"),
-        "N" => {
-            finding(Warn, "FUSE over io_uring", "off; not used yet (echo Y > /sys/module/fuse/parameters/enable_uring)")
-        }
-        _ => finding(Warn, "FUSE over io_uring", "this kernel lacks it; not used yet"),
+        "Y" => finding(Ok, "FUSE over io_uring", "switched on, for mounts with --io-uring"),
+        "N" => finding(
+            Warn,
+            "FUSE over io_uring",
+            "off: --io-uring does nothing (echo Y > /sys/module/fuse/parameters/enable_uring)",
+        ),
+        _ => finding(Warn, "FUSE over io_uring", "this kernel lacks it (Linux 6.14): --io-uring does nothing"),
     });
     let namespaces = ["user", "pid", "mnt", "net", "ipc", "uts", "cgroup"];
     let missing: Vec<_> =

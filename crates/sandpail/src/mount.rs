@@ -60,6 +60,9 @@ pub(crate) fn run(arguments: &MountArgs) -> anyhow::Result<()> {
 
 /// Everything that can be wrong with the arguments is found here, before anything exists.
 fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
+    if arguments.io_uring && !arguments.no_restart {
+        bail!("--io-uring needs --no-restart: such a mount cannot go on with another process");
+    }
     let path_classes = PathClasses::parse(&arguments.path_classes, arguments.agent)?;
     let (source, source_prefix) = Source::parse(&arguments.source)?;
     let prefix = match (&arguments.prefix, source_prefix) {
@@ -114,6 +117,7 @@ fn plan(arguments: &MountArgs) -> anyhow::Result<Plan> {
         status: !arguments.no_status,
         op_timeout: Some(arguments.op_timeout).filter(|limit| !limit.is_zero()),
         survives: !arguments.no_restart,
+        io_uring: arguments.io_uring,
         write_back: (arguments.write_back || path_classes.gives(PathClass::WriteBack))
             .then_some(WriteBackPlan { bytes_max: arguments.write_back_limit, age_max: arguments.write_back_age }),
         write_back_by_default: arguments.write_back,

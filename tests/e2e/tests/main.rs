@@ -10,6 +10,7 @@ mod host;
 mod https;
 mod integrity;
 mod interop;
+mod io_uring;
 mod limits;
 mod names;
 mod passthrough;
@@ -45,6 +46,7 @@ fn main() -> std::process::ExitCode {
         proxy::TESTS,
         write_back::TESTS,
         passthrough::TESTS,
+        io_uring::TESTS,
         path_classes::TESTS,
         survive::TESTS,
         daemon_kills::TESTS,

@@ -130,6 +130,7 @@ pub(super) fn worker_plan(inner: &Inner, slot: &Slot, sandbox: &Sandbox, plan: &
         path_classes: plan.path_classes.clone(),
         tenant: Some(slot.id.to_string()),
         survives: config.mounts.survive,
+        io_uring: false,
         log: config.mounts.log.clone(),
         log_file: Some(inner.state.join("logs").join(format!("{}-{}.log", slot.id, now_ms()))),
     })

@@ -115,6 +115,9 @@ pub struct Plan {
     pub tenant: Option<String>,
     /// Whether the mount goes on when its process is killed; somebody must keep it then.
     pub survives: bool,
+    /// Whether requests come by `io_uring` where the kernel has it; not for a mount that survives.
+    #[serde(default)]
+    pub io_uring: bool,
     /// What to log.
     pub log: String,
     /// Where to log; beside the mount's entry if `None`.
@@ -404,6 +407,7 @@ fn attach(plan: &Plan, device: Device, engine: &Arc<Engine>) -> anyhow::Result<A
                 allow_other: *allow_other,
                 read_only: plan.read_only,
                 extra: kernel_options.clone(),
+                io_uring: plan.io_uring && !plan.survives,
             };
             let mounted = match device {
                 Device::Left(device) => adapter::take_up(engine, device, mountpoint, &options),

@@ -36,6 +36,9 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Further options for the kernel, such as `noexec`.
     pub extra: Vec<String>,
+    /// Requests come by `io_uring` where the kernel has that switched on. Only for a mount that goes with its process, and whose device
+    /// nobody keeps: see [`Transport::Ring`].
+    pub io_uring: bool,
 }
 
 /// A mount that answers.
@@ -62,7 +65,7 @@ pub struct Served {
 /// What the kernel says.
 pub fn serve_device(engine: Arc<Engine>, device: OwnedFd, ids: IdMap) -> io::Result<Served> {
     let kept = device.try_clone()?;
-    let session = start(engine, device.into(), ids, Allowed::All)?;
+    let session = start(engine, device.into(), ids, Allowed::All, Transport::Device)?;
     Ok(Served { session, device: kept })
 }
 
@@ -86,9 +89,20 @@ pub fn take_up(engine: Arc<Engine>, device: OwnedFd, mountpoint: &Path, options:
 }
 
 /// Says hello, and serves.
-fn start(engine: Arc<Engine>, device: Device, ids: IdMap, allowed: Allowed) -> io::Result<Running> {
-    let settings = settings(&engine, allowed);
-    Session::start(Adapter::new(engine, ids, &device), device, settings)?.spawn()
+fn start(
+    engine: Arc<Engine>,
+    device: Device,
+    ids: IdMap,
+    allowed: Allowed,
+    transport: Transport,
+) -> io::Result<Running> {
+    let settings = Settings { transport, ..settings(&engine, allowed) };
+    let running = Session::start(Adapter::new(engine, ids, &device), device, settings)?.spawn()?;
+    match running.why_device() {
+        Some(why) => tracing::warn!("requests come by /dev/fuse: {why}"),
+        None => tracing::debug!(transport = ?running.transport(), "requests come"),
+    }
+    Ok(running)
 }
 
 fn take_up_session(engine: Arc<Engine>, device: &OwnedFd, ids: IdMap, allowed: Allowed) -> io::Result<Running> {
@@ -134,6 +148,10 @@ impl MountOptions {
     fn allowed(&self) -> Allowed {
         if self.allow_other { Allowed::All } else { Allowed::Owner }
     }
+
+    fn transport(&self) -> Transport {
+        if self.io_uring { Transport::Ring } else { Transport::Device }
+    }
 }
 
 impl Served {
@@ -160,7 +178,7 @@ pub fn mount(engine: Arc<Engine>, mountpoint: &Path, options: &MountOptions) -> 
     let (session, device, helper) = if rustix::process::geteuid().is_root() {
         let device = mount_as_root(mountpoint, options)?;
         let session = device.try_clone().and_then(|kept| {
-            let session = start(engine, device.into(), IdMap::SAME, allowed)?;
+            let session = start(engine, device.into(), IdMap::SAME, allowed, options.transport())?;
             Ok((session, kept, None))
         });
         session.inspect_err(|_| {
@@ -170,7 +188,7 @@ pub fn mount(engine: Arc<Engine>, mountpoint: &Path, options: &MountOptions) -> 
     } else {
         let (device, helper) = mount_by_helper(mountpoint, &helper_options(options))?;
         let kept = device.as_fd().try_clone_to_owned()?;
-        (start(engine, device, IdMap::SAME, allowed)?, kept, Some(helper))
+        (start(engine, device, IdMap::SAME, allowed, options.transport())?, kept, Some(helper))
     };
     raise_read_ahead(mountpoint);
     Ok(Mounted { session: Some(session), device, mountpoint: mountpoint.to_owned(), helper })
