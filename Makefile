@@ -12,7 +12,7 @@ SANDPAIL_BIN = $(shell $(CARGO) metadata --format-version 1 --no-deps | python3 
 BUILD_ALL = $(CARGO) build --workspace --all-targets
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint fuzz bench clean
+.PHONY: help setup demo test test-long record-instructions lint fuzz bench clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ test-long: ## The long forms: fsx by the hundred thousand, more seeds, larger fi
 	$(BUILD_ALL)
 	cd sdk/typescript && npm run --silent examples
 	SANDPAIL_E2E_BIN=$(SANDPAIL_BIN) SANDPAIL_LONG=1 $(CARGO) test --workspace $(TEST_FLAGS)
+
+record-instructions: ## Record anew how many instructions the hot paths take (the guard that `make test` compares with)
+	scripts/setup test
+	$(CARGO) test --workspace --test instructions -- --record
 
 fuzz: ## Fuzz what reads foreign bytes, 20 minutes a target (FUZZ="decide --minutes 60")
 	fuzz/run $(FUZZ)
