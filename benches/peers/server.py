@@ -15,14 +15,14 @@ RELAY = HERE / "tools/target/release/relay"
 
 
 class Server:
-    """SeaweedFS, with keys and signatures checked."""
+    """SeaweedFS, with keys and signatures checked. `others`: identities with fewer rights."""
 
-    def __init__(self, work, cleanup):
+    def __init__(self, work, cleanup, others=()):
         self.port, self.ports, directory = free_port(), [], work / "server"
         (directory / "data").mkdir(parents=True)
         credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
         identity = {"name": "bench", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List"]}
-        (directory / "identities.json").write_text(json.dumps({"identities": [identity]}))
+        (directory / "identities.json").write_text(json.dumps({"identities": [identity, *others]}))
         # Every bucket has volumes of its own; one at a time is plenty.
         (directory / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\ncopy_other = 1\n")
         command = [WEED, "server", "-ip=127.0.0.1", "-filer", "-s3", "-s3.iam=false"]
