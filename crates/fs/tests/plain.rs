@@ -11,7 +11,7 @@ use sandpail_fs::attr::{Attr, Kind, Time};
 use sandpail_fs::engine::{Engine, EngineOptions, Left, Metadata, OpenMode, SetAttr, SetTime};
 use sandpail_store::memory::MemoryStore;
 use sandpail_store::{Condition, ObjectAttributes, ObjectKey, PutBody, Store};
-use sandpail_testkit::faults::Counted;
+use sandpail_testkit::faults::{Counted, FaultPlan, Faults};
 
 const ROOT: u64 = 1;
 const BOTH: OpenMode = OpenMode { read: true, write: true, append: false, truncate: false };
@@ -415,4 +415,38 @@ async fn a_directory_stays_plain_while_nothing_else_is_stored_there() {
     // With its last file it would be gone.
     engine.unlink(directory, b"result").await.unwrap();
     assert_eq!(stat(&world.mount(Metadata::Auto), "top/d1").await.kind, Kind::Directory);
+}
+
+/// Another mount, with other keys, may have fetched what lies there.
+#[tokio::test]
+async fn who_may_list_a_file_is_asked_about_it_before_the_cache_gives_it() {
+    const READ: OpenMode = OpenMode { write: false, ..BOTH };
+    for metadata in [Metadata::Auto, Metadata::None] {
+        let world = World::new();
+        world.fill("top", 20, 2).await;
+        let (bucket, faults) = Faults::new(Arc::clone(&world.bucket), FaultPlan::default());
+        let mount = || {
+            let mut options = world.options(metadata, Duration::from_secs(60));
+            options.cache = Some((world.staging.path().join("cache"), 1 << 20));
+            Engine::new(Arc::clone(&bucket), options, tokio::runtime::Handle::current()).unwrap()
+        };
+        let first = mount();
+        let opened = first.open(node(&first, "top/d0/f001").await, READ).await.unwrap();
+        assert_eq!(first.read(opened.handle, 0, 4).await.unwrap().concat(), b"data");
+
+        let second = mount();
+        walk(&second, "top").await;
+        let ino = node(&second, "top/d0/f001").await;
+        world.counted.take();
+        let opened = second.open(ino, READ).await.unwrap();
+        assert_eq!(second.read(opened.handle, 0, 4).await.unwrap().concat(), b"data");
+        let asked = world.counted.take().operations;
+        assert_eq!((asked.get("head"), asked.get("get")), (Some(&1), None), "{metadata:?}");
+
+        let third = mount();
+        walk(&third, "top").await;
+        let ino = node(&third, "top/d0/f001").await;
+        faults.set_down(true);
+        third.open(ino, READ).await.unwrap_err();
+    }
 }

@@ -156,8 +156,9 @@ impl Engine {
         }
         let (content, keep_cache) = loop {
             self.revalidate(ino).await?;
-            if mode.write || mode.truncate {
-                // An edit keeps what the object carries.
+            // An edit keeps what the object carries. And what is in the cache may have been fetched with other keys: that these
+            // may list an object does not say that they may read it.
+            if mode.write || mode.truncate || self.options.cache.is_some() {
                 self.describe_first(ino).await?;
             }
             let leaving = {
