@@ -447,6 +447,8 @@ async fn who_may_list_a_file_is_asked_about_it_before_the_cache_gives_it() {
         walk(&third, "top").await;
         let ino = node(&third, "top/d0/f001").await;
         faults.set_down(true);
-        third.open(ino, READ).await.unwrap_err();
+        let opened = third.open(ino, READ).await.unwrap();
+        third.read(opened.handle, 0, 4).await.unwrap_err();
+        assert!(third.whole_copy(opened.handle).await.is_none());
     }
 }

@@ -35,6 +35,8 @@ pub(crate) struct CachedVersion {
     files: Mutex<Files>,
     /// Somebody compares all blocks.
     is_comparing: AtomicBool,
+    /// The store has let this mount have the object.
+    is_allowed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -117,7 +119,18 @@ impl Identity {
 
 impl CachedVersion {
     pub(crate) fn new(cache: Arc<DiskCache>, version: ObjectVersion) -> Arc<Self> {
-        Arc::new(Self { cache, version, files: Mutex::default(), is_comparing: AtomicBool::new(false) })
+        let [is_comparing, is_allowed] = [AtomicBool::new(false), AtomicBool::new(false)];
+        Arc::new(Self { cache, version, files: Mutex::default(), is_comparing, is_allowed })
+    }
+
+    /// The store has let this mount have the object, or know of it what only its readers may know.
+    pub(crate) fn allow(&self) {
+        self.is_allowed.store(true, Ordering::Release);
+    }
+
+    /// Whether it has. Others, with other keys, may have fetched what is here.
+    pub(crate) fn is_allowed(&self) -> bool {
+        self.is_allowed.load(Ordering::Acquire)
     }
 
     fn block_count(&self) -> u64 {

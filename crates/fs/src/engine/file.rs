@@ -69,7 +69,10 @@ pub(super) struct Bases {
 #[async_trait]
 impl BaseReader for Bases {
     async fn read_base(&self, handle: u64, version: &ObjectVersion, range: Range<u64>) -> FsResult<Vec<Bytes>> {
-        self.content.reader(&self.context, version).read(handle, range).await
+        let reader = self.content.reader(&self.context, version);
+        // Whoever opened it for writing has asked what it carries.
+        reader.allow();
+        reader.read(handle, range).await
     }
 }
 
@@ -156,9 +159,8 @@ impl Engine {
         }
         let (content, keep_cache) = loop {
             self.revalidate(ino).await?;
-            // An edit keeps what the object carries. And what is in the cache may have been fetched with other keys: that these
-            // may list an object does not say that they may read it.
-            if mode.write || mode.truncate || self.options.cache.is_some() {
+            if mode.write || mode.truncate {
+                // An edit keeps what the object carries.
                 self.describe_first(ino).await?;
             }
             let leaving = {
@@ -252,7 +254,11 @@ impl Engine {
             let fetched = self.siblings.take(node.parent, &node.name, version);
             fetched.unwrap_or_else(|| Reader::new(Arc::clone(&self.reading), version.clone()))
         };
-        content.reader_of((etag, *size), tree.moves(), || self.file_key(&tree, ino), make).map(Some)
+        let reader = content.reader_of((etag, *size), tree.moves(), || self.file_key(&tree, ino), make)?;
+        if node.is_described {
+            reader.allow();
+        }
+        Ok(Some(reader))
     }
 
     /// The staged file of a node, made if need be.

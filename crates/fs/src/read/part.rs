@@ -63,7 +63,7 @@ impl Part {
         let task = context.runtime.spawn(async move {
             let result = match &cached {
                 Some(cached) => Self::run_cached(&own, &shared, &version, cached, range).await,
-                None => Self::run(&own, &shared, &version, range).await,
+                None => Self::run(&own, &shared, &version, None, range).await,
             };
             let Some(part) = own.upgrade() else { return };
             if let Err(error) = result {
@@ -89,6 +89,7 @@ impl Part {
         let (mut at, mut was_here) = (range.start, None);
         while at < range.end {
             if let Some(bytes) = cached.get(at..range.end) {
+                ask_leave(context, version, cached).await?;
                 at += bytes.len() as u64;
                 let Some(part) = own.upgrade() else { return Ok(()) };
                 part.arrive(bytes);
@@ -107,7 +108,7 @@ impl Part {
                 }
                 Claimed::IsHere | Claimed::Nobodys => (missing, None),
             };
-            Self::run(own, context, version, missing.clone()).await?;
+            Self::run(own, context, version, Some(cached), missing.clone()).await?;
             let Some(part) = own.upgrade() else { return Ok(()) };
             let (from, to) = (missing.start - range.start, missing.end - range.start);
             let chunks = slice(&guard(&part.state).chunks, from..to);
@@ -131,11 +132,15 @@ impl Part {
         own: &Weak<Self>,
         context: &ReadContext,
         version: &ObjectVersion,
+        cached: Option<&CachedVersion>,
         range: Range<u64>,
     ) -> StoreResult<()> {
         let mut download = context.store.get(&version.key, range.clone(), Some(&version.etag)).await?;
         if download.info.etag != version.etag || download.info.size != version.size {
             return Err(StoreError::changed(&version.key));
+        }
+        if let Some(cached) = cached {
+            cached.allow();
         }
         if let Some(part) = own.upgrade() {
             part.info.get_or_init(|| download.info);
@@ -204,6 +209,24 @@ impl Drop for Part {
             task.abort();
         }
     }
+}
+
+/// Asks the store whether this mount may have an object that others have put into the cache, if it has not let it have it before: keys
+/// that may list an object do not always open it.
+pub(super) async fn ask_leave(
+    context: &ReadContext,
+    version: &ObjectVersion,
+    cached: &CachedVersion,
+) -> StoreResult<()> {
+    if cached.is_allowed() {
+        return Ok(());
+    }
+    let info = context.store.head(&version.key).await?;
+    if info.etag != version.etag || info.size != version.size {
+        return Err(StoreError::changed(&version.key));
+    }
+    cached.allow();
+    Ok(())
 }
 
 /// The bytes of `range` (relative to the first chunk's start) as a chain.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::Bytes;
 use sandpail_store::ObjectInfo;
 
-use super::part::Part;
+use super::part::{Part, ask_leave};
 use super::{Ahead, ObjectVersion, ReadAhead, ReadContext};
 use crate::cache::{BLOCK_LEN, CachedVersion};
 use crate::{FsResult, guard};
@@ -83,6 +83,13 @@ impl Reader {
         Ok(first.info().cloned())
     }
 
+    /// The store has let this mount have the object: the disk cache may give it, too.
+    pub fn allow(&self) {
+        if let Some(cached) = &self.cached {
+            cached.allow();
+        }
+    }
+
     /// Whether something could not be fetched.
     pub fn has_failed(&self) -> bool {
         self.state().parts.values().any(|part| part.has_failed())
@@ -133,7 +140,7 @@ impl Reader {
     }
 
     fn cached(&self, range: Range<u64>) -> Option<Bytes> {
-        let cached = self.cached.as_ref()?;
+        let cached = self.cached.as_ref().filter(|cached| cached.is_allowed())?;
         let has_part =
             self.state().parts.range(..=range.start).next_back().is_some_and(|(_, p)| p.range.end > range.start);
         if has_part { None } else { cached.get(range) }
@@ -283,10 +290,14 @@ impl Reader {
     /// long, it goes on in the background, for whoever opens the file next.
     pub async fn whole_copy(self: &Arc<Self>) -> Option<Arc<File>> {
         let cached = self.cached.as_ref().filter(|_| self.version.size > 0)?;
+        // Whoever may not have it hears so when he reads.
+        let is_allowed = || ask_leave(&self.context, &self.version, cached);
         if let Some(whole) = cached.whole() {
+            is_allowed().await.ok()?;
             return Some(whole);
         }
         let left = cached.uncompared()?;
+        is_allowed().await.ok()?;
         let comparing = {
             let cached = Arc::clone(cached);
             self.context.runtime.spawn_blocking(move || cached.compare_all())
