@@ -19,7 +19,7 @@ from stores import Bucket, Directory
 
 VENV = ROOT / ".venv/bin"
 MOUNTPOINT = HERE / "mountpoint/target/release/mountpoint-peer"
-CLIENT = HERE / "tools/target/release/client"
+CLIENT = HERE / "client/target/release/client"
 _sandpail = []
 
 

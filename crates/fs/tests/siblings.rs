@@ -1,5 +1,6 @@
 //! Small files of a directory that are read one after the other cost one request each, and are there before they are opened.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,10 +31,16 @@ struct Asked {
 impl World {
     /// A bucket with so many files `d/f0`, …, and a mount that knows nothing of it.
     async fn new(count: usize, metadata: Metadata) -> Self {
+        Self::with(count, metadata, Duration::from_secs(60), None).await
+    }
+
+    /// The same; what is learnt is believed for `ttl`, and bytes are kept in a cache.
+    async fn with(count: usize, metadata: Metadata, ttl: Duration, cache: Option<&Path>) -> Self {
         let (bucket, counted) = Counted::new(Arc::new(MemoryStore::new()));
         let staging = tempfile::tempdir().unwrap();
         let mut options = EngineOptions::new(staging.path().to_owned());
-        (options.metadata, options.metadata_ttl) = (metadata, Duration::from_secs(60));
+        (options.metadata, options.metadata_ttl) = (metadata, ttl);
+        options.cache = cache.map(|path| (path.to_owned(), 1 << 30));
         let engine = Engine::new(Arc::clone(&bucket), options, tokio::runtime::Handle::current()).unwrap();
         let world = Self { bucket, counted, staging, engine };
         for number in 0..count {
@@ -192,4 +199,33 @@ async fn what_nobody_comes_for_is_forgotten() {
     let late = listed(100)[20];
     world.read_all([late]).await;
     assert_eq!(world.asked().gets, 1);
+}
+
+/// A reader that takes longer for each file than an answer is believed.
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_gets_each_file_once() {
+    for metadata in [Metadata::Posix, Metadata::Auto] {
+        let world = World::with(200, metadata, Duration::from_secs(1), None).await;
+        for number in listed(200) {
+            world.read_all([number]).await;
+            settle().await;
+            tokio::time::advance(Duration::from_millis(50)).await;
+        }
+        let asked = world.asked();
+        assert!(asked.gets == 200 && asked.heads <= 200, "{metadata:?}: {asked:?}");
+    }
+}
+
+/// Others have filled the cache; each file is asked about once, whatever tells of it.
+#[tokio::test]
+async fn with_a_warm_cache_one_question_each() {
+    for metadata in [Metadata::Posix, Metadata::Auto] {
+        let cache = tempfile::tempdir().unwrap();
+        for is_warm in [false, true] {
+            let world = World::with(100, metadata, Duration::from_secs(60), Some(cache.path())).await;
+            world.read_all(listed(100)).await;
+            let asked = world.asked();
+            assert!(asked.gets + asked.heads <= 120, "{metadata:?}, warm: {is_warm}: {asked:?}");
+        }
+    }
 }

@@ -527,8 +527,14 @@ impl MountArgs {
         if more.len() > 2 {
             more.push(self.source.clone().into());
             more.push(self.mountpoint.clone().into());
-            let Command::Mount(read) = Cli::try_parse_from(more)?.command else { return Ok(self) };
-            self = merge(self, *read);
+            let parse = |line: Vec<OsString>| match Cli::try_parse_from(line)?.command {
+                Command::Mount(read) => Ok(Some(*read)),
+                _ => Ok::<_, clap::Error>(None),
+            };
+            let bare =
+                vec!["sandpail".into(), "mount".into(), self.source.clone().into(), self.mountpoint.clone().into()];
+            let (Some(read), Some(bare)) = (parse(more)?, parse(bare)?) else { return Ok(self) };
+            self = merge(self, read, &bare);
         }
         self.kernel_options = kernel;
         Ok(self)
@@ -545,7 +551,11 @@ fn parse_part_size(text: &str) -> Result<u64, String> {
 }
 
 /// What `-o` says, over what the flags say where those say nothing.
-fn merge(flags: MountArgs, options: MountArgs) -> MountArgs {
+fn merge(flags: MountArgs, options: MountArgs, bare: &MountArgs) -> MountArgs {
+    /// What an option says, unless it says nothing.
+    fn said<T: PartialEq>(flag: T, option: T, bare: &T) -> T {
+        if option == *bare { flag } else { option }
+    }
     MountArgs {
         source: flags.source,
         mountpoint: flags.mountpoint,
@@ -559,7 +569,11 @@ fn merge(flags: MountArgs, options: MountArgs) -> MountArgs {
             virtual_host: flags.store.virtual_host || options.store.virtual_host,
             ca_file: flags.store.ca_file.or(options.store.ca_file),
             insecure: flags.store.insecure || options.store.insecure,
-            max_connections: options.store.max_connections,
+            max_connections: said(
+                flags.store.max_connections,
+                options.store.max_connections,
+                &bare.store.max_connections,
+            ),
         },
         prefix: flags.prefix.or(options.prefix),
         read_only: flags.read_only || options.read_only,
@@ -580,7 +594,18 @@ fn merge(flags: MountArgs, options: MountArgs) -> MountArgs {
         io_uring: flags.io_uring || options.io_uring,
         foreground: flags.foreground || options.foreground,
         log_file: flags.log_file.or(options.log_file),
-        ..options
+        cache_size: said(flags.cache_size, options.cache_size, &bare.cache_size),
+        memory_limit: said(flags.memory_limit, options.memory_limit, &bare.memory_limit),
+        metadata: said(flags.metadata, options.metadata, &bare.metadata),
+        metadata_ttl: said(flags.metadata_ttl, options.metadata_ttl, &bare.metadata_ttl),
+        part_size: said(flags.part_size, options.part_size, &bare.part_size),
+        on_conflict: said(flags.on_conflict, options.on_conflict, &bare.on_conflict),
+        write_back_limit: said(flags.write_back_limit, options.write_back_limit, &bare.write_back_limit),
+        write_back_age: said(flags.write_back_age, options.write_back_age, &bare.write_back_age),
+        op_timeout: said(flags.op_timeout, options.op_timeout, &bare.op_timeout),
+        log: said(flags.log, options.log, &bare.log),
+        options: options.options,
+        kernel_options: options.kernel_options,
     }
 }
 
@@ -599,6 +624,14 @@ mod tests {
             Command::Mount(arguments) => arguments.with_options(),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn an_option_takes_nothing_from_a_flag() {
+        let mixed = mount("sandpail mount b /mnt --metadata posix --memory-limit 1GiB -o ro,metadata_ttl=9s").unwrap();
+        assert_eq!((mixed.metadata, mixed.memory_limit, mixed.read_only), (MetadataArg::Posix, 1 << 30, true));
+        assert_eq!(mixed.metadata_ttl, Duration::from_secs(9));
+        assert_eq!(mount("sandpail mount b /mnt -o metadata=none").unwrap().metadata, MetadataArg::None);
     }
 
     #[test]

@@ -316,7 +316,9 @@ impl Engine {
     ) -> FsResult<()> {
         self.check_may_change(ino)?;
         if !self.has_posix_metadata() {
-            return Err(FsError::Unsupported { what: "extended attributes need --metadata posix".to_owned() });
+            return Err(FsError::Unsupported {
+                what: "extended attributes are not kept with --metadata none".to_owned(),
+            });
         }
         self.look_for_xattrs(ino).await?;
         let (before, after, pending) = {

@@ -410,7 +410,7 @@ impl Engine {
             return self.symlink_local(parent, name, target, uid, gid).await;
         }
         if self.options.metadata == Metadata::None {
-            return Err(FsError::NotPermitted { what: "symbolic links need --metadata posix".to_owned() });
+            return Err(FsError::NotPermitted { what: "symbolic links are not kept with --metadata none".to_owned() });
         }
         if target.len() as u64 > TARGET_LEN_MAX {
             return Err(FsError::NameTooLong { what: "link target".to_owned() });

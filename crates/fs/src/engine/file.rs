@@ -69,10 +69,7 @@ pub(super) struct Bases {
 #[async_trait]
 impl BaseReader for Bases {
     async fn read_base(&self, handle: u64, version: &ObjectVersion, range: Range<u64>) -> FsResult<Vec<Bytes>> {
-        let reader = self.content.reader(&self.context, version);
-        // Whoever opened it for writing has asked what it carries.
-        reader.allow();
-        reader.read(handle, range).await
+        self.content.reader(&self.context, version).read(handle, range).await
     }
 }
 

@@ -142,6 +142,8 @@ impl Engine {
         }
         let is_listed = dir.complete_until.is_some_and(believes);
         if is_listed {
+            self.learn_from_siblings(tree);
+            let Some(dir) = tree.dir(parent) else { return Err(FsError::NotADirectory) };
             let Some(entry) = dir.entries.get(name) else { return Ok(Step::Absent) };
             let described = self.described_by(tree, parent);
             let is_doubtful = tree.child(parent, name).is_some_and(|child| child.copying.is_some());
@@ -235,7 +237,7 @@ impl Engine {
                 let (found, _) = futures_util::future::join(self.list_below(parent, &since, name), ahead).await;
                 found?;
             }
-            What::File { sibling: Some(sibling), .. } if self.learn_from(parent, name, &sibling).await => {}
+            What::File { sibling: Some(sibling), .. } if self.learn_from(&sibling).await => {}
             What::File { key, ahead, .. } => match self.head_with(parent, &key, &ahead).await? {
                 Some(info) => {
                     let mut tree = self.tree();

@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
+use sandpail_store::ObjectInfo;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -38,15 +39,26 @@ const SCAN_MAX: usize = 1024;
 /// A small file that was fetched, or is being fetched, and not opened yet.
 #[derive(Debug)]
 pub(super) struct Sibling {
+    directory: u64,
+    name: Name,
     reader: Arc<Reader>,
     since: Arc<Since>,
     begun: Instant,
+}
+
+/// What came with the bytes of one.
+#[derive(Debug)]
+struct Told {
+    sibling: Arc<Sibling>,
+    info: ObjectInfo,
 }
 
 /// Those of a mount.
 #[derive(Debug)]
 pub(super) struct Siblings {
     waiting: Mutex<Waiting>,
+    /// Not in the tree yet.
+    told: Mutex<Vec<Told>>,
     turns: Arc<Semaphore>,
     is_looked_at: AtomicBool,
 }
@@ -60,13 +72,28 @@ struct Waiting {
 impl Default for Siblings {
     fn default() -> Self {
         let turns = Arc::new(Semaphore::new(AT_ONCE));
-        Self { waiting: Mutex::default(), turns, is_looked_at: AtomicBool::default() }
+        Self { waiting: Mutex::default(), told: Mutex::default(), turns, is_looked_at: AtomicBool::default() }
     }
 }
 
 impl Siblings {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         guard(&self.waiting)
+    }
+
+    /// Fetches one that waited for its turn, unless somebody has come for it or there is no memory.
+    async fn fetch(&self, sibling: &Weak<Sibling>) {
+        let Ok(_turn) = self.turns.acquire().await else { return };
+        // It is among those that wait as long as nobody has come for it.
+        let Some(sibling) = sibling.upgrade() else { return };
+        if !sibling.reader.has_room() {
+            self.waiting().remove(sibling.directory, &sibling.name);
+            return;
+        }
+        // Whoever reads it will hear of a failure, or fetches it again.
+        if let Ok(Some(info)) = sibling.reader.fetch_whole().await {
+            guard(&self.told).push(Told { sibling, info });
+        }
     }
 
     /// What was fetched of this version, for somebody who is about to read it.
@@ -86,8 +113,9 @@ impl Waiting {
         self.by_directory.get(&directory).map_or(0, HashMap::len)
     }
 
-    fn insert(&mut self, directory: u64, name: Name, sibling: Arc<Sibling>) {
+    fn insert(&mut self, sibling: Arc<Sibling>) {
         self.len += sibling.reader.version().size;
+        let (directory, name) = (sibling.directory, Arc::clone(&sibling.name));
         let before = self.by_directory.entry(directory).or_default().insert(name, sibling);
         self.len -= before.map_or(0, |sibling| sibling.reader.version().size);
     }
@@ -123,6 +151,7 @@ impl Engine {
         let mut begun = Vec::new();
         {
             let mut tree = self.tree();
+            self.learn_from_siblings(&mut tree);
             let Some(node) = tree.get(ino).filter(|node| node.is_linked) else { return };
             let (parent, name) = (node.parent, Arc::clone(&node.name));
             let Some(dir) = tree.dir_mut(parent).filter(|dir| dir.complete_until.is_some()) else { return };
@@ -143,20 +172,12 @@ impl Engine {
             let names = self.next_names(&mut tree, parent, count, room);
             let since = Arc::new(tree.ask());
             for name in names {
-                begun.extend(
-                    self.fetch_sibling(&tree, parent, &name, &since).map(|sibling| Arc::downgrade(&sibling.reader)),
-                );
+                begun.extend(self.fetch_sibling(&tree, parent, &name, &since).map(|sibling| Arc::downgrade(&sibling)));
             }
         }
-        for reader in begun {
-            let turns = Arc::clone(&self.siblings.turns);
-            self.runtime.spawn(async move {
-                let Ok(_turn) = turns.acquire_owned().await else { return };
-                if let Some(reader) = reader.upgrade() {
-                    // Whoever reads it will hear of a failure, or fetches it again.
-                    drop(reader.fetch_whole().await);
-                }
-            });
+        for sibling in begun {
+            let siblings = Arc::clone(&self.siblings);
+            self.runtime.spawn(async move { siblings.fetch(&sibling).await });
         }
         self.look_at_siblings();
     }
@@ -204,8 +225,13 @@ impl Engine {
         let key = object_key(format!("{}{segment}", self.dir_prefix(tree, parent))).ok()?;
         let version = ObjectVersion { key, etag: version.etag.clone()?, size: version.size };
         let reader = Reader::ahead(Arc::clone(&self.reading), version);
-        let sibling = Arc::new(Sibling { reader, since: Arc::clone(since), begun: Instant::now() });
-        self.siblings.waiting().insert(parent, Name::from(name), Arc::clone(&sibling));
+        if entry.attributes.is_some() {
+            reader.allow();
+        }
+        let (name, since) = (Name::from(name), Arc::clone(since));
+        let sibling = Sibling { directory: parent, name, reader, since, begun: Instant::now() };
+        let sibling = Arc::new(sibling);
+        self.siblings.waiting().insert(Arc::clone(&sibling));
         Some(sibling)
     }
 
@@ -217,14 +243,12 @@ impl Engine {
         let is_likely = dir.reads.on_lookup(Instant::now());
         let entry = dir.entries.get(name)?;
         let size = small_len(entry)?;
-        let of_this = |sibling: &Arc<Sibling>| {
-            let version = sibling.reader.version();
-            let etag = entry.version.as_ref().and_then(|version| version.etag.as_ref());
-            (Some(&version.etag), version.size) == (etag, size)
-                && dir.believes(sibling.begun + self.believed_for(), self.believed_for())
-        };
-        if let Some(sibling) = known.filter(of_this) {
-            return Some(sibling);
+        let etag = entry.version.as_ref().and_then(|version| version.etag.as_ref());
+        let is_this = |version: &ObjectVersion| (Some(&version.etag), version.size) == (etag, size);
+        if let Some(sibling) = known.filter(|sibling| is_this(sibling.reader.version())) {
+            // What came with it long ago is not believed any more, but its bytes will be read.
+            let is_young = dir.believes(sibling.begun + self.believed_for(), self.believed_for());
+            return is_young.then_some(sibling);
         }
         if !is_likely || self.siblings.waiting().len + size > AHEAD_LEN_MAX {
             return None;
@@ -235,23 +259,43 @@ impl Engine {
         sibling
     }
 
-    /// Learns of a file what came with its bytes. Returns whether that was something.
-    pub(super) async fn learn_from(&self, parent: u64, name: &[u8], sibling: &Sibling) -> bool {
-        let Ok(Some(info)) = sibling.reader.fetch_whole().await else { return false };
-        let mut tree = self.tree();
-        let is_of_this =
-            |entry: &Entry| entry.version.as_ref().is_some_and(|version| version.is_same(&version_of(&info)));
-        self.sampled(&mut tree, parent, &info);
+    /// Learns of a file what comes with its bytes. Returns whether that was something.
+    pub(super) async fn learn_from(&self, sibling: &Sibling) -> bool {
+        match sibling.reader.fetch_whole().await {
+            Ok(Some(info)) => self.take_in(&mut self.tree(), sibling, info),
+            _ => false,
+        }
+    }
+
+    /// Learns what has come with bytes that were fetched ahead.
+    pub(super) fn learn_from_siblings(&self, tree: &mut Tree) {
+        let told = std::mem::take(&mut *guard(&self.siblings.told));
+        for Told { sibling, info } in told {
+            let until = sibling.begun + self.believed_for();
+            if tree.dir(sibling.directory).is_some_and(|dir| dir.believes(until, self.believed_for())) {
+                self.take_in(tree, &sibling, info);
+            }
+        }
+    }
+
+    fn take_in(&self, tree: &mut Tree, sibling: &Sibling, info: ObjectInfo) -> bool {
+        let (parent, name) = (sibling.directory, &sibling.name);
         if tree.is_outdated(parent, name, &sibling.since) {
             return false;
         }
-        match tree.dir_mut(parent).and_then(|dir| dir.entries.get_mut(name)).filter(|entry| is_of_this(entry)) {
-            Some(entry) => {
-                entry.attributes = Some(Arc::new(info.attributes));
-                true
-            }
-            None => false,
+        let found = version_of(&info);
+        let entry = tree.dir(parent).and_then(|dir| dir.entries.get(name));
+        match entry.filter(|entry| entry.version.as_ref().is_some_and(|version| version.is_same(&found))) {
+            Some(entry) if entry.attributes.is_some() => return true,
+            Some(_) => {}
+            None => return false,
         }
+        // Each file counts once.
+        self.sampled(tree, parent, &info);
+        if let Some(entry) = tree.dir_mut(parent).and_then(|dir| dir.entries.get_mut(name)) {
+            entry.attributes = Some(Arc::new(info.attributes));
+        }
+        true
     }
 
     /// While something waits, now and then forgets what nobody comes for.

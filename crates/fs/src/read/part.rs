@@ -89,9 +89,12 @@ impl Part {
         let (mut at, mut was_here) = (range.start, None);
         while at < range.end {
             if let Some(bytes) = cached.get(at..range.end) {
-                ask_leave(context, version, cached).await?;
+                let told = ask_leave(context, version, cached).await?;
                 at += bytes.len() as u64;
                 let Some(part) = own.upgrade() else { return Ok(()) };
+                if let Some(info) = told {
+                    part.info.get_or_init(|| info);
+                }
                 part.arrive(bytes);
                 drop(part);
                 // A disk may be slow.
@@ -212,21 +215,22 @@ impl Drop for Part {
 }
 
 /// Asks the store whether this mount may have an object that others have put into the cache, if it has not let it have it before: keys
-/// that may list an object do not always open it.
+/// that may list an object do not always open it. A byte is asked for, since a HEAD may be answered to who cannot decrypt the
+/// object. Returns what the store said, if it was asked.
 pub(super) async fn ask_leave(
     context: &ReadContext,
     version: &ObjectVersion,
     cached: &CachedVersion,
-) -> StoreResult<()> {
+) -> StoreResult<Option<ObjectInfo>> {
     if cached.is_allowed() {
-        return Ok(());
+        return Ok(None);
     }
-    let info = context.store.head(&version.key).await?;
-    if info.etag != version.etag || info.size != version.size {
+    let download = context.store.get(&version.key, 0..1, Some(&version.etag)).await?;
+    if download.info.etag != version.etag || download.info.size != version.size {
         return Err(StoreError::changed(&version.key));
     }
     cached.allow();
-    Ok(())
+    Ok(Some(download.info))
 }
 
 /// The bytes of `range` (relative to the first chunk's start) as a chain.

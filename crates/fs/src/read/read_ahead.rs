@@ -9,7 +9,7 @@ const MIB: u64 = 1 << 20;
 /// What is fetched ahead of the first read of a stream: small, so that its first byte comes soon.
 const WINDOW_LEN_MIN: u64 = MIB;
 /// What is in flight ahead of a fast sequential reader; several GETs side by side.
-const WINDOW_LEN_MAX: u64 = 32 * MIB;
+const WINDOW_LEN_MAX: u64 = 48 * MIB;
 /// The kernel sends the requests of one stream a little out of order.
 const TOLERANCE: u64 = MIB;
 /// Streams of one file that are followed at the same time.

@@ -66,6 +66,11 @@ impl Reader {
         self.was_ahead.swap(false, Ordering::Relaxed)
     }
 
+    /// Whether there is memory for the whole object, so that it can be fetched before anybody wants it.
+    pub fn has_room(&self) -> bool {
+        self.context.memory.try_acquire(self.version.size).is_some()
+    }
+
     /// Fetches a small object as a whole, if that has not begun, and waits for it. Returns what the store said of it, if it was
     /// asked: not if the disk cache has the bytes.
     ///
@@ -199,6 +204,14 @@ impl Reader {
                     state
                         .parts
                         .insert(at, Part::fetch(&self.context, &self.version, self.cached.as_ref(), at..end, memory));
+                    at = end;
+                }
+                // Less than what is missing is better than nothing.
+                None if !is_wanted && end - at > PART_LEN / 2 => {
+                    let end = self.block_end(at + PART_LEN / 2);
+                    let Some(memory) = self.context.memory.try_acquire(end - at) else { return };
+                    let part = Part::fetch(&self.context, &self.version, self.cached.as_ref(), at..end, memory);
+                    state.parts.insert(at, part);
                     at = end;
                 }
                 None if is_wanted => at = self.begin_demand(state, at..self.block_end(wanted.end).min(next)).range.end,

@@ -335,7 +335,7 @@ impl Commands {
             if unsafe { self.uring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
-            self.uring.submit()?;
+            again(|| self.uring.submit())?;
         }
     }
 

@@ -198,8 +198,11 @@ impl Shared {
         let is_large = slot.answer_len() >= LARGE_LEN;
         match self.here() {
             // Whoever asked for so much, and for nothing else, waits, and needs no CPU.
-            Some(post) if !is_large || is_alone => self.posts[post].put(Task::Give(slot)),
-            None if !is_large => {
+            Some(post) if post == self.lanes[usize::from(slot.queue())] && (!is_large || is_alone) => {
+                self.posts[post].put(Task::Give(slot));
+            }
+            // Of another lane's thread, which has a ring of its own, too.
+            _ if !is_large => {
                 if let Err(task) = lane.put_if_asleep(Task::Give(slot)) {
                     self.carrier().put(task);
                 }
