@@ -431,12 +431,12 @@ async fn who_may_list_a_file_is_asked_about_it_before_the_cache_gives_it() {
             Engine::new(Arc::clone(&bucket), options, tokio::runtime::Handle::current()).unwrap()
         };
         let first = mount();
-        let opened = first.open(node(&first, "top/d0/f001").await, READ).await.unwrap();
+        let opened = first.open(node(&first, "top/d9/f001").await, READ).await.unwrap();
         assert_eq!(first.read(opened.handle, 0, 4).await.unwrap().concat(), b"data");
 
         let second = mount();
         walk(&second, "top").await;
-        let ino = node(&second, "top/d0/f001").await;
+        let ino = node(&second, "top/d9/f001").await;
         world.counted.take();
         let opened = second.open(ino, READ).await.unwrap();
         assert_eq!(second.read(opened.handle, 0, 4).await.unwrap().concat(), b"data");
@@ -445,7 +445,7 @@ async fn who_may_list_a_file_is_asked_about_it_before_the_cache_gives_it() {
 
         let third = mount();
         walk(&third, "top").await;
-        let ino = node(&third, "top/d0/f001").await;
+        let ino = node(&third, "top/d9/f001").await;
         faults.set_down(true);
         let opened = third.open(ino, READ).await.unwrap();
         third.read(opened.handle, 0, 4).await.unwrap_err();

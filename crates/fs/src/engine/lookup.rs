@@ -24,7 +24,7 @@ const PROBES_BEFORE_LISTING: u32 = 1;
 const AHEAD_LEN_MAX: usize = 256;
 const AHEAD_GROWTH: usize = 8;
 /// The same for directories that are listed ahead: what is learnt of them is believed for a second, mostly.
-const LISTED_AHEAD_LEN_MAX: usize = 16;
+const LISTED_AHEAD_LEN_MAX: usize = 32;
 /// A local change in the middle of every question would have to happen this often.
 const TRIES: usize = 16;
 /// Time between two looks at a name that is being changed.
@@ -349,6 +349,7 @@ impl Engine {
             directory
         };
         self.install(directory, since, listing);
+        self.sample(directory).await;
         Ok(())
     }
 

@@ -7,16 +7,18 @@
 //!
 //! A bucket's root can have no marker: its files are asked about.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use sandpail_store::{Condition, ObjectAttributes, ObjectInfo, PutBody, StoreError};
 
+use super::directory::DirItem;
 use super::file::clear_set_id;
 use super::lookup::version_of;
 use super::{Engine, Metadata, object_key, stale};
 use crate::attr::{Attr, Kind, Time, xattrs};
-use crate::tree::{Node, ROOT, Tree, Version};
+use crate::tree::{Name, Node, ROOT, Tree, Version};
 use crate::{FsError, FsResult};
 
 /// So many files of one directory, and of all together, are asked about before the rest is believed.
@@ -72,6 +74,20 @@ impl Engine {
             0 => Described::ByListing,
             left => Described::Sampled(left as usize),
         }
+    }
+
+    /// Asks about the first files of a directory that was listed for whoever walks a tree, if a few decide how all are described: at once
+    /// for all that are listed side by side.
+    pub(super) async fn sample(&self, directory: u64) {
+        let items: Vec<DirItem> = {
+            let tree = self.tree();
+            let Described::Sampled(left) = self.described_by(&tree, directory) else { return };
+            let Some(dir) = tree.dir(directory) else { return };
+            let files = dir.entries.iter().filter(|(_, entry)| !entry.is_directory());
+            let item = |name: &Name| DirItem { name: Arc::clone(name), is_directory: false, local: None };
+            files.take(left).map(|(name, _)| item(name)).collect()
+        };
+        self.head_unknown(directory, &items, true).await;
     }
 
     /// Learns from a file that was asked about.
