@@ -39,6 +39,14 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
+/// Where what a file carries is read.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Metadata {
+    Auto,
+    Posix,
+}
+
 /// A time such as `500ms`.
 #[derive(Clone, Copy, Debug)]
 struct Time(Duration);
@@ -76,6 +84,7 @@ struct Raw {
     drain_timeout: Option<Time>,
     sync_interval: Option<Time>,
     restart_mounts: Option<bool>,
+    metadata: Option<Metadata>,
     op_timeout: Option<Time>,
     egress: RawEgress,
     slow_request: Option<Time>,
@@ -111,7 +120,7 @@ enum Form {
 }
 
 /// Every key, and how its variable is read; `limits.memory` is `SANDPAIL_LIMITS_MEMORY`.
-const KEYS: [(&str, Form); 36] = [
+const KEYS: [(&str, Form); 37] = [
     ("listen", Form::Text),
     ("state_dir", Form::Path),
     ("api_key", Form::Text),
@@ -135,6 +144,7 @@ const KEYS: [(&str, Form); 36] = [
     ("drain_timeout", Form::Text),
     ("sync_interval", Form::Text),
     ("restart_mounts", Form::Toml),
+    ("metadata", Form::Text),
     ("op_timeout", Form::Text),
     ("egress.enable_internet", Form::Toml),
     ("egress.allowed_hosts", Form::Toml),
@@ -262,6 +272,7 @@ fn config(
             None => usual.op_timeout,
         },
         survive: raw.restart_mounts.unwrap_or(usual.survive),
+        trusts_listings: raw.metadata.map_or(usual.trusts_listings, |metadata| matches!(metadata, Metadata::Auto)),
         log: raw.mount_log.unwrap_or(usual.log),
     };
     let state_dir = dir.join(raw.state_dir.unwrap_or_else(|| ".sandpail".into()));

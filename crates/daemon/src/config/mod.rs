@@ -84,6 +84,8 @@ pub struct MountDefaults {
     pub op_timeout: Option<Duration>,
     /// Whether a mount whose process is killed goes on with another one.
     pub survive: bool,
+    /// Whether listings describe files where they can ([`sandpail_fs::engine::Metadata::Auto`]); else each file is asked for.
+    pub trusts_listings: bool,
     /// What the processes of mounts log.
     pub log: String,
 }
@@ -98,6 +100,7 @@ impl Default for MountDefaults {
             sync_interval: Duration::from_secs(1),
             op_timeout: Some(sandpail_fs::engine::OP_TIMEOUT),
             survive: true,
+            trusts_listings: true,
             log: "info".to_owned(),
         }
     }

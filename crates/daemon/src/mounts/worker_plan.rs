@@ -109,7 +109,7 @@ pub(super) fn worker_plan(inner: &Inner, slot: &Slot, sandbox: &Sandbox, plan: &
         place: Place::Sandbox { sandbox: slot.id.to_string(), path: plan.path.to_string(), ids: (ids.base, ids.len) },
         read_only: plan.read_only,
         posix_metadata: true,
-        trusts_listings: true,
+        trusts_listings: config.mounts.trusts_listings,
         metadata_ttl: s3fs.metadata_ttl.unwrap_or(METADATA_TTL),
         uid: s3fs.uid.unwrap_or(0),
         gid: s3fs.gid.unwrap_or(0),

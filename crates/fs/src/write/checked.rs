@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::dirty_file::{CHUNK_LEN, State, ZEROS, not_recorded};
 use super::sums::{self, BLOCK_LEN, Summed, Sums};
@@ -185,7 +185,7 @@ impl DirtyFile {
         while at < end {
             let held = at..((at / CHUNK_LEN + 1) * CHUNK_LEN).min(end);
             let index = |at: u64| usize::try_from(at - held.start).unwrap_or(usize::MAX);
-            let mut bytes = BytesMut::zeroed(index(held.end));
+            let mut bytes = self.context.buffers.take(index(held.end));
             self.staged.read(held.start, &mut bytes).ok()?;
             while let Some(piece) = sums.next_if(|piece| piece.range.end <= held.end) {
                 if sums::sum(&bytes[index(piece.range.start)..index(piece.range.end)]) != piece.crc {
@@ -203,7 +203,7 @@ impl DirtyFile {
         let mut at = range.start;
         while at < range.end {
             let len = (range.end - at).min(CHUNK_LEN);
-            let mut bytes = BytesMut::zeroed(usize::try_from(len).unwrap_or(0));
+            let mut bytes = self.context.buffers.take(usize::try_from(len).unwrap_or(0));
             self.staged.read(at, &mut bytes)?;
             chain.push(bytes.freeze());
             at += len;

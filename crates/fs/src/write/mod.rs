@@ -8,6 +8,7 @@
 //! [`plan`] decides, without I/O, how to turn that into an object; [`DirtyFile::commit`] does it.
 
 mod adopt;
+mod buffers;
 mod checked;
 mod commit;
 mod dirty_file;
@@ -130,6 +131,7 @@ pub struct WriteContext {
     staging: Arc<StagingArea>,
     options: WriteOptions,
     runtime: tokio::runtime::Handle,
+    buffers: Arc<buffers::Buffers>,
     /// One permit for each part in memory.
     parts: Arc<tokio::sync::Semaphore>,
     /// What the records say of where files belong.
@@ -170,6 +172,7 @@ impl WriteContext {
             staging,
             options,
             runtime,
+            buffers: Arc::default(),
             parts,
             origin: Arc::default(),
             progress: Progress::default(),
