@@ -452,3 +452,24 @@ async fn who_may_list_a_file_is_asked_about_it_before_the_cache_gives_it() {
         assert!(third.whole_copy(opened.handle).await.is_none());
     }
 }
+
+/// A copy in the store has a time of its own, and nothing else keeps that of a plain file.
+#[tokio::test]
+async fn a_moved_plain_file_shows_the_time_that_other_mounts_show() {
+    for (from, to) in [("top/d0", "moved"), ("top/d1/f000", "file")] {
+        for metadata in [Metadata::Auto, Metadata::Posix] {
+            let world = World::new();
+            world.fill("top", 4, 3).await;
+            let engine = world.mount(metadata);
+            walk(&engine, "top").await;
+            // Stores tell seconds.
+            tokio::time::sleep(Duration::from_millis(1100)).await;
+            let (parent, name) = from.rsplit_once('/').unwrap();
+            let parent = node(&engine, parent).await;
+            engine.rename(parent, name.as_bytes(), ROOT, to.as_bytes(), false).await.unwrap();
+            let path = if to == "moved" { "moved/f001" } else { to };
+            let seconds = |attr: Attr| attr.mtime.secs;
+            assert_eq!(seconds(stat(&engine, path).await), seconds(stat(&world.mount(metadata), path).await), "{path}");
+        }
+    }
+}

@@ -421,6 +421,16 @@ impl Engine {
             let proof = Proof { checksum: Some(checksum), ..outcome.proof.clone() };
             node.proof = Some(Arc::new((outcome.etag.clone(), proof)));
         }
+        // Of what carries no time of its own the copy's is shown from now on, as other mounts show it.
+        if node.dir.is_none()
+            && !node.is_local()
+            && let Some(version) = &node.version
+        {
+            let shown = self.attr_of_file(&node.attributes, version).mtime;
+            if shown == Time::from(version.modified) {
+                node.attr.mtime = shown;
+            }
+        }
         node.fresh_until = until;
         node.attr.ctime = Time::now();
         if let Some(dirty) = node.content.as_ref().and_then(|content| content.dirty()) {
