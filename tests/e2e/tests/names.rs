@@ -105,6 +105,8 @@ fn implicit_directories(world: &World) -> Result<()> {
         [ "$(stat -c %F a/b)" = directory ]; echo new >a/b/new; rm a/b/c/file; [ -d a/b/c ]; rmdir a/b/c; [ "$(ls a/b)" = new ]
         rm x/y; [ -d x ]; [ -z "$(ls x)" ]; mv marked moved; [ "$(cat moved/f)" = y ]; chmod 711 a; [ "$(stat -c %a a)" = 711 ]
         rmdir only; [ "$(ls)" = "$(printf 'a\nmoved\nx')" ]
+        # A plain file that was moved has the time of its copy, which the kernel sees when what it knew is old.
+        sleep 1.2
         "#,
     )?;
     let mount = crate::everyday::remounted_the_same(world, mount)?;

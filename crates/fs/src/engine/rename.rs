@@ -428,7 +428,8 @@ impl Engine {
         {
             let shown = self.attr_of_file(&node.attributes, version).mtime;
             if shown == Time::from(version.modified) {
-                node.attr.mtime = shown;
+                // A HEAD knows whole seconds only.
+                node.attr.mtime = Time { nanos: 0, ..shown };
             }
         }
         node.fresh_until = until;
