@@ -267,10 +267,7 @@ impl Engine {
                 if keys.len() >= count_max {
                     break;
                 }
-                let segment = match &entry.segment {
-                    Some(segment) => Arc::clone(segment),
-                    None => Arc::from(String::from_utf8_lossy(&item.name)),
-                };
+                let segment = tree.key_part(parent, &item.name);
                 let slash = if entry.is_directory() { "/" } else { "" };
                 if (all || count_max < usize::MAX || may_be_link(entry))
                     && let Ok(key) = object_key(format!("{prefix}{segment}{slash}"))
@@ -299,8 +296,7 @@ impl Engine {
                 continue;
             }
             if is_directory {
-                let segment = tree.dir(parent).and_then(|dir| dir.entries.get(&name)?.segment.clone());
-                let segment = segment.unwrap_or_else(|| Arc::from(String::from_utf8_lossy(&name)));
+                let segment = tree.key_part(parent, &name);
                 self.apply_directory(&mut tree, parent, &name, segment, info);
             } else if let (Some(info), Some(entry)) =
                 (info, tree.dir_mut(parent).and_then(|dir| dir.entries.get_mut(&name)))

@@ -151,11 +151,8 @@ impl Engine {
             if is_known && !entry.is_directory() || !self.has_posix_metadata() {
                 return Ok(Step::Known(self.node_of_entry(tree, parent, name)?));
             }
-            let segment = match &entry.segment {
-                Some(segment) => Arc::clone(segment),
-                None => Arc::from(String::from_utf8_lossy(name)),
-            };
             let is_directory = entry.is_directory();
+            let segment = tree.key_part(parent, name);
             let since = tree.ask();
             let key = format!("{}{segment}", self.dir_prefix(tree, parent));
             let was_listed =
@@ -285,8 +282,7 @@ impl Engine {
                 let marker = self.head_with(parent, &key, &ahead).await?;
                 let mut tree = self.tree();
                 if !tree.is_outdated(parent, name, &since) {
-                    let segment = tree.dir(parent).and_then(|dir| dir.entries.get(name)?.segment.clone());
-                    let segment = segment.unwrap_or_else(|| Arc::from(String::from_utf8_lossy(name)));
+                    let segment = tree.key_part(parent, name);
                     self.apply(&mut tree, parent, name, Found::Directory { segment, marker, marker_known: true });
                 }
             }
@@ -326,8 +322,10 @@ impl Engine {
             if tree.child(parent, name).is_some_and(is_fresh) {
                 return Ok(());
             }
-            let Some(entry) = dir.entries.get(name) else { return Ok(()) };
-            let segment = entry.segment.clone().unwrap_or_else(|| Arc::from(String::from_utf8_lossy(name)));
+            if !dir.entries.contains_key(name) {
+                return Ok(());
+            }
+            let segment = tree.key_part(parent, name);
             let prefix = format!("{}{segment}/", self.dir_prefix(&tree, parent));
             (segment, prefix)
         };
@@ -459,7 +457,7 @@ impl Engine {
     /// The node of a listed name.
     pub(super) fn node_of_entry(&self, tree: &mut Tree, parent: u64, name: &[u8]) -> FsResult<u64> {
         let entry = tree.dir(parent).and_then(|dir| dir.entries.get(name)).cloned().ok_or_else(|| not_found(name))?;
-        let segment = entry.segment.unwrap_or_else(|| Arc::from(String::from_utf8_lossy(name)));
+        let segment = tree.key_part(parent, name);
         Ok(match entry.version {
             Some(version) => self.place_file(tree, parent, name, segment, version, entry.attributes),
             None => {

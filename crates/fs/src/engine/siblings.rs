@@ -57,9 +57,7 @@ struct Told {
 #[derive(Debug)]
 pub(super) struct Siblings {
     waiting: Mutex<Waiting>,
-    /// Not in the tree yet.
-    told: Mutex<Vec<Told>>,
-    turns: Arc<Semaphore>,
+    turns: Semaphore,
     is_looked_at: AtomicBool,
 }
 
@@ -67,12 +65,14 @@ pub(super) struct Siblings {
 struct Waiting {
     by_directory: HashMap<u64, HashMap<Name, Arc<Sibling>>>,
     len: u64,
+    /// Not in the tree yet.
+    told: Vec<Told>,
 }
 
 impl Default for Siblings {
     fn default() -> Self {
-        let turns = Arc::new(Semaphore::new(AT_ONCE));
-        Self { waiting: Mutex::default(), told: Mutex::default(), turns, is_looked_at: AtomicBool::default() }
+        let turns = Semaphore::new(AT_ONCE);
+        Self { waiting: Mutex::default(), turns, is_looked_at: AtomicBool::default() }
     }
 }
 
@@ -92,7 +92,11 @@ impl Siblings {
         }
         // Whoever reads it will hear of a failure, or fetches it again.
         if let Ok(Some(info)) = sibling.reader.fetch_whole().await {
-            guard(&self.told).push(Told { sibling, info });
+            let mut waiting = self.waiting();
+            // Whoever has come for it meanwhile knows of it.
+            if waiting.get(sibling.directory, &sibling.name).is_some_and(|known| Arc::ptr_eq(known, &sibling)) {
+                waiting.told.push(Told { sibling, info });
+            }
         }
     }
 
@@ -138,6 +142,12 @@ impl Waiting {
             !names.is_empty()
         });
         self.len = len;
+        // It keeps the bytes.
+        self.told.retain(|told| is_kept(&told.sibling));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.by_directory.is_empty() && self.told.is_empty()
     }
 }
 
@@ -221,8 +231,7 @@ impl Engine {
     fn fetch_sibling(&self, tree: &Tree, parent: u64, name: &[u8], since: &Arc<Since>) -> Option<Arc<Sibling>> {
         let entry = tree.dir(parent)?.entries.get(name)?;
         let version = entry.version.as_ref()?;
-        let segment = entry.segment.clone().unwrap_or_else(|| Arc::from(String::from_utf8_lossy(name)));
-        let key = object_key(format!("{}{segment}", self.dir_prefix(tree, parent))).ok()?;
+        let key = object_key(format!("{}{}", self.dir_prefix(tree, parent), tree.key_part(parent, name))).ok()?;
         let version = ObjectVersion { key, etag: version.etag.clone()?, size: version.size };
         let reader = Reader::ahead(Arc::clone(&self.reading), version);
         if entry.attributes.is_some() {
@@ -269,7 +278,7 @@ impl Engine {
 
     /// Learns what has come with bytes that were fetched ahead.
     pub(super) fn learn_from_siblings(&self, tree: &mut Tree) {
-        let told = std::mem::take(&mut *guard(&self.siblings.told));
+        let told = std::mem::take(&mut self.siblings.waiting().told);
         for Told { sibling, info } in told {
             let until = sibling.begun + self.believed_for();
             if tree.dir(sibling.directory).is_some_and(|dir| dir.believes(until, self.believed_for())) {
@@ -310,7 +319,7 @@ impl Engine {
                 let Some(siblings) = siblings.upgrade() else { return };
                 let mut waiting = siblings.waiting();
                 waiting.retain(|sibling| sibling.begun.elapsed() < KEPT);
-                if waiting.by_directory.is_empty() {
+                if waiting.is_empty() {
                     // Under the lock: what comes after this begins another one.
                     siblings.is_looked_at.store(false, Ordering::Release);
                     return;
@@ -327,8 +336,8 @@ fn small_len(entry: &Entry) -> Option<u64> {
 
 /// The next small file in listed order, if it is not far.
 fn small_after(entries: &BTreeMap<Name, Entry>, name: &[u8]) -> Option<Name> {
-    let after = entries.range::<[u8], _>((Bound::Excluded(name), Bound::Unbounded)).take(SCAN_MAX);
-    after.filter(|(_, entry)| small_len(entry).is_some()).map(|(name, _)| Arc::clone(name)).next()
+    let mut after = entries.range::<[u8], _>((Bound::Excluded(name), Bound::Unbounded)).take(SCAN_MAX);
+    after.find(|(_, entry)| small_len(entry).is_some()).map(|(name, _)| Arc::clone(name))
 }
 
 fn fits(entries: &BTreeMap<Name, Entry>) -> bool {

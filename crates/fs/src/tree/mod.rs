@@ -284,6 +284,12 @@ impl Tree {
         self.nodes.get(&ino)?.dir.as_deref()
     }
 
+    /// The key's part of a listed name.
+    pub fn key_part(&self, parent: u64, name: &[u8]) -> Arc<str> {
+        let listed = self.dir(parent).and_then(|dir| dir.entries.get(name)?.segment.clone());
+        listed.unwrap_or_else(|| Arc::from(String::from_utf8_lossy(name)))
+    }
+
     /// The node of a name, if it is alive.
     pub fn child(&self, parent: u64, name: &[u8]) -> Option<&Node> {
         let ino = *self.dir(parent)?.children.get(name)?;
